@@ -1,0 +1,21 @@
+"""Nests of arrays with holes: a batch is (x, y, sample_weight), and y or sample_weight may be None."""
+
+from collections.abc import Callable
+from typing import Any
+
+from keras import tree
+
+
+def map_arrays(function: Callable[..., Any], nest: Any, *others: Any) -> Any:
+    """Applies a function to each array of a nest (and of others of the same structure); None stays None."""
+    return tree.map_structure(lambda first, *rest: None if first is None else function(first, *rest), nest, *others)
+
+
+def arrays(nest: Any) -> list[Any]:
+    """The arrays of a nest, without the holes."""
+    return [leaf for leaf in tree.flatten(nest) if leaf is not None]
+
+
+def take(nest: Any, index: Any) -> Any:
+    """`array[index]` of each array of a nest."""
+    return map_arrays(lambda array: array[index], nest)

@@ -1,0 +1,172 @@
+"""PyTorch: captured layer inputs and output gradients, `torch.linalg` on the chosen device."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from keras import ops
+
+from keras_woodfisher_backends import devices
+from keras_woodfisher_backends.capture import Capture, Differentiation
+from keras_woodfisher_backends.kernel import BlockKernel, Operators
+from keras_woodfisher_backends.nest import arrays, map_arrays, take
+from keras_woodfisher_backends.numpy_backend import host_kernel
+from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
+from keras_woodfisher_backends.verified import VerifiedSampler
+
+
+class TorchOperators:
+    """`Operators` on one torch device."""
+
+    def __init__(self, device: str):
+        self._device = torch.device(device)
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        # TF32 has 10 bits of mantissa: a product in it would lose the small eigenvalues.
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    def load(self, panel: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(panel)).to(self._device)
+
+    def gram(self, panel: torch.Tensor) -> torch.Tensor:
+        double = panel.double()
+        return double @ double.T
+
+    def fisher(self, panel: torch.Tensor) -> torch.Tensor:
+        double = panel.double()
+        return double.T @ double
+
+    def factor(self, matrix: torch.Tensor, ridge: float) -> torch.Tensor:
+        matrix.diagonal().add_(ridge)
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        if int(info):
+            raise np.linalg.LinAlgError(f"Not positive definite at row {int(info)}.")
+        return factor
+
+    def leverage(self, factor: torch.Tensor) -> Callable[[torch.Tensor], np.ndarray]:
+        inverse = _triangular_inverse(factor).float()
+        return lambda panel: _column_sums(inverse @ panel)
+
+    def leverage_float64(self, factor: torch.Tensor, panel: torch.Tensor) -> np.ndarray:
+        return _column_sums(torch.linalg.solve_triangular(factor, panel.double(), upper=False))
+
+    def inverse_diagonal(self, factor: torch.Tensor) -> np.ndarray:
+        return _column_sums(_triangular_inverse(factor))
+
+    def solve(self, factor: torch.Tensor, right: np.ndarray) -> np.ndarray:
+        column = torch.from_numpy(right).to(self._device)[:, None]
+        return torch.cholesky_solve(column, factor)[:, 0].cpu().numpy()
+
+    def combine(self, panel: torch.Tensor, coefficients: np.ndarray) -> np.ndarray:
+        return (panel.double() @ torch.from_numpy(coefficients).to(self._device)).cpu().numpy()
+
+    def project(self, panel: torch.Tensor, dual: np.ndarray) -> np.ndarray:
+        return (panel.double().T @ torch.from_numpy(dual).to(self._device)).cpu().numpy()
+
+
+def _triangular_inverse(factor: torch.Tensor) -> torch.Tensor:
+    identity = torch.eye(factor.shape[0], dtype=factor.dtype, device=factor.device)
+    return torch.linalg.solve_triangular(factor, identity, upper=False)
+
+
+def _column_sums(rows: torch.Tensor) -> np.ndarray:
+    return rows.square().sum(0).double().cpu().numpy()
+
+
+class TorchBackend:
+    """The adapter for `KERAS_BACKEND=torch`."""
+
+    name = "torch"
+
+    def devices(self) -> list[str]:
+        return list(devices.names(torch.cuda.device_count(), 1, "cuda"))
+
+    def kernel(self, device: str) -> BlockKernel:
+        kind, index = devices.resolve(device, torch.cuda.device_count(), 1)
+        if index < 0:
+            return host_kernel()
+        return BlockKernel(TorchOperators("cpu" if kind == "cpu" else f"cuda:{index}"))
+
+    def free_memory(self, device: str) -> int | None:
+        kind, index = devices.resolve(device, torch.cuda.device_count(), 1)
+        return torch.cuda.mem_get_info(index)[0] if kind == "gpu" else None
+
+    def peak_memory(self, device: str) -> int | None:
+        kind, index = devices.resolve(device, torch.cuda.device_count(), 1)
+        return torch.cuda.max_memory_allocated(index) if kind == "gpu" else None
+
+    def sampler(self, loss: Loss, model: Any, variables: Sequence[Any]) -> Sampler:
+        gradients = _TorchGradients(loss, model, variables)
+        return VerifiedSampler(gradients.captured, gradients.direct)
+
+    def chunk_groups(self, examples: int) -> int:
+        return 32 if examples == 1 else 8
+
+    def write_row(self, buffer: Any, slot: Any, row: Any) -> None:
+        buffer.value.index_copy_(0, slot.reshape(1).long(), row[None])
+
+
+class _TorchGradients:
+    """Samples by capture, and one backward pass at a time."""
+
+    def __init__(self, loss: Loss, model: Any, variables: Sequence[Any]):
+        self._loss = loss
+        self._model = model
+        self._capture = Capture(model, variables)
+
+    def captured(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray] | None:
+        if not self._capture.usable or arrays(batch)[0].shape[1] != 1:
+            return None
+        values, others = [v.detach() for v in values], [v.detach() for v in others]
+        with _evaluating(self._model), torch.enable_grad():
+            batch = map_arrays(ops.convert_to_tensor, batch)
+            rows = self._capture.sample(_Autograd(), self._loss, values, others, batch)
+        return [row.detach().cpu().numpy() for row in rows]
+
+    def direct(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
+        leaves, others = [v.detach().requires_grad_() for v in values], [v.detach() for v in others]
+        rows = []
+        with _evaluating(self._model), torch.enable_grad():
+            batch = map_arrays(ops.convert_to_tensor, batch)
+            for index in range(arrays(batch)[0].shape[0]):
+                loss = self._loss(leaves, others, take(batch, index))
+                grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+                rows.append([grad.detach().cpu().numpy() for grad in grads])
+        return [np.stack(row) for row in zip(*rows, strict=True)]
+
+
+class _Autograd:
+    """`Differentiation` for capturing."""
+
+    def watch(self, tensor: torch.Tensor) -> None:
+        if not tensor.requires_grad:
+            tensor.requires_grad_()
+
+    def gradients(self, total: torch.Tensor, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
+        return torch.autograd.grad(total, tensors, allow_unused=True)
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Puts wrapped torch modules into inference mode, and back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+_operators: type[Operators] = TorchOperators
+_backend: type[Backend] = TorchBackend
+_differentiation: type[Differentiation] = _Autograd

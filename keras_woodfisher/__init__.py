@@ -1,0 +1,27 @@
+"""Second-order (WoodFisher / M-FAC) pruning for Keras 3, on torch, TensorFlow and JAX."""
+
+from keras_woodfisher._requirements import check_keras
+
+check_keras()
+
+from keras_woodfisher.callback import WoodFisherPruning  # noqa: E402
+from keras_woodfisher.holding import KeepZeros  # noqa: E402
+from keras_woodfisher.oneshot import prune  # noqa: E402
+from keras_woodfisher.report import (  # noqa: E402
+    PhaseReport,
+    PruningReport,
+    VariableReport,
+    sparsity_report,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "KeepZeros",
+    "PhaseReport",
+    "PruningReport",
+    "VariableReport",
+    "WoodFisherPruning",
+    "prune",
+    "sparsity_report",
+]

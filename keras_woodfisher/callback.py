@@ -1,0 +1,348 @@
+"""WoodFisherPruning: knows when to prune; the pruner knows what, the backend how."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import keras
+import numpy as np
+from keras.callbacks import EarlyStopping, History, ModelCheckpoint, ProgbarLogger
+
+from keras_woodfisher.holding import HoldingCallback, callbacks_beside, warn
+from keras_woodfisher.meter import say
+from keras_woodfisher.options import PruningOptions, flag, fraction, number, one_of
+from keras_woodfisher.pruner import Pruner
+from keras_woodfisher.schedule import INTERPOLATIONS, Schedule
+from keras_woodfisher.sources import BufferedGradients, GradientSource, SampledGradients
+from keras_woodfisher.targets import Target
+
+FROM_PARAM = "__FROM_PARAM__"
+
+
+class WoodFisherPruning(HoldingCallback):
+    """Prunes a model during `fit`, on a schedule, with second-order scores and corrections.
+
+    At each update the inverse of the empirical Fisher `F = damp I + (1/m) G^T G` is estimated block by block, the
+    weights with the lowest `w^2 / (2 [F^-1]_jj)` are removed, and the others are corrected (WoodFisher, arXiv
+    2004.14340; M-FAC, arXiv 2107.03356). Pruned weights are exactly zero after every optimizer step from then on.
+    It belongs first in the list of callbacks.
+
+        >>> import keras_woodfisher as kw
+        >>> pruner = kw.WoodFisherPruning(0.9, end_epoch=8, data=(x, y))  # doctest: +SKIP
+        >>> model.fit(x, y, epochs=10, callbacks=[pruner])  # doctest: +SKIP
+
+    Args:
+        final_sparsity: Fraction of zeros from `end_epoch` on, in [0, 1).
+        end_epoch: Position of the last update in epochs, fractions allowed. Training must last as long.
+        init_sparsity: Fraction of zeros at `start_epoch`, or `"__FROM_PARAM__"`: the zeros that are there.
+        start_epoch: Position of the first update in epochs; -1 means at once.
+        update_frequency: Epochs between updates, fractions allowed; 0 or -1 means at every step.
+        inter_func: `"cubic"`, `"linear"` or `"inverse_cubic"` ramp.
+        leave_enabled: Hold the zeros to the end of training, or let them grow again after `end_epoch`.
+        data: Where to sample gradients from: whatever `fit` takes, or a callable that returns a fresh iterator of
+            batches. Without it the training run's own latest gradients are buffered, one a step.
+        params: The variables to prune: `"__ALL_PRUNABLE__"` (kernels of Dense, EinsumDense, convolutions, recurrent
+            layers), `"__ALL__"`, or a list of names and `re:` patterns.
+        exclude: Names and patterns to leave out.
+        global_sparsity: Rank all weights together, or each variable by itself.
+        num_grads: Gradient samples (m), or `{sparsity: count}`: the count of the largest key that is at or below the
+            sparsity reached so far.
+        grad_batch_size: Examples averaged into one sample (b). With buffering it is the training batch.
+        damp: Ridge on the Fisher's diagonal, in units of squared gradient.
+        fisher_block_size: Weights in one block (B); None means one block over everything.
+        update: `"joint"` corrects for all weights pruned in a block at once, `"independent"` adds up the single
+            corrections, as in the papers.
+        method: `"woodfisher"`, or `"magnitude"` (no gradients, no correction).
+        available_gpus: Devices for the inverse, such as `["cuda:0"]`; none means the CPU.
+        seed: Seed of the choice of examples from arrays; None chooses anew each time.
+        verbose: 0 silent, 1 a progress bar at each update, 2 one line a phase.
+
+    Raises:
+        ValueError, TypeError: If an argument is out of range, or, before the first batch, if the arguments don't fit
+            the model, the data or the training.
+        KeyError: Before the first batch, if a name matches no variable.
+        MemoryError: Before the first batch, if the gradients don't fit.
+    """
+
+    def __init__(
+        self,
+        final_sparsity: float,
+        *,
+        end_epoch: float,
+        init_sparsity: float | str = 0.0,
+        start_epoch: float = 0.0,
+        update_frequency: float = 1.0,
+        inter_func: str = "cubic",
+        leave_enabled: bool = True,
+        data: Any = None,
+        params: str | Sequence[str] = "__ALL_PRUNABLE__",
+        exclude: Sequence[str] = (),
+        global_sparsity: bool = True,
+        num_grads: int | Mapping[float, int] = 64,
+        grad_batch_size: int = 1,
+        damp: float = 1e-5,
+        fisher_block_size: int | None = 2000,
+        update: str = "joint",
+        method: str = "woodfisher",
+        available_gpus: str | Sequence[str] | None = None,
+        seed: int | None = 0,
+        verbose: int = 1,
+    ):
+        super().__init__()
+        self._options = PruningOptions(
+            params=params,  # type: ignore[arg-type]
+            exclude=exclude,  # type: ignore[arg-type]
+            method=method,
+            update=update,
+            global_sparsity=global_sparsity,
+            num_grads=num_grads,
+            grad_batch_size=grad_batch_size,
+            damp=damp,
+            fisher_block_size=fisher_block_size,
+            available_gpus=available_gpus,  # type: ignore[arg-type]
+            seed=seed,
+            verbose=verbose,
+        )
+        if data is None and grad_batch_size != 1:
+            raise ValueError(
+                f"grad_batch_size={grad_batch_size} needs data to sample from. Without data, each step of "
+                "training gives one gradient, averaged over its batch."
+            )
+        flag("leave_enabled", leave_enabled)
+        self._leave_enabled = leave_enabled
+        self._data = data
+        self._init = init_sparsity
+        self._schedule = _schedule(init_sparsity, final_sparsity, start_epoch, end_epoch, update_frequency, inter_func)
+        self._written = {
+            "start_epoch": start_epoch,
+            "end_epoch": end_epoch,
+            "update_frequency": update_frequency,
+        }
+
+    def get_config(self) -> dict[str, Any]:
+        """All arguments but `data`, for `from_config`."""
+        options = {f.name: getattr(self._options, f.name) for f in fields(self._options)}
+        options = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
+        return options | {
+            **self._written,
+            "final_sparsity": self._schedule.final,
+            "init_sparsity": self._init,
+            "inter_func": self._schedule.interpolation,
+            "leave_enabled": self._leave_enabled,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], data: Any = None) -> "WoodFisherPruning":
+        """A callback with the arguments of `get_config`."""
+        return cls(**config, data=data)
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of pruned weights over the chosen variables, now."""
+        return self._pruner.sparsity
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._buffer: BufferedGradients | None = None
+        self._done: float | None = None
+        self._batches = 0
+        self._steps: int | None = self._given("steps")
+        try:
+            super().on_train_begin(logs)
+        except BaseException:
+            self._detach_buffer()
+            raise
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch, self._batches = epoch, 0
+        super().on_epoch_begin(epoch, logs)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self._prune_if_due(self._epoch + self._progress(batch))
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._batches = batch + 1
+        if self._steps is not None and self._batches >= self._steps and self._is_last_epoch():
+            self._prune_if_due(self._epoch + 1.0)
+        self._log(logs)
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        # The last chance before validation, where the number of steps wasn't known.
+        if self._enforcement is not None and self._batches and self._is_last_epoch():
+            self._prune_if_due(self._epoch + 1.0)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if self._is_last_epoch():
+            self._prune_if_due(epoch + 1.0)
+        if self._given("steps") is None:
+            self._steps = self._batches
+        self._log(logs)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        super().on_train_end(logs)
+        self._detach_buffer()
+        if self._done != self._schedule.end:
+            warn(
+                f"Training ended before end_epoch={self._schedule.end:g}: the model is at sparsity "
+                f"{self.sparsity:.3f}, not at {self._schedule.final:g}. With EarlyStopping, set "
+                f"start_from_epoch={math.ceil(self._schedule.end)}."
+            )
+
+    def _prepare(self, model: keras.Model) -> list[Target]:
+        epochs = self._given("epochs")
+        if epochs is not None and self._schedule.end > epochs:
+            raise ValueError(
+                f"end_epoch={self._schedule.end:g} lies after the last epoch ({epochs}), so the final sparsity "
+                f"would never be reached. Train for epochs={math.ceil(self._schedule.end)}, or lower end_epoch."
+            )
+        self._pruner = Pruner(model, self._options)
+        self._source = self._open_source(model)
+        return self._pruner.targets
+
+    def _open_source(self, model: keras.Model) -> GradientSource | None:
+        if self._options.method == "magnitude":
+            return None
+        options, targets = self._options, self._pruner.targets
+        if self._data is None:
+            backend = self._pruner.backend
+            self._buffer = BufferedGradients(model, targets, options.most_gradients, backend)
+            return self._buffer
+        source = SampledGradients(model, targets, options, self._pruner.backend, self._data)
+        source.check(options.most_gradients)
+        return source
+
+    def _start(self, epoch: int) -> list[np.ndarray]:
+        self._pruner.find_zeros()
+        sizes = [p.size for p in self._pruner.pruned]
+        zeros = [float(p.mean()) for p in self._pruner.pruned]
+        if self._options.global_sparsity:
+            zeros = [self._pruner.sparsity] * len(sizes)
+        self._found = zeros
+        if self._buffer is not None:
+            self._check_buffer(epoch)
+        return self._pruner.masks()
+
+    def _check_buffer(self, first_epoch: int) -> None:
+        """Finds out now whether the buffer can hold enough gradients at each update."""
+        if self._steps is None:
+            return
+        reached = self._pruner.sparsity
+        for position in self._schedule.updates(self._steps, first_epoch):
+            # The run's update happens before the first batch at or after the position.
+            before = math.ceil((position - first_epoch) * self._steps - 1e-6)
+            wanted = self._options.gradients_at(reached)
+            if self._pruner.prunes(self._sparsity_at(position)) and before < wanted:
+                raise ValueError(
+                    f"num_grads={wanted} gradients can't have been buffered by the update at epoch {position:g}: "
+                    f"only {max(before, 0)} steps come before it. "
+                    + (f"num_grads={before} would fit; " if before > 0 else "")
+                    + f"or set start_epoch to {first_epoch + wanted / self._steps:.3g} or later, or give data=."
+                )
+            reached = max(reached, float(np.mean(self._sparsity_at(position))))
+
+    def _sparsity_at(self, position: float) -> list[float]:
+        """The sparsity of each variable (the same one for all in global pruning)."""
+        if self._init != FROM_PARAM:
+            return [self._schedule.sparsity(position)] * len(self._found)
+        return [
+            Schedule(
+                min(found, self._schedule.final),
+                self._schedule.final,
+                self._schedule.start,
+                self._schedule.end,
+                self._schedule.frequency,
+                self._schedule.interpolation,
+            ).sparsity(position)
+            for found in self._found
+        ]
+
+    def _prune_if_due(self, position: float) -> None:
+        due = self._schedule.due(position)
+        if due is None or (self._done is not None and due <= self._done):
+            return
+        sparsity = self._sparsity_at(due)
+        if self._pruner.prunes(sparsity):
+            self.model  # noqa: B018 - on JAX, reading it brings the variables up to date
+            rows = self._options.gradients_at(self._pruner.sparsity)
+            self._pruner.update(sparsity, self._source, rows, draw=self._draw(due))
+            if self._enforcement is not None:
+                self._enforcement.hold(self._pruner.masks())
+            if self._options.verbose:
+                say(f"WoodFisher pruning: epoch {position:.3g}, sparsity {self.sparsity:.4f}")
+        self._done = due
+        if due == self._schedule.end and not self._leave_enabled and self._enforcement is not None:
+            self.model  # noqa: B018
+            self._enforcement.release()
+            self._released = True
+
+    def _draw(self, due: float) -> int:
+        """The number of an update on the grid: a resumed run draws what an unbroken one would have drawn."""
+        gap = self._schedule.frequency or 1.0 / (self._steps or 1)
+        return round((due - self._schedule.start) / gap)
+
+    def _progress(self, batch: int) -> float:
+        return 0.0 if not self._steps else min(batch / self._steps, 1.0 - 1e-6)
+
+    def _is_last_epoch(self) -> bool:
+        return self._given("epochs") is not None and self._epoch == self._given("epochs") - 1
+
+    def _given(self, name: str) -> Any:
+        return (self.params or {}).get(name)
+
+    def _log(self, logs: Any) -> None:
+        if logs is not None:
+            logs["sparsity"] = self.sparsity
+
+    def _detach_buffer(self) -> None:
+        if self._buffer is not None:
+            self._buffer.detach()
+            self._buffer = None
+
+    def _warn_about_others(self) -> None:
+        before, after = callbacks_beside(self)
+        before = [c for c in before if not isinstance(c, (History, ProgbarLogger, HoldingCallback))]
+        if before:
+            warn(
+                f"{type(before[0]).__name__} comes before WoodFisherPruning in the list of callbacks, so it doesn't "
+                "see the sparsity, nor the last update. Put WoodFisherPruning first."
+            )
+        for callback in [*before, *after]:
+            self._warn_about(callback)
+
+    def _warn_about(self, callback: Any) -> None:
+        end = self._schedule.end
+        restores = isinstance(callback, EarlyStopping) and callback.restore_best_weights
+        if restores and callback.start_from_epoch < end:
+            warn(
+                f"EarlyStopping(restore_best_weights=True) may bring back weights from before end_epoch={end:g}, "
+                f"which are less sparse. Set start_from_epoch={math.ceil(end)}."
+            )
+        if isinstance(callback, ModelCheckpoint) and callback.save_best_only and end > 1:
+            warn(
+                f"ModelCheckpoint(save_best_only=True) may keep weights from before end_epoch={end:g}, which are "
+                "less sparse. Save each epoch, or fine-tune in a second fit with KeepZeros and save the best there."
+            )
+
+
+def _schedule(init: Any, final: Any, start: Any, end: Any, frequency: Any, interpolation: Any) -> Schedule:
+    final = fraction("final_sparsity", final)
+    if init != FROM_PARAM:
+        init = fraction("init_sparsity", init)
+        if init > final:
+            raise ValueError(
+                f"init_sparsity={init:g} is above final_sparsity={final:g}; sparsity never falls. Lower it."
+            )
+    start = number("start_epoch", start)
+    if start < 0 and start != -1:
+        raise ValueError(f"start_epoch must be at least 0, or -1 for at once, got {start:g}.")
+    start = max(start, 0.0)
+    end = number("end_epoch", end, least=0.0)
+    if end < start:
+        raise ValueError(f"end_epoch={end:g} lies before start_epoch={start:g}. Swap or move them.")
+    frequency = number("update_frequency", frequency)
+    if frequency < 0 and frequency != -1:
+        raise ValueError(
+            f"update_frequency must be a positive number of epochs, or 0 or -1 for every step, got {frequency:g}."
+        )
+    one_of("inter_func", interpolation, tuple(INTERPOLATIONS))
+    return Schedule(0.0 if init == FROM_PARAM else init, final, start, end, max(frequency, 0.0), interpolation)

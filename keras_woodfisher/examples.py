@@ -1,0 +1,218 @@
+"""The examples that gradient samples are taken of: whatever `fit` takes, as groups of b examples."""
+
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+from keras import tree
+from keras_woodfisher_backends.nest import arrays, map_arrays, take
+
+Batch = tuple[Any, Any, Any]
+"""(x, y, sample_weight), each an array, None, or a nest of arrays."""
+
+
+class Examples(Protocol):
+    """A source that can be read afresh at each update."""
+
+    @property
+    def available(self) -> int | None:
+        """How many examples there are, or None where only reading them tells."""
+        ...
+
+    def groups(self, count: int, size: int, seed: Any) -> Iterator[Batch]:
+        """Chunks of groups: leaves of shape (n, size, ...), `count` groups in all or fewer if they run out."""
+        ...
+
+
+def open_examples(data: Any) -> Examples:
+    """Understands `data` as `fit` does.
+
+    Args:
+        data: Arrays (`(x, y)` or `(x, y, sample_weight)`; x may be a list or dict), a `tf.data.Dataset`, a torch
+            `DataLoader`, a `keras.utils.PyDataset`, another iterable of batches that starts afresh each time, or a
+            callable that returns an iterator of batches.
+
+    Raises:
+        TypeError: If it is a generator or another iterator, which sampling would use up.
+        ValueError: If arrays differ in length or are empty.
+    """
+    if isinstance(data, keras.utils.PyDataset):
+        return StreamedExamples(lambda: _batches_of(data), _length_of_pydataset(data))
+    if _is_dataset(data):
+        return StreamedExamples(lambda: iter(data), None)
+    if _is_loader(data):
+        return StreamedExamples(lambda: iter(data), _length_of_loader(data))
+    if isinstance(data, (tuple, list, Mapping)) or _is_array(data):
+        return ArrayExamples(_unpack(data if not isinstance(data, list) else tuple(data)))
+    if callable(data):
+        return StreamedExamples(lambda: _fresh(data), None)
+    if isinstance(data, Iterator):
+        raise TypeError(
+            f"data is a {type(data).__name__}, which can be read only once: sampling would use up what "
+            "training needs. Give a callable that returns a fresh one: data=lambda: make_batches()."
+        )
+    if isinstance(data, Iterable):
+        return StreamedExamples(lambda: iter(data), None)
+    raise TypeError(
+        f"data is a {type(data).__name__}. Give what `fit` takes: (x, y) arrays, a tf.data.Dataset, a torch "
+        "DataLoader, a keras.utils.PyDataset, or a callable that returns a fresh iterator of batches."
+    )
+
+
+class ArrayExamples:
+    """Arrays, drawn by `numpy.random.default_rng(seed).permutation`, the same on every backend."""
+
+    def __init__(self, batch: Batch):
+        self._batch = map_arrays(_to_numpy, batch)
+        lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in arrays(self._batch)}
+        if len(lengths) != 1 or 0 in lengths:
+            raise ValueError(
+                f"The arrays in data hold {sorted(lengths)} examples. "
+                "Give x, y and sample_weight with the same, positive number of rows."
+            )
+        self._length = lengths.pop()
+
+    @property
+    def available(self) -> int | None:
+        return self._length
+
+    def groups(self, count: int, size: int, seed: Any) -> Iterator[Batch]:
+        drawn = np.random.default_rng(seed).permutation(self._length)[: count * size]
+        groups = drawn[: len(drawn) // size * size].reshape(-1, size)
+        for start in range(0, len(groups), _READ):
+            yield take(self._batch, groups[start : start + _READ])
+
+
+_READ = 256
+"""Groups that are gathered from arrays at a time."""
+
+
+class StreamedExamples:
+    """Batches of an iterable, in their order, cut into groups."""
+
+    def __init__(self, start: Callable[[], Iterator[Any]], available: int | None):
+        self._start = start
+        self._available = available
+
+    @property
+    def available(self) -> int | None:
+        return self._available
+
+    def groups(self, count: int, size: int, seed: Any) -> Iterator[Batch]:
+        del seed
+        rest: Batch | None = None
+        with _random_state_kept():
+            for item in self._start():
+                batch = map_arrays(_to_numpy, _unpack(item))
+                # Batches may be padded to different lengths: groups never mix them.
+                batch = _joined(rest, batch) if _fits(rest, batch) else batch
+                number = min(_length(batch) // size, count)
+                cut = number * size
+                if number:
+                    yield _grouped(take(batch, slice(cut)), size)
+                count -= number
+                if count == 0:
+                    return
+                rest = take(batch, slice(cut, None))
+
+
+def _grouped(batch: Batch, size: int) -> Batch:
+    return map_arrays(lambda array: array.reshape(-1, size, *array.shape[1:]), batch)
+
+
+def _length(batch: Batch) -> int:
+    return arrays(batch)[0].shape[0]
+
+
+def _fits(rest: Batch | None, batch: Batch) -> bool:
+    if rest is None or _length(rest) == 0:
+        return False
+    pairs = zip(tree.flatten(rest), tree.flatten(batch), strict=True)
+    return all(a is b or (a is not None and a.shape[1:] == b.shape[1:]) for a, b in pairs)
+
+
+def _joined(rest: Batch | None, batch: Batch) -> Batch:
+    return map_arrays(lambda a, b: np.concatenate([a, b]), rest, batch)
+
+
+def _unpack(item: Any) -> Batch:
+    if isinstance(item, list):
+        item = tuple(item)
+    if isinstance(item, tuple) and not 1 <= len(item) <= 3:
+        raise ValueError(
+            f"data must give (x, y) or (x, y, sample_weight), got {len(item)} parts. "
+            "Put several inputs into one list or dictionary x."
+        )
+    return keras.utils.unpack_x_y_sample_weight(item)
+
+
+def _fresh(make: Callable[[], Any]) -> Iterator[Any]:
+    made = make()
+    if not isinstance(made, Iterable):
+        raise TypeError(
+            f"The callable in data returned a {type(made).__name__}. It must return a fresh iterator of batches."
+        )
+    return iter(made)
+
+
+def _batches_of(data: keras.utils.PyDataset) -> Iterator[Any]:
+    index = 0
+    while data.num_batches is None or index < data.num_batches:
+        yield data[index]
+        index += 1
+
+
+def _length_of_pydataset(data: keras.utils.PyDataset) -> int | None:
+    if data.num_batches is None:
+        return None
+    # All batches but the last are as long as the first; the last one may be shorter.
+    sizes = [_length(_unpack(data[i])) for i in sorted({0, data.num_batches - 1})]
+    return sizes[0] * (data.num_batches - 1) + sizes[-1]
+
+
+def _length_of_loader(data: Any) -> int | None:
+    try:
+        return len(data.dataset)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def _is_dataset(data: Any) -> bool:
+    tensorflow = sys.modules.get("tensorflow")
+    return tensorflow is not None and isinstance(data, tensorflow.data.Dataset)
+
+
+def _is_loader(data: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(data, torch.utils.data.DataLoader)
+
+
+def _is_array(data: Any) -> bool:
+    return hasattr(data, "shape") and hasattr(data, "__array__")
+
+
+def _to_numpy(leaf: Any) -> np.ndarray:
+    if hasattr(leaf, "detach"):  # a torch tensor, on any backend
+        leaf = leaf.detach().cpu()
+    if hasattr(leaf, "dense_shape") or hasattr(leaf, "row_splits"):
+        raise TypeError("data holds sparse or ragged tensors. Convert them to dense ones first.")
+    array = np.asarray(leaf)
+    return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Reading may shuffle or augment: the training's own random numbers stay what they would have been."""
+    torch = sys.modules.get("torch")
+    states = random.getstate(), np.random.get_state(), torch and torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        if torch:
+            torch.set_rng_state(states[2])

@@ -1,0 +1,109 @@
+"""The block-diagonal inverse Fisher over all chosen weights: which block works where."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from keras_woodfisher_backends.kernel import BlockKernel
+
+
+def block_slices(kept: Sequence[int], size: int | None) -> list[slice]:
+    """Cuts columns into blocks that never span two variables (but for `size=None`: one block).
+
+    >>> [(s.start, s.stop) for s in block_slices([5, 0, 2], 3)]
+    [(0, 3), (3, 5), (5, 7)]
+
+    Args:
+        kept: Number of unpruned weights of each variable.
+        size: Weights a block, or None.
+    """
+    if size is None:
+        return [slice(0, sum(kept))] if sum(kept) else []
+    blocks, start = [], 0
+    for width in kept:
+        stop = start + width
+        blocks += [slice(low, min(low + size, stop)) for low in range(start, stop, size)]
+        start = stop
+    return blocks
+
+
+class BlockFisher:
+    """`F = damp I + (1/m) G^T G`, block by block, with the blocks dealt out over devices.
+
+    Memory beyond `G` is that of one block at a time a device. Sources: WoodFisher (arXiv 2004.14340,
+    section 3), M-FAC (arXiv 2107.03356).
+
+    Args:
+        grads: (m, d) float32 gradient samples of the unpruned weights.
+        blocks: Columns of each block.
+        damp: Ridge on the diagonal of the Fisher.
+        kernels: One kernel a device.
+        advance: Called after each block, for a progress bar.
+    """
+
+    def __init__(
+        self,
+        grads: np.ndarray,
+        blocks: Sequence[slice],
+        damp: float,
+        kernels: Sequence[BlockKernel],
+        advance: Callable[[], None] = lambda: None,
+    ):
+        self._grads = grads
+        self._blocks = blocks
+        self._damp = damp
+        self._kernels = kernels
+        self._advance = advance
+
+    def inverse_diagonal(self) -> np.ndarray:
+        """`diag(F^-1)`, (d,) float64."""
+        out = np.empty(self._grads.shape[1])
+
+        def work(kernel: BlockKernel, block: slice) -> None:
+            out[block] = kernel.inverse_diagonal(self._grads[:, block], self._damp)
+
+        self._each(work, self._blocks)
+        return out
+
+    def update(self, weights: np.ndarray, prune: np.ndarray, diagonal: np.ndarray, joint: bool) -> np.ndarray:
+        """The change of the kept weights when `prune` is removed.
+
+        Args:
+            weights: (d,) unpruned weights.
+            prune: (d,) bool, those to remove now.
+            diagonal: (d,) from `inverse_diagonal` (the independent update uses it).
+            joint: The exact update for the set in each block, or the sum of single updates.
+
+        Returns:
+            (d,) float64, zero where `prune`.
+        """
+        out = np.zeros(weights.shape)
+
+        def work(kernel: BlockKernel, block: slice) -> None:
+            args = (self._grads[:, block], self._damp, weights[block], prune[block])
+            if joint:
+                out[block] = kernel.joint_update(*args)
+            else:
+                out[block] = kernel.independent_update(*args, diagonal[block])
+
+        self._each(work, [block for block in self._blocks if prune[block].any()])
+        return out
+
+    def _each(self, work: Callable[[BlockKernel, slice], Any], blocks: Sequence[slice]) -> None:
+        if len(self._kernels) == 1:
+            for block in blocks:
+                work(self._kernels[0], block)
+                self._advance()
+            return
+
+        def share(kernel: BlockKernel, mine: Sequence[slice]) -> None:
+            for block in mine:
+                work(kernel, block)
+                self._advance()
+
+        count = len(self._kernels)
+        with ThreadPoolExecutor(count) as pool:
+            jobs = [pool.submit(share, kernel, blocks[index::count]) for index, kernel in enumerate(self._kernels)]
+            for job in jobs:
+                job.result()

@@ -1,0 +1,244 @@
+"""Gradient samples of a Keras model: the loss as a pure function, and G filled chunk by chunk."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from keras_woodfisher_backends.nest import arrays, map_arrays, take
+from keras_woodfisher_backends.protocol import Backend, Sampler
+
+from keras_woodfisher.examples import Batch
+from keras_woodfisher.targets import Target
+
+_HALF = ("float16", "bfloat16")
+_CHUNK_BYTES = 256 * 2**20
+
+
+class ModelLoss:
+    """The model's loss without regularisers, in inference mode and float32, as a function of tensors.
+
+    Args:
+        model: A built model.
+        targets: The variables to differentiate.
+        loss: A Keras loss to use instead of the compiled one.
+
+    Raises:
+        ValueError: If there is no loss to differentiate.
+    """
+
+    def __init__(self, model: keras.Model, targets: Sequence[Target], loss: Any = None):
+        self._model = model
+        self._targets = [t.variable for t in targets]
+        chosen = {id(v) for v in self._targets}
+        self._others = [v for v in _all_variables(model) if id(v) not in chosen]
+        self._trainer = model if loss is None else _trainer_with(loss, model)
+        if loss is None and not _has_loss(model):
+            raise ValueError(
+                f"The model {model.name!r} isn't compiled with a loss, so there is nothing to take gradients of. "
+                "Compile it, or give `loss=`; where a custom train_step computes its own loss, override "
+                "compute_loss, or leave out `data` to buffer the gradients of training."
+            )
+
+    def values(self) -> tuple[list[Any], list[Any]]:
+        """The present tensors of the variables to differentiate, and of all others."""
+        return (
+            [ops.convert_to_tensor(v) for v in self._targets],
+            [ops.convert_to_tensor(v) for v in self._others],
+        )
+
+    def __call__(self, values: Sequence[Any], others: Sequence[Any], batch: Batch) -> Any:
+        with self._scope(values, others):
+            return self._measure(batch, self._predict(batch))
+
+    def predict(self, values: Sequence[Any], others: Sequence[Any], batch: Batch) -> Any:
+        with self._scope(values, others):
+            return self._predict(batch)
+
+    def measure(self, batch: Batch, prediction: Any) -> Any:
+        with keras.StatelessScope():
+            return self._measure(batch, prediction)
+
+    def probe(self, batch: Batch) -> None:
+        """Computes the loss of one group, so that what doesn't fit together fails early.
+
+        Losses that are built on first use are built here. Metrics are left as they were.
+
+        Raises:
+            ValueError: If the data, the model and the loss don't fit together.
+        """
+        metrics = [(v, ops.convert_to_numpy(v)) for v in self._model.metrics_variables]
+        try:
+            first = map_arrays(ops.convert_to_tensor, take(batch, 0))
+            with sampling_mode(self._model, self._trainer):
+                value = ops.convert_to_numpy(self._measure(first, self._predict(first)))
+        except Exception as error:
+            raise ValueError(f"The loss of the first examples in data can't be computed: {error}") from error
+        finally:
+            for variable, before in metrics:
+                variable.assign(before)
+        if np.ndim(value) != 0:
+            raise ValueError(
+                f"The loss of one group of examples has shape {np.shape(value)}, but must be a scalar. "
+                "Use a loss with reduction='sum_over_batch_size'."
+            )
+
+    def sampling_mode(self) -> Any:
+        """The context in which samples are taken; see `sampling_mode`."""
+        return sampling_mode(self._model, self._trainer)
+
+    def _scope(self, values: Sequence[Any], others: Sequence[Any]) -> Any:
+        mapping = [
+            *zip(self._targets, values, strict=True),
+            *zip(self._others, others, strict=True),
+        ]
+        return keras.StatelessScope(state_mapping=mapping)
+
+    def _predict(self, batch: Batch) -> Any:
+        # `_call_has_training_arg` is what Keras's own train step asks.
+        if self._model._call_has_training_arg:
+            return self._model(batch[0], training=False)
+        return self._model(batch[0])
+
+    def _measure(self, batch: Batch, prediction: Any) -> Any:
+        x, y, weight = batch
+        loss = self._trainer._compute_loss(x=x, y=y, y_pred=prediction, sample_weight=weight, training=False)
+        return ops.cast(loss, "float32")
+
+
+def sample_gradients(
+    loss: ModelLoss,
+    sampler: Sampler,
+    backend: Backend,
+    groups: Iterator[Batch],
+    kept: Sequence[tuple[Target, np.ndarray]],
+    shape: tuple[int, int],
+    advance: Callable[[int], None],
+) -> np.ndarray:
+    """Fills G.
+
+    Args:
+        loss: What to differentiate.
+        sampler: Gradients of a chunk of groups, from the backend.
+        backend: Tells how many groups a chunk should hold.
+        groups: Chunks of any size, leaves (n, b, ...).
+        kept: Each variable with the bool mask of its unpruned weights, in weight order.
+        shape: (m, d): most rows, and number of unpruned weights.
+        advance: Called with the number of rows that were added.
+
+    Returns:
+        (rows, d) float32 of the samples that are finite and not zero; `rows <= m`.
+
+    Raises:
+        ValueError: If no usable sample is left.
+    """
+    grads = np.empty(shape, np.float32)
+    values, others = loss.values()
+    filled = dropped = 0
+    with loss.sampling_mode():
+        for batch, number in _even_chunks(groups, lambda b: _chunk_size(backend, values, b)):
+            rows = sampler(values, others, batch)
+            into = grads[filled : filled + number]
+            start = 0
+            for (target, mask), row in zip(kept, rows, strict=True):
+                flat = target.flatten(np.asarray(row[:number], np.float32))
+                stop = start + int(np.count_nonzero(mask))
+                into[:, start:stop] = flat if mask.all() else flat[:, mask]
+                start = stop
+            good = usable_rows(into)
+            dropped += number - int(good.sum())
+            grads[filled : filled + int(good.sum())] = into[good]
+            filled += int(good.sum())
+            advance(number)
+    return checked(grads[:filled], dropped, shape[0])
+
+
+def usable_rows(rows: np.ndarray) -> np.ndarray:
+    """Which samples are finite and not all zero, (n,) bool."""
+    norms = np.abs(rows).max(axis=1, initial=0.0)
+    return np.isfinite(norms) & (norms > 0)
+
+
+def checked(grads: np.ndarray, dropped: int, wanted: int) -> np.ndarray:
+    """Warns of samples that are missing, and refuses to go on without any.
+
+    Raises:
+        ValueError: If there is no sample.
+    """
+    if not len(grads):
+        raise ValueError(
+            f"No usable gradient sample: {dropped} of {dropped} are zero or not finite. "
+            "Look at the loss on this data: it must be finite, and depend on the weights to prune."
+        )
+    if dropped:
+        warnings.warn(
+            f"{dropped} of {dropped + len(grads)} gradient samples are zero or not finite and were dropped.",
+            stacklevel=2,
+        )
+    elif len(grads) < wanted:
+        warnings.warn(
+            f"Only {len(grads)} of {wanted} gradient samples could be taken: the data ran out. "
+            "Lower num_grads, or give more data.",
+            stacklevel=2,
+        )
+    return grads
+
+
+@contextmanager
+def sampling_mode(*models: Any) -> Iterator[None]:
+    """Half-precision layers compute in float32, and regularisers and `add_loss` add nothing; then all is put back.
+
+    A regulariser would add one constant vector to each sample.
+    """
+    layers = [layer for layer in models[0]._flatten_layers() if layer.compute_dtype in _HALF]
+    policies = [layer._dtype_policy for layer in layers]
+    overrides = [model._losses_override for model in models]
+    try:
+        for layer in layers:
+            vars(layer)["_dtype_policy"] = keras.DTypePolicy("float32")
+        for model in models:
+            vars(model)["_losses_override"] = [ops.zeros(())]
+        yield
+    finally:
+        for layer, policy in zip(layers, policies, strict=True):
+            vars(layer)["_dtype_policy"] = policy
+        for model, override in zip(models, overrides, strict=True):
+            vars(model)["_losses_override"] = override
+
+
+def _even_chunks(groups: Iterator[Batch], size_for: Callable[[int], int]) -> Iterator[tuple[Batch, int]]:
+    """Chunks of one size, the last repeats its last group: compiled samplers see one shape only."""
+    for batch in groups:
+        leaf = arrays(batch)[0]
+        size = size_for(leaf.shape[1])
+        for start in range(0, leaf.shape[0], size):
+            rows = np.minimum(np.arange(start, start + size), leaf.shape[0] - 1)
+            number = min(size, leaf.shape[0] - start)
+            yield take(batch, rows), number
+
+
+def _chunk_size(backend: Backend, values: Sequence[Any], examples: int) -> int:
+    row = 4 * sum(int(np.prod(value.shape)) for value in values)
+    return max(1, min(backend.chunk_groups(examples), _CHUNK_BYTES // max(row, 1)))
+
+
+def _all_variables(model: keras.Model) -> list[Any]:
+    return list({id(v): v for v in model.variables}.values())
+
+
+def _has_loss(model: keras.Model) -> bool:
+    overridden = type(model).compute_loss is not keras.Model.compute_loss
+    return model.compiled and (model._compile_loss is not None or overridden)
+
+
+def _trainer_with(loss: Any, model: keras.Model) -> keras.Model:
+    """A bare model that knows nothing but the loss: the user's model isn't compiled or changed."""
+    trainer = keras.Model(name="loss_of_pruning")
+    names = getattr(model, "output_names", None)
+    if names is not None:
+        trainer.output_names = names
+    trainer.compile(loss=loss)
+    return trainer

@@ -1,0 +1,103 @@
+"""One-shot pruning: no training, no compiled model needed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_woodfisher.options import PruningOptions, fraction
+from keras_woodfisher.pruner import Pruner
+from keras_woodfisher.report import PruningReport, count_zeros
+from keras_woodfisher.sources import SampledGradients
+
+_DEFAULT_GRADIENTS = 512
+
+
+def prune(
+    model: keras.Model,
+    data: Any = None,
+    sparsity: float = 0.5,
+    *,
+    loss: Any = None,
+    params: str | Sequence[str] = "__ALL_PRUNABLE__",
+    exclude: Sequence[str] = (),
+    global_sparsity: bool = True,
+    num_grads: int | None = None,
+    grad_batch_size: int = 1,
+    damp: float = 1e-5,
+    fisher_block_size: int | None = 2000,
+    update: str = "joint",
+    method: str = "woodfisher",
+    available_gpus: str | Sequence[str] | None = None,
+    seed: int | None = 0,
+    verbose: int = 1,
+) -> PruningReport:
+    """Prunes a trained model in place, without training it.
+
+    The model is changed only after everything was computed: if anything fails, it is as before. Weights that are
+    zero already count as pruned. BatchNorm isn't touched. To train the pruned model further, use
+    `keras_woodfisher.KeepZeros`.
+
+        >>> import keras_woodfisher as kw
+        >>> report = kw.prune(model, data=(x, y), sparsity=0.8)  # doctest: +SKIP
+        >>> print(report)  # doctest: +SKIP
+
+    Args:
+        model: A built Keras model.
+        data: Labelled examples: whatever `fit` takes, or a callable that returns a fresh iterator of batches. Not
+            needed for magnitude pruning.
+        sparsity: Fraction of zeros to reach, in [0, 1).
+        loss: A Keras loss (name, object or function; a list or dictionary for several outputs). By default the loss
+            that the model was compiled with.
+        params: As in `WoodFisherPruning`, like all that follow.
+        exclude: Names and patterns to leave out.
+        global_sparsity: Rank all weights together, or each variable by itself.
+        num_grads: Gradient samples (m); by default 512, or as many as arrays hold.
+        grad_batch_size: Examples averaged into one sample (b).
+        damp: Ridge on the Fisher's diagonal.
+        fisher_block_size: Weights in one block (B); None means one block over everything.
+        update: `"joint"` or `"independent"`.
+        method: `"woodfisher"` or `"magnitude"`.
+        available_gpus: Devices for the inverse; none means the CPU.
+        seed: Seed of the choice of examples from arrays.
+        verbose: 0 silent, 1 a progress bar, 2 one line a phase.
+
+    Returns:
+        What was pruned, with seconds and peak memory of each phase; `print` it.
+
+    Raises:
+        ValueError, TypeError, KeyError: If an argument is wrong or doesn't fit the model or the data.
+        MemoryError: If the gradients don't fit (the message says how many would).
+        FloatingPointError: If a weight or score isn't finite.
+    """
+    sparsity = fraction("sparsity", sparsity)
+    options = PruningOptions(
+        params=params,  # type: ignore[arg-type]
+        exclude=exclude,  # type: ignore[arg-type]
+        method=method,
+        update=update,
+        global_sparsity=global_sparsity,
+        num_grads=_DEFAULT_GRADIENTS if num_grads is None else num_grads,
+        grad_batch_size=grad_batch_size,
+        damp=damp,
+        fisher_block_size=fisher_block_size,
+        available_gpus=available_gpus,  # type: ignore[arg-type]
+        seed=seed,
+        verbose=verbose,
+    )
+    pruner = Pruner(model, options)
+    pruner.find_zeros()
+    rows = options.gradients_at(pruner.sparsity)
+    source = None
+    if options.method == "woodfisher":
+        if data is None:
+            raise ValueError(
+                "prune needs data to take gradients of: data=(x, y), or whatever fit takes. "
+                "Only method='magnitude' works without."
+            )
+        source = SampledGradients(model, pruner.targets, options, pruner.backend, data, loss)
+        if num_grads is None and source.available is not None:
+            rows = max(1, min(rows, source.available))
+        source.check(rows)
+    phases, samples = pruner.update([sparsity] * len(pruner.targets), source, rows)
+    return PruningReport(count_zeros(pruner.targets), tuple(phases), samples)

@@ -1,0 +1,185 @@
+"""What a user may ask for, checked as soon as it is written."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+METHODS = ("woodfisher", "magnitude")
+UPDATES = ("joint", "independent")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningOptions:
+    """How one pruning update works. See `WoodFisherPruning` for what each field means."""
+
+    params: str | tuple[str, ...] = "__ALL_PRUNABLE__"
+    exclude: tuple[str, ...] = ()
+    method: str = "woodfisher"
+    update: str = "joint"
+    global_sparsity: bool = True
+    num_grads: int | Mapping[float, int] = 64
+    grad_batch_size: int = 1
+    damp: float = 1e-5
+    fisher_block_size: int | None = 2000
+    available_gpus: tuple[str, ...] = ()
+    seed: int | None = 0
+    verbose: int = 1
+
+    def __post_init__(self) -> None:
+        set_field = object.__setattr__
+        set_field(self, "params", names("params", self.params))
+        set_field(self, "exclude", _as_tuple(names("exclude", self.exclude)))
+        set_field(self, "available_gpus", _as_tuple(names("available_gpus", self.available_gpus)))
+        one_of("method", self.method, METHODS)
+        one_of("update", self.update, UPDATES)
+        flag("global_sparsity", self.global_sparsity)
+        number("damp", self.damp, above=0.0, mend="Damping is added to the Fisher's diagonal.")
+        count("grad_batch_size", self.grad_batch_size)
+        set_field(self, "num_grads", _num_grads(self.num_grads))
+        # Recipes write 0 for "one block over everything".
+        if self.fisher_block_size is None or self.fisher_block_size == 0:
+            set_field(self, "fisher_block_size", None)
+        else:
+            count("fisher_block_size", self.fisher_block_size, "Write None for one block.")
+        if self.seed is not None:
+            count("seed", self.seed, least=0)
+        set_field(self, "verbose", 1 if self.verbose == "auto" else self.verbose)
+        one_of("verbose", self.verbose, (0, 1, 2))
+
+    def gradients_at(self, sparsity: float) -> int:
+        """Samples to use at a sparsity: of a dictionary, the count of the largest key at or below it."""
+        if isinstance(self.num_grads, Mapping):
+            return self.num_grads[max(key for key in self.num_grads if key <= sparsity + 1e-9)]
+        return self.num_grads
+
+    @property
+    def most_gradients(self) -> int:
+        """The largest number of samples that an update may use."""
+        if isinstance(self.num_grads, Mapping):
+            return max(self.num_grads.values())
+        return self.num_grads
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    mend: str = "",
+) -> float:
+    """Checks a real number and its range.
+
+    Raises:
+        TypeError: If it isn't a number.
+        ValueError: If it is out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}. {mend}".rstrip())
+    value = float(value)
+    rules = []
+    if above is not None:
+        rules.append((value > above, f"above {above:g}"))
+    if least is not None:
+        rules.append((value >= least, f"at least {least:g}"))
+    if below is not None:
+        rules.append((value < below, f"below {below:g}"))
+    if not math.isfinite(value) or not all(ok for ok, _ in rules):
+        wanted = " and ".join(text for _, text in rules) or "finite"
+        raise ValueError(f"{name} must be {wanted}, got {value:g}. {mend}".rstrip())
+    return value
+
+
+def fraction(name: str, value: Any) -> float:
+    """Checks a sparsity.
+
+    Raises:
+        TypeError: If it isn't a number.
+        ValueError: If it isn't in [0, 1).
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a fraction in [0, 1), got {value!r}.")
+    value = float(value)
+    if not 0.0 <= value < 1.0:
+        mend = f" write {value / 100:g} for {value:g} %." if 1.0 < value < 100.0 else ""
+        raise ValueError(
+            f"{name} must lie in [0, 1), got {value:g}. Sparsity is the fraction of zeros{':' + mend if mend else '.'}"
+        )
+    return value
+
+
+def count(name: str, value: Any, mend: str = "", least: int = 1) -> int:
+    """Checks a whole number.
+
+    Raises:
+        TypeError: If it isn't an integer.
+        ValueError: If it is below `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number, got {value!r}. {mend}".rstrip())
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value!r}. {mend}".rstrip())
+    return int(value)
+
+
+def flag(name: str, value: Any) -> None:
+    """Checks a bool.
+
+    Raises:
+        TypeError: If it isn't True or False.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}.")
+
+
+def one_of(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Checks a choice.
+
+    Raises:
+        ValueError: If it isn't among `choices`.
+    """
+    if isinstance(value, bool) or value not in choices:
+        listed = ", ".join(repr(c) for c in choices)
+        raise ValueError(f"{name} must be one of {listed}, got {value!r}.")
+
+
+def names(name: str, value: Any) -> str | tuple[str, ...]:
+    """Checks a name or a sequence of names; None means none.
+
+    Raises:
+        TypeError: If something else than strings is found.
+    """
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ()
+    if not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
+        raise TypeError(f"{name} must be a name or a list of names, got {value!r}.")
+    return tuple(value)
+
+
+def _as_tuple(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else value
+
+
+def _num_grads(value: Any) -> int | Mapping[float, int]:
+    if not isinstance(value, Mapping):
+        return count("num_grads", value)
+    # JSON turns the keys of a dictionary into strings.
+    parsed = {
+        fraction("a key of num_grads", _float(key)): count("a value of num_grads", samples)
+        for key, samples in value.items()
+    }
+    if 0.0 not in parsed:
+        raise ValueError(f"num_grads as a dictionary needs the key 0.0 (the count to begin with), got {value!r}.")
+    return dict(sorted(parsed.items()))
+
+
+def _float(key: Any) -> Any:
+    try:
+        return float(key) if isinstance(key, str) else key
+    except ValueError:
+        return key

@@ -1,0 +1,158 @@
+"""One pruning update of one model: gradients -> Fisher -> scores -> masks -> weights, all or nothing."""
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+from keras import ops
+from keras_woodfisher_backends import get_backend
+from keras_woodfisher_backends.kernel import BlockKernel
+from keras_woodfisher_backends.protocol import Backend
+
+from keras_woodfisher.fisher import BlockFisher, block_slices
+from keras_woodfisher.masks import count, grow
+from keras_woodfisher.meter import Meter
+from keras_woodfisher.options import PruningOptions
+from keras_woodfisher.report import PhaseReport
+from keras_woodfisher.sources import GradientSource
+from keras_woodfisher.targets import Target, find_targets
+
+
+class Pruner:
+    """Prunes a model step by step; what is pruned stays pruned.
+
+    Args:
+        model: A built model.
+        options: What to prune and how.
+
+    Attributes:
+        targets: The variables it prunes.
+        pruned: For each variable, its pruned weights in weight order (bool).
+        backend: The adapter of the Keras backend.
+
+    Raises:
+        ValueError: If a device doesn't exist or there is nothing to prune.
+        KeyError: If a name matches nothing.
+    """
+
+    def __init__(self, model: keras.Model, options: PruningOptions):
+        self._options = options
+        self.backend: Backend = get_backend(keras.backend.backend())
+        self.targets: list[Target] = find_targets(model, options.params, options.exclude)
+        self._devices = options.available_gpus or ("cpu",)
+        self._kernels: list[BlockKernel] = [self.backend.kernel(name) for name in self._devices]
+        self.pruned = [np.zeros(target.size, bool) for target in self.targets]
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of pruned weights over all chosen variables."""
+        return float(sum(p.sum() for p in self.pruned) / sum(p.size for p in self.pruned))
+
+    def find_zeros(self) -> None:
+        """Takes the zeros that are there as pruned (but for a variable that is zero as a whole)."""
+        self.pruned = [zeros_of(target) for target in self.targets]
+
+    def masks(self) -> list[np.ndarray]:
+        """The pruned weights of each variable, bool in the variable's shape."""
+        return [t.unflatten(p) for t, p in zip(self.targets, self.pruned, strict=True)]
+
+    def prunes(self, sparsity: Sequence[float]) -> bool:
+        """Whether an update to a sparsity would prune anything."""
+        counts = [int(p.sum()) for p in self.pruned]
+        if self._options.global_sparsity:
+            return count(sparsity[0], sum(p.size for p in self.pruned)) > sum(counts)
+        wanted = (count(s, p.size) for s, p in zip(sparsity, self.pruned, strict=True))
+        return any(number > now for number, now in zip(wanted, counts, strict=True))
+
+    def update(
+        self, sparsity: Sequence[float], source: GradientSource | None, rows: int, draw: int = 0
+    ) -> tuple[list[PhaseReport], int]:
+        """Prunes to a sparsity and corrects the weights that are kept.
+
+        Nothing is written before everything is computed; if it fails or is interrupted, the weights are those from
+        before.
+
+        Args:
+            sparsity: The fraction to reach, one a variable (all the same for global pruning).
+            source: Where gradients come from; None for magnitude pruning.
+            rows: How many gradient samples to use.
+            draw: Number of the update.
+
+        Returns:
+            The phases, and the number of samples that were used.
+
+        Raises:
+            FloatingPointError: If a score or a new weight isn't finite.
+        """
+        if not self.prunes(sparsity):
+            return [], 0
+        meter = Meter(self.backend, self._devices, self._options.verbose)
+        weights = np.concatenate([target.read() for target in self.targets])
+        if not np.isfinite(weights).all():
+            raise FloatingPointError("The model's weights aren't finite; nothing was pruned.")
+        if source is None:
+            new = self._grow(np.abs(weights), sparsity)
+            delta, samples = np.zeros(weights.shape), 0
+        else:
+            new, delta, samples = self._second_order(weights, sparsity, source, (rows, draw), meter)
+        changed = np.where(new, 0.0, weights + delta).astype(weights.dtype)
+        if not np.isfinite(changed).all():
+            raise FloatingPointError(
+                "The corrected weights aren't finite; nothing was changed. A larger damp may help."
+            )
+        self._write(changed, new)
+        return meter.phases, samples
+
+    def _second_order(
+        self,
+        weights: np.ndarray,
+        sparsity: Sequence[float],
+        source: GradientSource,
+        draw: tuple[int, int],
+        meter: Meter,
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        kept = [~p for p in self.pruned]
+        keep = np.concatenate(kept)
+        grads = source.collect(kept, *draw, meter)
+        blocks = block_slices([int(k.sum()) for k in kept], self._options.fisher_block_size)
+        with meter.phase("inverse", len(blocks), "block") as advance:
+            fisher = BlockFisher(grads, blocks, self._options.damp, self._kernels, advance)
+            diagonal = fisher.inverse_diagonal()
+        # Saliency of Optimal Brain Surgeon: w^2 / (2 [F^-1]_jj).
+        scores = np.zeros(weights.shape)
+        scores[keep] = weights[keep].astype(np.float64) ** 2 / (2.0 * diagonal)
+        new = self._grow(scores, sparsity)
+        prune = new[keep]
+        delta = np.zeros(weights.shape)
+        work = sum(bool(prune[block].any()) for block in blocks)
+        with meter.phase("update", work, "block") as advance:
+            fisher = BlockFisher(grads, blocks, self._options.damp, self._kernels, advance)
+            joint = self._options.update == "joint"
+            delta[keep] = fisher.update(weights[keep], prune, diagonal, joint)
+        return new, delta, len(grads)
+
+    def _grow(self, scores: np.ndarray, sparsity: Sequence[float]) -> np.ndarray:
+        sizes = [p.size for p in self.pruned]
+        if self._options.global_sparsity:
+            groups = [(sum(sizes), sparsity[0])]
+        else:
+            groups = list(zip(sizes, sparsity, strict=True))
+        return grow(scores, np.concatenate(self.pruned), groups)
+
+    def _write(self, weights: np.ndarray, pruned: np.ndarray) -> None:
+        edges = np.cumsum([p.size for p in self.pruned])[:-1]
+        before = [ops.copy(target.variable) for target in self.targets]
+        try:
+            for target, flat in zip(self.targets, np.split(weights, edges), strict=True):
+                target.write(flat)
+        except BaseException:
+            for target, values in zip(self.targets, before, strict=True):
+                target.variable.assign(values)
+            raise
+        self.pruned = np.split(pruned, edges)
+
+
+def zeros_of(target: Target) -> np.ndarray:
+    """The weights of a variable that are zero, in weight order; none if all of them are."""
+    zero = target.read() == 0
+    return np.zeros_like(zero) if zero.all() else zero

@@ -1,0 +1,58 @@
+"""One suite for every backend: run it once with each KERAS_BACKEND (`make test` does)."""
+
+import os
+
+# Two logical CPU devices, so that tests deal out blocks; must be set before a framework starts.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import pytest
+from keras_woodfisher_backends import get_backend
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    keras.utils.set_random_seed(0)
+    yield
+    keras.utils.clear_session(free_memory=False)
+
+
+@pytest.fixture(scope="session")
+def backend():
+    """The adapter of the backend under test; a missing framework is a failure, not a skip."""
+    return get_backend(keras.backend.backend())
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def blobs(rng):
+    """A small classification task: 96 points in 12 dimensions, 3 classes."""
+    y = rng.integers(0, 3, 96)
+    x = rng.normal(size=(96, 12)) + 2.0 * np.eye(3, 12)[y]
+    return x.astype("float32"), y.astype("int32")
+
+
+@pytest.fixture
+def make_mlp(blobs):
+    """Builds a compiled two-layer network for `blobs`."""
+
+    def make(optimizer="sgd", units=16, compile=True, **kwargs):
+        model = keras.Sequential(
+            [
+                keras.layers.Input((12,)),
+                keras.layers.Dense(units, activation="relu", name="hidden"),
+                keras.layers.Dense(3, name="out"),
+            ]
+        )
+        if compile:
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            model.compile(optimizer, loss, **kwargs)
+        return model
+
+    return make
