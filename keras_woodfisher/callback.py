@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras.callbacks import EarlyStopping, History, ModelCheckpoint, ProgbarLogger
 
-from keras_woodfisher.holding import HoldingCallback, callbacks_beside, warn
+from keras_woodfisher.holding import HoldingCallback, callbacks_beside, keep_edits, warn
 from keras_woodfisher.meter import say
 from keras_woodfisher.options import PruningOptions, flag, fraction, number, one_of
 from keras_woodfisher.pruner import Pruner
@@ -113,6 +113,8 @@ class WoodFisherPruning(HoldingCallback):
         self._leave_enabled = leave_enabled
         self._data = data
         self._init = init_sparsity
+        self._pruner: Pruner | None = None
+        self._buffer: BufferedGradients | None = None
         self._schedule = _schedule(init_sparsity, final_sparsity, start_epoch, end_epoch, update_frequency, inter_func)
         self._written = {
             "start_epoch": start_epoch,
@@ -139,54 +141,72 @@ class WoodFisherPruning(HoldingCallback):
 
     @property
     def sparsity(self) -> float:
-        """The fraction of pruned weights over the chosen variables, now."""
-        return self._pruner.sparsity
+        """The fraction of pruned weights over the chosen variables, now.
+
+        Raises:
+            RuntimeError: Before training has begun.
+        """
+        return self._active.sparsity
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._buffer: BufferedGradients | None = None
+        self._pruner = None
         self._done: float | None = None
-        self._batches = 0
+        self._ended = 0.0
+        self._first_epoch = self._epoch = 0
+        self._batches = self._rows = 0
         self._steps: int | None = self._given("steps")
-        try:
-            super().on_train_begin(logs)
-        except BaseException:
-            self._detach_buffer()
-            raise
+        super().on_train_begin(logs)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._epoch, self._batches = epoch, 0
         super().on_epoch_begin(epoch, logs)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        super().on_train_batch_begin(batch, logs)
         self._prune_if_due(self._epoch + self._progress(batch))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._rows += batch + 1 - self._batches
         self._batches = batch + 1
         if self._steps is not None and self._batches >= self._steps and self._is_last_epoch():
-            self._prune_if_due(self._epoch + 1.0)
+            self._prune_if_due(self._epoch + 1.0, last=True)
         self._log(logs)
 
     def on_test_begin(self, logs: Any = None) -> None:
         # The last chance before validation, where the number of steps wasn't known.
-        if self._enforcement is not None and self._batches and self._is_last_epoch():
-            self._prune_if_due(self._epoch + 1.0)
+        if self._enforcement is not None and self._is_last_epoch() and self._is_whole_epoch():
+            self._prune_if_due(self._epoch + 1.0, last=True)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        if self._is_last_epoch():
-            self._prune_if_due(epoch + 1.0)
+        if self._is_whole_epoch():
+            self._ended = epoch + 1.0
+            if self._is_last_epoch():
+                self._prune_if_due(self._ended, last=True)
         if self._given("steps") is None:
             self._steps = self._batches
+        if self._released:
+            self._active.find_zeros()
         self._log(logs)
 
     def on_train_end(self, logs: Any = None) -> None:
+        if self._enforcement is None:
+            return
+        # Training that was stopped early may end where the last update is due.
+        if self._ended >= self._schedule.end:
+            self._prune_if_due(self._ended, last=True)
         super().on_train_end(logs)
-        self._detach_buffer()
         if self._done != self._schedule.end:
             warn(
                 f"Training ended before end_epoch={self._schedule.end:g}: the model is at sparsity "
                 f"{self.sparsity:.3f}, not at {self._schedule.final:g}. With EarlyStopping, set "
-                f"start_from_epoch={math.ceil(self._schedule.end)}."
+                f"start_from_epoch={self._first_final_epoch()}."
             )
+
+    @property
+    def _active(self) -> Pruner:
+        if self._pruner is None:
+            raise RuntimeError("The sparsity is known once training has begun; sparsity_report tells it of any model.")
+        return self._pruner
 
     def _prepare(self, model: keras.Model) -> list[Target]:
         epochs = self._given("epochs")
@@ -196,42 +216,43 @@ class WoodFisherPruning(HoldingCallback):
                 f"would never be reached. Train for epochs={math.ceil(self._schedule.end)}, or lower end_epoch."
             )
         self._pruner = Pruner(model, self._options)
-        self._source = self._open_source(model)
+        self._source = self._open_source(model, self._pruner)
         return self._pruner.targets
 
-    def _open_source(self, model: keras.Model) -> GradientSource | None:
+    def _open_source(self, model: keras.Model, pruner: Pruner) -> GradientSource | None:
         if self._options.method == "magnitude":
             return None
-        options, targets = self._options, self._pruner.targets
+        options, targets = self._options, pruner.targets
         if self._data is None:
-            backend = self._pruner.backend
-            self._buffer = BufferedGradients(model, targets, options.most_gradients, backend)
+            self._buffer = BufferedGradients(model, targets, options.most_gradients, pruner.backend)
             return self._buffer
-        source = SampledGradients(model, targets, options, self._pruner.backend, self._data)
+        source = SampledGradients(model, targets, options, pruner.backend, self._data)
         source.check(options.most_gradients)
         return source
 
     def _start(self, epoch: int) -> list[np.ndarray]:
-        self._pruner.find_zeros()
-        sizes = [p.size for p in self._pruner.pruned]
-        zeros = [float(p.mean()) for p in self._pruner.pruned]
+        pruner = self._active
+        pruner.find_zeros()
+        self._first_epoch = epoch
+        self._found = [float(p.mean()) for p in pruner.pruned]
         if self._options.global_sparsity:
-            zeros = [self._pruner.sparsity] * len(sizes)
-        self._found = zeros
+            self._found = [pruner.sparsity] * len(pruner.pruned)
         if self._buffer is not None:
             self._check_buffer(epoch)
-        return self._pruner.masks()
+        return pruner.masks()
 
     def _check_buffer(self, first_epoch: int) -> None:
         """Finds out now whether the buffer can hold enough gradients at each update."""
-        if self._steps is None:
+        epochs = self._given("epochs")
+        if self._steps is None or epochs is None:
             return
-        reached = self._pruner.sparsity
+        reached = self._reached()
         for position in self._schedule.updates(self._steps, first_epoch):
-            # The run's update happens before the first batch at or after the position.
-            before = math.ceil((position - first_epoch) * self._steps - 1e-6)
+            # The run's update happens before the first batch at or after the position; a resumed run's may wait.
+            until = epochs if self._is_resumed() else position
+            before = math.ceil((until - first_epoch) * self._steps - 1e-6)
             wanted = self._options.gradients_at(reached)
-            if self._pruner.prunes(self._sparsity_at(position)) and before < wanted:
+            if self._active.prunes(self._sparsity_at(position)) and before < wanted:
                 raise ValueError(
                     f"num_grads={wanted} gradients can't have been buffered by the update at epoch {position:g}: "
                     f"only {max(before, 0)} steps come before it. "
@@ -239,6 +260,16 @@ class WoodFisherPruning(HoldingCallback):
                     + f"or set start_epoch to {first_epoch + wanted / self._steps:.3g} or later, or give data=."
                 )
             reached = max(reached, float(np.mean(self._sparsity_at(position))))
+
+    def _is_resumed(self) -> bool:
+        """Whether updates are behind that an earlier run has made: this run's buffer starts empty, though."""
+        return self._first_epoch > self._schedule.start
+
+    def _reached(self) -> float:
+        """The sparsity reached so far, without what rounding to whole weights takes off."""
+        sizes = [p.size for p in self._active.pruned]
+        groups = 1 if self._options.global_sparsity else len(sizes)
+        return self._active.sparsity + 0.5 * groups / sum(sizes)
 
     def _sparsity_at(self, position: float) -> list[float]:
         """The sparsity of each variable (the same one for all in global pruning)."""
@@ -256,24 +287,31 @@ class WoodFisherPruning(HoldingCallback):
             for found in self._found
         ]
 
-    def _prune_if_due(self, position: float) -> None:
+    def _prune_if_due(self, position: float, last: bool = False) -> None:
+        """Makes the update that is due; `last` where training ends and nothing can wait."""
         due = self._schedule.due(position)
         if due is None or (self._done is not None and due <= self._done):
             return
-        sparsity = self._sparsity_at(due)
-        if self._pruner.prunes(sparsity):
-            self.model  # noqa: B018 - on JAX, reading it brings the variables up to date
-            rows = self._options.gradients_at(self._pruner.sparsity)
-            self._pruner.update(sparsity, self._source, rows, draw=self._draw(due))
-            if self._enforcement is not None:
-                self._enforcement.hold(self._pruner.masks())
+        rows = self._options.gradients_at(self._reached())
+        prunes = self._active.prunes(self._sparsity_at(due))
+        if prunes and self._buffer is not None and self._is_resumed() and self._rows < rows and not last:
+            return
+        self.model  # noqa: B018 - on JAX, reading it brings the variables up to date
+        if prunes:
+            self._update(due, rows)
             if self._options.verbose:
                 say(f"WoodFisher pruning: epoch {position:.3g}, sparsity {self.sparsity:.4f}")
         self._done = due
         if due == self._schedule.end and not self._leave_enabled and self._enforcement is not None:
-            self.model  # noqa: B018
             self._enforcement.release()
             self._released = True
+        keep_edits(self._model)
+
+    def _update(self, due: float, rows: int) -> None:
+        self._active.update(self._sparsity_at(due), self._source, rows, draw=self._draw(due))
+        if self._enforcement is not None:
+            self._enforcement.hold(self._active.masks())
+            self._enforcement.constrain()
 
     def _draw(self, due: float) -> int:
         """The number of an update on the grid: a resumed run draws what an unbroken one would have drawn."""
@@ -286,6 +324,10 @@ class WoodFisherPruning(HoldingCallback):
     def _is_last_epoch(self) -> bool:
         return self._given("epochs") is not None and self._epoch == self._given("epochs") - 1
 
+    def _is_whole_epoch(self) -> bool:
+        """Whether the epoch's batches are all done: training wasn't stopped amid them."""
+        return self._steps is None or self._batches >= self._steps or not self._model.stop_training
+
     def _given(self, name: str) -> Any:
         return (self.params or {}).get(name)
 
@@ -293,7 +335,8 @@ class WoodFisherPruning(HoldingCallback):
         if logs is not None:
             logs["sparsity"] = self.sparsity
 
-    def _detach_buffer(self) -> None:
+    def _let_go(self) -> None:
+        super()._let_go()
         if self._buffer is not None:
             self._buffer.detach()
             self._buffer = None
@@ -310,18 +353,22 @@ class WoodFisherPruning(HoldingCallback):
             self._warn_about(callback)
 
     def _warn_about(self, callback: Any) -> None:
-        end = self._schedule.end
-        restores = isinstance(callback, EarlyStopping) and callback.restore_best_weights
-        if restores and callback.start_from_epoch < end:
+        end, epoch = self._schedule.end, self._first_final_epoch()
+        if isinstance(callback, EarlyStopping) and callback.restore_best_weights and callback.start_from_epoch < epoch:
             warn(
                 f"EarlyStopping(restore_best_weights=True) may bring back weights from before end_epoch={end:g}, "
-                f"which are less sparse. Set start_from_epoch={math.ceil(end)}."
+                f"which are less sparse. Set start_from_epoch={epoch}."
             )
-        if isinstance(callback, ModelCheckpoint) and callback.save_best_only and end > 1:
+        if isinstance(callback, ModelCheckpoint) and callback.save_best_only and epoch > 0:
             warn(
                 f"ModelCheckpoint(save_best_only=True) may keep weights from before end_epoch={end:g}, which are "
                 "less sparse. Save each epoch, or fine-tune in a second fit with KeepZeros and save the best there."
             )
+
+    def _first_final_epoch(self) -> int:
+        """The index of the first epoch at whose end the final sparsity is reached."""
+        epoch, epochs = math.floor(self._schedule.end), self._given("epochs")
+        return epoch if epochs is None else min(epoch, epochs - 1)
 
 
 def _schedule(init: Any, final: Any, start: Any, end: Any, frequency: Any, interpolation: Any) -> Schedule:

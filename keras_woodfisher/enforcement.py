@@ -8,14 +8,18 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_woodfisher.hidden import HiddenVariables, parts_of, slots_of
+from keras_woodfisher.hidden import HiddenVariables, built_optimizer, parts_of, slots_of
+from keras_woodfisher.leftovers import forget, undo_at_next_fit
 from keras_woodfisher.targets import Target
 
 _AVERAGING = "_update_model_variables_moving_average"
 
 
 class MaskConstraint(keras.constraints.Constraint):
-    """`where(mask, w, 0)` after each optimizer step, on top of the constraint that was there."""
+    """`where(mask, w, 0)` after each optimizer step, before and after the constraint that was there.
+
+    Before, so that a constraint of norms sees the weights that are left; after, so that they are zero whatever it does.
+    """
 
     def __init__(self, mask: Any, inner: Any, owner: "Enforcement"):
         self.mask = mask
@@ -23,8 +27,11 @@ class MaskConstraint(keras.constraints.Constraint):
         self.owner = owner
 
     def __call__(self, w: Any) -> Any:
-        if self.inner is not None:
-            w = self.inner(w)
+        w = self.masked(w)
+        return w if self.inner is None else self.masked(self.inner(w))
+
+    def masked(self, w: Any) -> Any:
+        """The tensor of a variable or tensor `w` with pruned weights at zero."""
         # Bare variables fail inside JAX's conditional.
         w = ops.convert_to_tensor(w)
         return ops.where(ops.convert_to_tensor(self.mask), w, ops.zeros_like(w))
@@ -39,41 +46,37 @@ class Enforcement:
     Args:
         model: A compiled model.
         targets: The variables to hold.
-        run: Identifies one call of `fit`; what an earlier, broken-off call left behind is replaced.
     """
 
-    def __init__(self, model: keras.Model, targets: Sequence[Target], run: Any = None):
+    def __init__(self, model: keras.Model, targets: Sequence[Target]):
         self._model = model
         self._targets = list(targets)
-        self._run = run
         self._masks: list[Any] = []
         self._hidden: HiddenVariables | None = None
 
-    @property
-    def attached(self) -> bool:
-        return self._hidden is not None
-
-    def attach(self) -> None:
+    def attach(self, others: Sequence["Enforcement"] = ()) -> None:
         """Puts all-True masks in place and has the train step rebuilt.
 
+        Args:
+            others: What else is in force in this call of `fit`. A mask of another owner is a leftover, and replaced.
+
         Raises:
-            ValueError: If another callback of the same call of `fit` holds one of the variables.
+            ValueError: If one of `others` holds one of the variables.
         """
-        optimizer = self._model.optimizer
-        if not optimizer.built:
-            optimizer.build(self._model.trainable_variables)
-        self._replace_leftovers()
+        optimizer = built_optimizer(self._model)
+        self._replace_leftovers(others)
         self._hidden = HiddenVariables.of(optimizer)
+        undo_at_next_fit(self._model, self.detach)
         for target in self._targets:
             shape = tuple(target.variable.shape)
             mask = self._hidden.add(shape, "bool", "mask")
             mask.assign(np.ones(shape, bool))
             self._masks.append(mask)
             target.variable.constraint = MaskConstraint(mask, target.variable.constraint, self)
-        for optimizer in parts_of(self._hidden.optimizer):
-            if optimizer.use_ema:
+        for part in parts_of(self._hidden.optimizer):
+            if part.use_ema:
                 # Past Keras's __setattr__, which would track it.
-                vars(optimizer)[_AVERAGING] = partial(self._average, optimizer)
+                vars(part)[_AVERAGING] = partial(_average, part)
         # A constraint that is set after the step was traced would do nothing.
         self._model.make_train_function(force=True)
 
@@ -98,6 +101,12 @@ class Enforcement:
             if values[~here].any():
                 target.variable.assign(np.where(here, values, np.zeros((), values.dtype)))
 
+    def constrain(self) -> None:
+        """Applies the user's own constraints now: corrected weights may break them, and no step may follow."""
+        for target in self._targets:
+            if target.variable.constraint.inner is not None:
+                target.variable.assign(target.variable.constraint(target.variable))
+
     def release(self) -> None:
         """Lets all weights grow again, while the masks stay in place (the train step goes on)."""
         for mask in self._masks:
@@ -107,43 +116,46 @@ class Enforcement:
         """Puts the constraints back that were there, and takes the masks out of the optimizer."""
         if self._hidden is None:
             return
-        mine = {id(mask) for mask in self._masks}
         for target in self._targets:
             constraint = target.variable.constraint
-            if isinstance(constraint, MaskConstraint) and id(constraint.mask) in mine:
+            if isinstance(constraint, MaskConstraint) and constraint.owner is self:
                 target.variable.constraint = constraint.inner
-        for optimizer in parts_of(self._hidden.optimizer):
-            vars(optimizer).pop(_AVERAGING, None)
+        for part in parts_of(self._hidden.optimizer):
+            if not any(isinstance(_constraint_of(v), MaskConstraint) for v in part._trainable_variables):
+                vars(part).pop(_AVERAGING, None)
         self._hidden.remove(self._masks)
         self._hidden, self._masks = None, []
+        forget(self._model, self.detach)
         # The next `fit` or `train_on_batch` builds its own step.
         self._model.train_function = None
-
-    def _average(self, optimizer: Any, variables: Any) -> None:
-        """Keras's update of the averages, which sees weights before their constraint, and then the masks."""
-        getattr(type(optimizer), _AVERAGING)(optimizer, variables)
-        averages = optimizer._model_variables_moving_average
-        place = {id(v): average for v, average in zip(variables, averages, strict=True)}
-        for target, mask in zip(self._targets, self._masks, strict=True):
-            average = place.get(id(target.variable))
-            if average is not None:
-                value, keep = ops.convert_to_tensor(average), ops.convert_to_tensor(mask)
-                average.assign(ops.where(keep, value, ops.zeros_like(value)))
 
     @property
     def _optimizer(self) -> Any:
         assert self._hidden is not None
         return self._hidden.optimizer
 
-    def _replace_leftovers(self) -> None:
+    def _replace_leftovers(self, others: Sequence["Enforcement"]) -> None:
         for target in self._targets:
             constraint = target.variable.constraint
             if not isinstance(constraint, MaskConstraint):
                 continue
-            if self._run is not None and constraint.owner._run is self._run:
+            if any(constraint.owner is other for other in others):
                 raise ValueError(
                     f"Two pruning callbacks of one `fit` hold {target.name!r}. "
                     "Give each its own variables with `params` or `exclude`; "
                     "KeepZeros isn't needed beside WoodFisherPruning."
                 )
             constraint.owner.detach()
+
+
+def _average(optimizer: Any, variables: Any) -> None:
+    """Keras's update of the averages, which sees weights before their constraint, and then the masks."""
+    getattr(type(optimizer), _AVERAGING)(optimizer, variables)
+    for variable, average in zip(variables, optimizer._model_variables_moving_average, strict=True):
+        constraint = _constraint_of(variable)
+        if average is not None and isinstance(constraint, MaskConstraint):
+            average.assign(constraint.masked(average))
+
+
+def _constraint_of(variable: Any) -> Any:
+    return getattr(variable, "constraint", None)

@@ -41,7 +41,7 @@ def open_examples(data: Any) -> Examples:
         ValueError: If arrays differ in length or are empty.
     """
     if isinstance(data, keras.utils.PyDataset):
-        return StreamedExamples(lambda: _batches_of(data), _length_of_pydataset(data))
+        return StreamedExamples(lambda: iter(data), _length_of_pydataset(data))
     if _is_dataset(data):
         return StreamedExamples(lambda: iter(data), None)
     if _is_loader(data):
@@ -68,7 +68,7 @@ class ArrayExamples:
 
     def __init__(self, batch: Batch):
         self._batch = map_arrays(_to_numpy, batch)
-        lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in arrays(self._batch)}
+        lengths = _lengths(self._batch)
         if len(lengths) != 1 or 0 in lengths:
             raise ValueError(
                 f"The arrays in data hold {sorted(lengths)} examples. "
@@ -107,7 +107,7 @@ class StreamedExamples:
         rest: Batch | None = None
         with _random_state_kept():
             for item in self._start():
-                batch = map_arrays(_to_numpy, _unpack(item))
+                batch = _checked(map_arrays(_to_numpy, _unpack(item)))
                 # Batches may be padded to different lengths: groups never mix them.
                 batch = _joined(rest, batch) if _fits(rest, batch) else batch
                 number = min(_length(batch) // size, count)
@@ -124,15 +124,29 @@ def _grouped(batch: Batch, size: int) -> Batch:
     return map_arrays(lambda array: array.reshape(-1, size, *array.shape[1:]), batch)
 
 
+def _lengths(batch: Batch) -> set[int]:
+    return {leaf.shape[0] if leaf.ndim else 0 for leaf in arrays(batch)}
+
+
+def _checked(batch: Batch) -> Batch:
+    lengths = _lengths(batch)
+    if len(lengths) != 1:
+        raise ValueError(
+            f"The arrays of a batch in data hold {sorted(lengths)} examples. Give batches, with the same number of "
+            "rows in x, y and sample_weight (a dataset of single examples needs `.batch(...)`)."
+        )
+    return batch
+
+
 def _length(batch: Batch) -> int:
-    return arrays(batch)[0].shape[0]
+    return len(arrays(batch)[0])
 
 
 def _fits(rest: Batch | None, batch: Batch) -> bool:
     if rest is None or _length(rest) == 0:
         return False
     pairs = zip(tree.flatten(rest), tree.flatten(batch), strict=True)
-    return all(a is b or (a is not None and a.shape[1:] == b.shape[1:]) for a, b in pairs)
+    return all(a is b or (a is not None and b is not None and a.shape[1:] == b.shape[1:]) for a, b in pairs)
 
 
 def _joined(rest: Batch | None, batch: Batch) -> Batch:
@@ -159,26 +173,27 @@ def _fresh(make: Callable[[], Any]) -> Iterator[Any]:
     return iter(made)
 
 
-def _batches_of(data: keras.utils.PyDataset) -> Iterator[Any]:
-    index = 0
-    while data.num_batches is None or index < data.num_batches:
-        yield data[index]
-        index += 1
-
-
 def _length_of_pydataset(data: keras.utils.PyDataset) -> int | None:
-    if data.num_batches is None:
+    try:
+        number = data.num_batches
+    except NotImplementedError:
         return None
+    if not number:
+        return number
     # All batches but the last are as long as the first; the last one may be shorter.
-    sizes = [_length(_unpack(data[i])) for i in sorted({0, data.num_batches - 1})]
-    return sizes[0] * (data.num_batches - 1) + sizes[-1]
+    with _random_state_kept():
+        sizes = [_length(_unpack(data[i])) for i in sorted({0, number - 1})]
+    return sizes[0] * (number - 1) + sizes[-1]
 
 
 def _length_of_loader(data: Any) -> int | None:
+    if data.batch_size is None:  # batches come from a batch sampler or the dataset itself, of any size
+        return None
     try:
-        return len(data.dataset)
+        examples = len(data.sampler)
     except (TypeError, NotImplementedError):
         return None
+    return examples // data.batch_size * data.batch_size if data.drop_last else examples
 
 
 def _is_dataset(data: Any) -> bool:
@@ -201,7 +216,9 @@ def _to_numpy(leaf: Any) -> np.ndarray:
     if hasattr(leaf, "dense_shape") or hasattr(leaf, "row_splits"):
         raise TypeError("data holds sparse or ragged tensors. Convert them to dense ones first.")
     array = np.asarray(leaf)
-    return array.astype(np.float32) if array.dtype == np.float64 else array
+    if array.dtype == object:
+        raise TypeError(f"data holds a {type(leaf).__name__}, which isn't a dense array of numbers. Convert it first.")
+    return array.astype(keras.config.floatx()) if array.dtype == np.float64 else array
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """The block-diagonal inverse Fisher over all chosen weights: which block works where."""
 
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import numpy as np
@@ -97,13 +98,21 @@ class BlockFisher:
                 self._advance()
             return
 
+        stop = threading.Event()
+
         def share(kernel: BlockKernel, mine: Sequence[slice]) -> None:
             for block in mine:
+                if stop.is_set():
+                    return
                 work(kernel, block)
                 self._advance()
 
         count = len(self._kernels)
         with ThreadPoolExecutor(count) as pool:
             jobs = [pool.submit(share, kernel, blocks[index::count]) for index, kernel in enumerate(self._kernels)]
-            for job in jobs:
-                job.result()
+            try:
+                for job in as_completed(jobs):
+                    job.result()
+            finally:
+                # One failure, or an interrupt, ends the others too: leaving the pool waits for them.
+                stop.set()

@@ -8,14 +8,14 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from keras_woodfisher_backends.nest import arrays, map_arrays, take
+from keras_woodfisher_backends.nest import map_arrays, take
 from keras_woodfisher_backends.protocol import Backend, Sampler
 
+from keras_woodfisher.chunks import chunk_size, even_chunks
 from keras_woodfisher.examples import Batch
 from keras_woodfisher.targets import Target
 
 _HALF = ("float16", "bfloat16")
-_CHUNK_BYTES = 256 * 2**20
 
 
 class ModelLoss:
@@ -65,21 +65,24 @@ class ModelLoss:
     def probe(self, batch: Batch) -> None:
         """Computes the loss of one group, so that what doesn't fit together fails early.
 
-        Losses that are built on first use are built here. Metrics are left as they were.
+        Losses that are built on first use are built here. All else, metrics included, is left as it was.
 
         Raises:
             ValueError: If the data, the model and the loss don't fit together.
         """
-        metrics = [(v, ops.convert_to_numpy(v)) for v in self._model.metrics_variables]
+        metrics = {id(v): ops.convert_to_numpy(v) for v in self._model.metrics_variables}
         try:
             first = map_arrays(ops.convert_to_tensor, take(batch, 0))
-            with sampling_mode(self._model, self._trainer):
-                value = ops.convert_to_numpy(self._measure(first, self._predict(first)))
+            with self.sampling_mode():
+                prediction = self.predict(*self.values(), first)
+                # Not stateless: the variables of a loss can't be made otherwise.
+                value = ops.convert_to_numpy(self._measure(first, prediction))
         except Exception as error:
             raise ValueError(f"The loss of the first examples in data can't be computed: {error}") from error
         finally:
-            for variable, before in metrics:
-                variable.assign(before)
+            for variable in self._model.metrics_variables:
+                # Those of a loss that was built just now begin at zero.
+                variable.assign(metrics.get(id(variable), np.zeros(variable.shape)))
         if np.ndim(value) != 0:
             raise ValueError(
                 f"The loss of one group of examples has shape {np.shape(value)}, but must be a scalar. "
@@ -139,7 +142,7 @@ def sample_gradients(
     values, others = loss.values()
     filled = dropped = 0
     with loss.sampling_mode():
-        for batch, number in _even_chunks(groups, lambda b: _chunk_size(backend, values, b)):
+        for batch, number in even_chunks(groups, lambda b: chunk_size(backend, values, b)):
             rows = sampler(values, others, batch)
             into = grads[filled : filled + number]
             start = 0
@@ -168,6 +171,11 @@ def checked(grads: np.ndarray, dropped: int, wanted: int) -> np.ndarray:
     Raises:
         ValueError: If there is no sample.
     """
+    if not len(grads) and not dropped:
+        raise ValueError(
+            "No gradient sample: data gave no example, though it did before. A callable must return a fresh iterator "
+            "at each call."
+        )
     if not len(grads):
         raise ValueError(
             f"No usable gradient sample: {dropped} of {dropped} are zero or not finite. "
@@ -193,12 +201,17 @@ def sampling_mode(*models: Any) -> Iterator[None]:
 
     A regulariser would add one constant vector to each sample.
     """
-    layers = [layer for layer in models[0]._flatten_layers() if layer.compute_dtype in _HALF]
+    # A quantised layer computes as it was quantised: its policy says how.
+    layers = [
+        layer
+        for layer in models[0]._flatten_layers()
+        if layer.compute_dtype in _HALF and layer.quantization_mode is None
+    ]
     policies = [layer._dtype_policy for layer in layers]
     overrides = [model._losses_override for model in models]
     try:
         for layer in layers:
-            vars(layer)["_dtype_policy"] = keras.DTypePolicy("float32")
+            vars(layer)["_dtype_policy"] = _float32_with(layer.variable_dtype)
         for model in models:
             vars(model)["_losses_override"] = [ops.zeros(())]
         yield
@@ -209,20 +222,11 @@ def sampling_mode(*models: Any) -> Iterator[None]:
             vars(model)["_losses_override"] = override
 
 
-def _even_chunks(groups: Iterator[Batch], size_for: Callable[[int], int]) -> Iterator[tuple[Batch, int]]:
-    """Chunks of one size, the last repeats its last group: compiled samplers see one shape only."""
-    for batch in groups:
-        leaf = arrays(batch)[0]
-        size = size_for(leaf.shape[1])
-        for start in range(0, leaf.shape[0], size):
-            rows = np.minimum(np.arange(start, start + size), leaf.shape[0] - 1)
-            number = min(size, leaf.shape[0] - start)
-            yield take(batch, rows), number
-
-
-def _chunk_size(backend: Backend, values: Sequence[Any], examples: int) -> int:
-    row = 4 * sum(int(np.prod(value.shape)) for value in values)
-    return max(1, min(backend.chunk_groups(examples), _CHUNK_BYTES // max(row, 1)))
+def _float32_with(variable_dtype: str) -> keras.DTypePolicy:
+    """Computes in float32; a layer casts its variables only where the policy says that they have another type."""
+    policy = keras.DTypePolicy("float32")
+    policy._variable_dtype = variable_dtype
+    return policy
 
 
 def _all_variables(model: keras.Model) -> list[Any]:

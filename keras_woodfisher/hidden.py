@@ -12,6 +12,7 @@ import keras
 
 _ATTRIBUTE = "_keras_woodfisher_hidden"
 _SAVING = ("save_own_variables", "load_own_variables")
+_NOT_SLOTS = ("_variables", "_trainable_variables")
 
 
 class HiddenVariables:
@@ -24,7 +25,10 @@ class HiddenVariables:
     def __init__(self, optimizer: Any):
         self.optimizer = inner_optimizer(optimizer)
         self._holders = list({id(o): o for o in (optimizer, self.optimizer)}.values())
+        # Never touched: TensorFlow can't export a list of its own from which something was taken.
+        self._stock = vars(self.optimizer)["_variables"]
         self._variables: list[Any] = []
+        self._added = 0
 
     @classmethod
     def of(cls, optimizer: Any) -> "HiddenVariables":
@@ -40,34 +44,41 @@ class HiddenVariables:
                 vars(holder)[_ATTRIBUTE] = self
                 for method in _SAVING:
                     vars(holder)[method] = partial(self._without, holder, method)
-        variable = self.optimizer.add_variable(
-            shape=shape, initializer="zeros", dtype=dtype, name=f"keras_woodfisher_{name}"
-        )
+        # `Model.get_state_tree` wants names that are unique.
+        name = f"keras_woodfisher_{name}_{self._added}"
+        variable = keras.Variable(initializer="zeros", shape=shape, dtype=dtype, trainable=False, name=name)
         self._variables.append(variable)
+        self._added += 1
+        self._show()
         return variable
 
     def remove(self, variables: list[Any]) -> None:
         """Takes variables out of the optimizer; without any left it is a stock optimizer again."""
         gone = {id(v) for v in variables}
-        for variable in self._variables:
-            if id(variable) in gone:
-                self.optimizer._untrack_variable(variable)
         self._variables = [v for v in self._variables if id(v) not in gone]
+        self._show()
         if not self._variables:
             for holder in self._holders:
                 for attribute in (_ATTRIBUTE, *_SAVING):
                     vars(holder).pop(attribute, None)
 
+    def _show(self) -> None:
+        vars(self.optimizer)["_variables"] = [*self._stock, *self._variables] if self._variables else self._stock
+
     def _without(self, holder: Any, method: str, store: Any) -> None:
         """The optimizer's own method, run while the hidden variables are out of its list."""
-        tracked = self.optimizer._variables
-        everything = list(tracked)
-        ids = {id(v) for v in self._variables}
-        tracked[:] = [v for v in everything if id(v) not in ids]
+        vars(self.optimizer)["_variables"] = self._stock
         try:
             getattr(type(holder), method)(holder, store)
         finally:
-            tracked[:] = everything
+            self._show()
+
+
+def built_optimizer(model: keras.Model) -> Any:
+    """The optimizer of a compiled model, with its variables: TensorFlow's trainer would build it at the first step."""
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    return model.optimizer
 
 
 def inner_optimizer(optimizer: Any) -> keras.Optimizer:
@@ -84,7 +95,8 @@ def slots_of(optimizer: Any, variable: Any) -> list[Any]:
     """The optimizer's own variables for one weight: momentum, second moments, averages, accumulators."""
     optimizer = next(part for part in parts_of(optimizer) if any(v is variable for v in part._trainable_variables))
     index, count = optimizer._get_variable_index(variable), len(optimizer._trainable_variables)
-    lists = [value for value in vars(optimizer).values() if isinstance(value, list)]
+    # The list of all variables may happen to have the right length, but isn't one entry a weight.
+    lists = [value for name, value in vars(optimizer).items() if isinstance(value, list) and name not in _NOT_SLOTS]
     slots = [value[index] for value in lists if len(value) == count]
     return [
         slot

@@ -14,6 +14,8 @@ from keras_woodfisher.options import names
 from keras_woodfisher.pruner import zeros_of
 from keras_woodfisher.targets import Target, find_targets
 
+_INSIDE = ("keras", "keras_woodfisher")
+
 
 class HoldingCallback(keras.callbacks.Callback):
     """Attaches masks when training begins, fills them before the first batch, and lets go at the end."""
@@ -26,12 +28,17 @@ class HoldingCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         model = self.model
+        self._let_go()
         _check_trainable_here(model)
         self._started = self._released = False
-        targets = self._prepare(model)
-        self._warn_about_others()
-        self._enforcement = Enforcement(model, targets, run=self.params)
-        self._enforcement.attach()
+        try:
+            targets = self._prepare(model)
+            self._warn_about_others()
+            self._enforcement = Enforcement(model, targets)
+            self._enforcement.attach(_in_force(callbacks_beside(self)))
+        except BaseException:
+            self._let_go()
+            raise
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         if self._started or self._enforcement is None:
@@ -39,8 +46,17 @@ class HoldingCallback(keras.callbacks.Callback):
         # Only now: a BackupAndRestore further down the list has restored its weights by then.
         self._started = True
         self.model  # noqa: B018 - on JAX, reading it brings the variables up to date
-        self._enforcement.hold(self._start(epoch))
-        self._enforcement.apply()
+        try:
+            self._enforcement.hold(self._start(epoch))
+            self._enforcement.apply()
+        except BaseException:
+            self._let_go()
+            raise
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        # A loop of the user's own may not tell of epochs.
+        if not self._started:
+            self.on_epoch_begin(0)
 
     def on_train_end(self, logs: Any = None) -> None:
         if self._enforcement is None:
@@ -49,8 +65,13 @@ class HoldingCallback(keras.callbacks.Callback):
         if not self._released:
             # Averages (use_ema) or restored weights may have replaced the masked ones.
             self._enforcement.apply()
-        self._enforcement.detach()
-        self._enforcement = None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Takes everything out of the model and its optimizer; the variables must be up to date."""
+        if self._enforcement is not None:
+            self._enforcement.detach()
+            self._enforcement = None
 
     def _prepare(self, model: keras.Model) -> list[Target]:
         """Checks everything that can be checked, and says which variables are held."""
@@ -117,9 +138,25 @@ def callbacks_beside(callback: keras.callbacks.Callback) -> tuple[list[Any], lis
     return [], []
 
 
+def keep_edits(model: keras.Model) -> None:
+    """Makes edits between two batches last on JAX, where a step that finds no more data puts the old state back."""
+    if getattr(model, "_jax_state", None):
+        kinds = ("trainable_variables", "non_trainable_variables", "metrics_variables")
+        state = {kind: [v.value for v in getattr(model, kind)] for kind in kinds}
+        model._jax_state = state | {"optimizer_variables": [v.value for v in model.optimizer.variables]}
+
+
 def warn(message: str) -> None:
-    """A warning that points at the user's call rather than at this package."""
-    warnings.warn(message, stacklevel=4)
+    """A warning that points at the user's call of `fit` rather than into Keras or this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level + 1)
+
+
+def _in_force(beside: tuple[list[Any], list[Any]]) -> list[Enforcement]:
+    holding = [c for callbacks in beside for c in callbacks if isinstance(c, HoldingCallback)]
+    return [callback._enforcement for callback in holding if callback._enforcement is not None]
 
 
 def _check_trainable_here(model: keras.Model) -> None:

@@ -1,6 +1,7 @@
 """What a user may ask for, checked as soon as it is written."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -8,6 +9,7 @@ from typing import Any
 
 METHODS = ("woodfisher", "magnitude")
 UPDATES = ("joint", "independent")
+PATTERN = "re:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +37,16 @@ class PruningOptions:
         one_of("method", self.method, METHODS)
         one_of("update", self.update, UPDATES)
         flag("global_sparsity", self.global_sparsity)
-        number("damp", self.damp, above=0.0, mend="Damping is added to the Fisher's diagonal.")
-        count("grad_batch_size", self.grad_batch_size)
+        # Plain numbers, not NumPy's, so that the configuration is JSON.
+        set_field(self, "damp", number("damp", self.damp, above=0.0, mend="Damping is added to the Fisher's diagonal."))
+        set_field(self, "grad_batch_size", count("grad_batch_size", self.grad_batch_size))
         set_field(self, "num_grads", _num_grads(self.num_grads))
-        # Recipes write 0 for "one block over everything".
-        if self.fisher_block_size is None or self.fisher_block_size == 0:
-            set_field(self, "fisher_block_size", None)
-        else:
-            count("fisher_block_size", self.fisher_block_size, "Write None for one block.")
+        if self.fisher_block_size is not None:
+            # Recipes write 0 for "one block over everything".
+            size = count("fisher_block_size", self.fisher_block_size, "Write None for one block.", least=0)
+            set_field(self, "fisher_block_size", size or None)
         if self.seed is not None:
-            count("seed", self.seed, least=0)
+            set_field(self, "seed", count("seed", self.seed, least=0))
         set_field(self, "verbose", 1 if self.verbose == "auto" else self.verbose)
         one_of("verbose", self.verbose, (0, 1, 2))
 
@@ -151,14 +153,24 @@ def names(name: str, value: Any) -> str | tuple[str, ...]:
 
     Raises:
         TypeError: If something else than strings is found.
+        ValueError: If a pattern isn't a regular expression.
     """
-    if isinstance(value, str):
-        return value
     if value is None:
         return ()
-    if not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, Sequence) or not all(isinstance(item, str) for item in listed):
         raise TypeError(f"{name} must be a name or a list of names, got {value!r}.")
-    return tuple(value)
+    for item in listed:
+        if item.startswith(PATTERN):
+            _compile(name, item)
+    return value if isinstance(value, str) else tuple(value)
+
+
+def _compile(name: str, item: str) -> None:
+    try:
+        re.compile(item.removeprefix(PATTERN))
+    except re.error as error:
+        raise ValueError(f"The pattern {item!r} in {name} isn't a regular expression: {error}.") from None
 
 
 def _as_tuple(value: str | tuple[str, ...]) -> tuple[str, ...]:

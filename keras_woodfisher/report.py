@@ -7,7 +7,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_woodfisher.targets import Target, find_targets, prunable_targets
+from keras_woodfisher.options import names
+from keras_woodfisher.targets import ALL_PRUNABLE, Target, all_targets, named_targets
+
+_PACKED = ("int4", "gptq", "awq")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class PruningReport:
         variables: One entry a variable.
         phases: Where time and memory went (empty for `sparsity_report`).
         samples: Gradient samples that were used.
+        notes: What else is worth knowing, printed under the table.
     """
 
     variables: tuple[VariableReport, ...]
@@ -71,7 +75,39 @@ class PruningReport:
         """The report as plain data, for JSON."""
         data = asdict(self)
         data["variables"] = [{**asdict(v), "shape": list(v.shape), "sparsity": v.sparsity} for v in self.variables]
+        data |= {"phases": list(data["phases"]), "notes": list(self.notes)}
         return data | {"weights": self.weights, "pruned": self.pruned, "sparsity": self.sparsity}
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the sparsity of each variable as a horizontal bar, the first variable on top.
+
+        Args:
+            ax: The matplotlib `Axes` to draw on; by default a new figure's.
+
+        Returns:
+            The `Axes`.
+
+        Raises:
+            ImportError: If matplotlib isn't installed.
+        """
+        try:
+            from matplotlib import pyplot
+        except ImportError as error:
+            raise ImportError(
+                "plot() needs matplotlib, which isn't installed. Install it with: pip install 'keras-woodfisher[plot]'."
+            ) from error
+        if ax is None:
+            _, ax = pyplot.subplots(figsize=(8, 1 + 0.3 * len(self.variables)), layout="constrained")
+        # By place, since two variables of one model may have the same name.
+        places = range(len(self.variables))
+        ax.barh(places, [v.sparsity for v in self.variables])
+        ax.set_yticks(places, [v.name for v in self.variables])
+        ax.invert_yaxis()
+        ax.set_xlim(0, 1)
+        ax.axvline(self.sparsity, color="black", linestyle="--", label=f"total {self.sparsity:.4f}")
+        ax.set_xlabel("sparsity (fraction of zeros)")
+        ax.legend(loc="lower right")
+        return ax
 
     def __str__(self) -> str:
         rows = [(v.name, str(v.shape), v.weights, v.pruned, v.sparsity) for v in self.variables]
@@ -86,19 +122,21 @@ class PruningReport:
         return "\n".join([*lines, *self.notes])
 
 
-def sparsity_report(model: keras.Model, params: str | Sequence[str] | None = None) -> PruningReport:
+def sparsity_report(model: keras.Model, params: str | Sequence[str] = ALL_PRUNABLE) -> PruningReport:
     """Counts the zeros of a model's prunable variables.
 
     Args:
         model: Any built Keras model, pruned by whatever means.
-        params: Names and patterns as in `WoodFisherPruning`; by default all kernels, frozen ones included.
+        params: Names and patterns as in `WoodFisherPruning`; frozen and int8 variables are counted too.
 
     Raises:
         ValueError: If the model isn't built.
         KeyError: If a name matches nothing.
     """
-    targets = prunable_targets(model) if params is None else find_targets(model, params)
-    return PruningReport(count_zeros(targets))
+    targets = named_targets(all_targets(model), names("params", params))
+    packed = [t for t in targets if getattr(t.layer, "quantization_mode", None) in _PACKED]
+    notes = [f"Not counted, since {t.layer.quantization_mode} packs several weights in one: {t.name}" for t in packed]
+    return PruningReport(count_zeros([t for t in targets if t not in packed]), notes=tuple(notes))
 
 
 def count_zeros(targets: Sequence[Target]) -> tuple[VariableReport, ...]:

@@ -31,7 +31,7 @@ class Schedule:
 
         >>> ramp = Schedule(init=0.0, final=0.8, start=0.0, end=4.0, frequency=1.0)
         >>> [round(ramp.sparsity(p), 3) for p in (0, 1, 2, 3, 4, 5)]
-        [0.0, 0.463, 0.7, 0.787, 0.8, 0.8]
+        [0.0, 0.463, 0.7, 0.788, 0.8, 0.8]
         >>> [ramp.due(p) for p in (-0.5, 0.0, 0.9, 1.0, 3.99, 4.0, 7.0)]
         [None, 0.0, 0.0, 1.0, 3.0, 4.0, 4.0]
 
@@ -55,7 +55,9 @@ class Schedule:
         """The sparsity that the ramp has at a position."""
         if position >= self.end:
             return self.final
-        x = min(max((position - self.start) / (self.end - self.start), 0.0), 1.0)
+        if position <= self.start:
+            return self.init
+        x = (position - self.start) / (self.end - self.start)
         return self.init + INTERPOLATIONS[self.interpolation](x) * (self.final - self.init)
 
     def due(self, position: float) -> float | None:
@@ -80,5 +82,5 @@ class Schedule:
         grid = [self.start + k * gap for k in range(count)]
         # Of the updates that were due before `first_epoch`, only the latest is made up for.
         current = self.due(float(first_epoch))
-        late = [current] if current is not None and current < first_epoch else []
+        late = [current] if current is not None and current < first_epoch - _GRID_TOLERANCE else []
         return [*late, *(p for p in [*grid, self.end] if p >= first_epoch - _GRID_TOLERANCE)]

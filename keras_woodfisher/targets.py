@@ -10,20 +10,20 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_woodfisher.options import PATTERN
 from keras_woodfisher.weight_order import is_prunable, weight_order
 
 ALL = "__ALL__"
 ALL_PRUNABLE = "__ALL_PRUNABLE__"
-_PATTERN = "re:"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # comparing variables would compare their values
 class Target:
     """One variable, with the layer that owns it.
 
     Attributes:
         variable: The `keras.Variable`.
-        layer: The layer that owns it (the first one, for a shared variable).
+        layer: The layer that owns it (for a shared variable, the first one whose kernel it is).
         aliases: Every name that `params` and `exclude` may use for it; the first is its path.
         order: The permutation of its axes that gives the weight order.
     """
@@ -78,19 +78,15 @@ def find_targets(model: keras.Model, params: str | Sequence[str], exclude: Seque
         KeyError: If a name or pattern matches nothing (the nearest names are listed).
     """
     everything = all_targets(model)
-    if isinstance(params, str) and params.upper() == ALL_PRUNABLE:
-        chosen = [t for t in everything if is_prunable(t.layer, t.variable.name)]
-    elif isinstance(params, str) and params.upper() == ALL:
-        chosen = [t for t in everything if len(t.variable.shape) >= 2 and "bias" not in t.variable.name]
-    else:
-        names = [params] if isinstance(params, str) else params
-        chosen = _matching(everything, names, "params")
     left_out = {id(t) for t in _matching(everything, exclude, "exclude")}
-    chosen = [t for t in chosen if id(t) not in left_out]
+    chosen = [t for t in named_targets(everything, params) if id(t) not in left_out]
+    # First of all, since quantising a layer and LoRA freeze its kernel.
+    for target in chosen:
+        _refuse_unsuitable(target)
     frozen = [t.name for t in chosen if not t.variable.trainable]
     if frozen:
         warnings.warn(
-            f"Frozen variables are left as they are: {', '.join(frozen)}. "
+            f"Frozen variables are left as they are: {_listed(frozen)}. "
             "Set `trainable = True` on their layers to prune them.",
             stacklevel=2,
         )
@@ -100,53 +96,71 @@ def find_targets(model: keras.Model, params: str | Sequence[str], exclude: Seque
             f"Nothing to prune: params={params!r} with exclude={list(exclude)!r} leaves no trainable "
             f"variable of this model. Its prunable variables are: {_prunable_names(everything)}."
         )
-    for target in chosen:
-        _refuse_unsuitable(target)
     return chosen
 
 
+def named_targets(everything: list[Target], params: str | Sequence[str]) -> list[Target]:
+    """Those that `params` stands for, frozen ones included.
+
+    Raises:
+        KeyError: If a name or pattern matches nothing.
+    """
+    if isinstance(params, str) and params.upper() == ALL_PRUNABLE:
+        return [t for t in everything if is_prunable(t.layer, t.variable.name)]
+    if isinstance(params, str) and params.upper() == ALL:
+        return [t for t in everything if len(t.variable.shape) >= 2 and "bias" not in t.variable.name]
+    return _matching(everything, [params] if isinstance(params, str) else params, "params")
+
+
 def all_targets(model: keras.Model) -> list[Target]:
-    """Every weight of the model that has one axis or more, trainable or not, each variable once.
+    """Every weight of the model that has one axis or more, frozen or quantised ones too, each variable once.
 
     Raises:
         ValueError: If the model isn't built.
     """
     if not model.built or not model.variables:
         raise ValueError(
-            f"The model {model.name!r} isn't built, so it has no weights yet. "
-            "Call it on a batch of data, or `model.build(input_shape)`, first."
+            f"The model {model.name!r} isn't built, so it has no weights yet. Call it on a batch of data first."
         )
     containers = {layer.name for layer in model._flatten_layers() if isinstance(layer, keras.Model)}
-    found: dict[int, Target] = {}
+    owners: dict[int, tuple[Any, list[Any]]] = {}
     for layer, variable in _owned(model):
-        if id(variable) not in found and len(variable.shape) > 0:
-            found[id(variable)] = Target(
-                variable,
-                layer,
-                _aliases(variable, layer, containers),
-                weight_order(layer, variable.name, len(variable.shape)),
-            )
-    return list(found.values())
+        if len(variable.shape) > 0:
+            owners.setdefault(id(variable), (variable, []))[1].append(layer)
+    return [_target(variable, layers, containers) for variable, layers in owners.values()]
 
 
-def prunable_targets(model: keras.Model) -> list[Target]:
-    """The variables that `__ALL_PRUNABLE__` stands for, frozen ones included."""
-    return [t for t in all_targets(model) if is_prunable(t.layer, t.variable.name)]
+def _target(variable: Any, layers: list[Any], containers: set[str]) -> Target:
+    # A layer or model may hold another layer's kernel: the layer whose kind is known says what it is.
+    layer = next((layer for layer in layers if is_prunable(layer, variable.name)), layers[0])
+    aliases = _aliases(variable, layers, containers)
+    return Target(variable, layer, aliases, weight_order(layer, variable.name, len(variable.shape)))
 
 
 def _owned(model: keras.Model) -> Iterator[tuple[Any, Any]]:
-    for layer in model._flatten_layers():
-        for variable in layer._trainable_variables:
-            yield layer, variable
+    for layer in _walk(model, set()):
+        yield from ((layer, variable) for variable in layer._trainable_variables)
+        if getattr(layer, "quantization_mode", None) is not None:
+            # Quantising makes the kernel a variable that is never trained: listed, so that it can be refused.
+            yield from ((layer, variable) for variable in layer._non_trainable_variables)
 
 
-def _aliases(variable: Any, layer: Any, containers: set[str]) -> tuple[str, ...]:
+def _walk(layer: Any, seen: set[int]) -> Iterator[Any]:
+    """A layer and all layers within it in the model's order (Keras's own walk turns nested layers around)."""
+    if id(layer) not in seen:
+        seen.add(id(layer))
+        yield layer
+        for child in layer._layers:
+            yield from _walk(child, seen)
+
+
+def _aliases(variable: Any, layers: list[Any], containers: set[str]) -> tuple[str, ...]:
     paths = [variable.path]
     parts = variable.path.split("/")
     while len(parts) > 2 and parts[0] in containers:
         parts = parts[1:]
         paths.append("/".join(parts))
-    paths.append(f"{layer.name}/{variable.name}")
+    paths += [f"{layer.name}/{variable.name}" for layer in layers]
     names = [*paths, *(path.replace("/", ".") for path in paths)]
     torch_style = [
         f"{path.removesuffix('kernel')}weight".replace("/", ".") for path in paths if path.endswith("/kernel")
@@ -165,13 +179,13 @@ def _matching(targets: list[Target], wanted: Sequence[str], argument: str) -> li
 
 
 def _matches(target: Target, item: str) -> bool:
-    if item.startswith(_PATTERN):
-        return any(re.match(item[len(_PATTERN) :], alias) for alias in target.aliases)
+    if item.startswith(PATTERN):
+        return any(re.match(item[len(PATTERN) :], alias) for alias in target.aliases)
     return item in target.aliases
 
 
 def _no_match(targets: list[Target], item: str, argument: str) -> str:
-    if item.startswith(_PATTERN):
+    if item.startswith(PATTERN):
         return (
             f"The pattern {item!r} in {argument} matches no variable from the start of its name. "
             f"Prunable variables: {_prunable_names(targets)}."
@@ -182,8 +196,11 @@ def _no_match(targets: list[Target], item: str, argument: str) -> str:
 
 
 def _prunable_names(targets: list[Target]) -> str:
-    names = [t.name for t in targets if is_prunable(t.layer, t.variable.name)]
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") or "none"
+    return _listed([t.name for t in targets if is_prunable(t.layer, t.variable.name)])
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f", ... ({len(names)} in all)" if len(names) > 10 else "") or "none"
 
 
 def _refuse_unsuitable(target: Target) -> None:

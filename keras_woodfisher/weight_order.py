@@ -39,9 +39,9 @@ def weight_order(layer: Any, name: str, rank: int) -> tuple[int, ...]:
     Returns:
         Axes for `transpose`. For a layer that isn't known, the last axis counts as the output.
     """
-    positions = tuple(range(rank - 2))
-    if isinstance(layer, layers.Embedding):
+    if rank < 2 or (isinstance(layer, layers.Embedding) and name == "embeddings"):
         return tuple(range(rank))
+    positions = tuple(range(rank - 2))
     if isinstance(layer, layers.EinsumDense) and name == "kernel":
         return _einsum_order(layer.equation)
     if isinstance(layer, _TRANSPOSED):
@@ -49,13 +49,13 @@ def weight_order(layer: Any, name: str, rank: int) -> tuple[int, ...]:
     if name == "depthwise_kernel" or isinstance(layer, _DEPTHWISE):
         # (*positions, channel, multiplier): output unit = channel * multiplier.
         return (rank - 2, rank - 1, *positions)
-    return (rank - 1, rank - 2, *positions) if rank >= 2 else tuple(range(rank))
+    return (rank - 1, rank - 2, *positions)
 
 
 def _einsum_order(equation: str) -> tuple[int, ...]:
-    inputs, _ = equation.replace(" ", "").split("->")
-    left, kernel = inputs.split(",")
-    outputs = [axis for axis, letter in enumerate(kernel) if letter not in left]
+    inputs, output = equation.replace(" ", "").split("->")
+    kernel = inputs.split(",")[1]
+    outputs = [axis for axis, letter in enumerate(kernel) if letter in output]
     return (*outputs, *(axis for axis in range(len(kernel)) if axis not in outputs))
 
 

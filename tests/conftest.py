@@ -11,6 +11,13 @@ import numpy as np
 import pytest
 from keras_woodfisher_backends import get_backend
 
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    )
+
 
 @pytest.fixture(autouse=True)
 def seeded():

@@ -78,15 +78,19 @@ class Capture:
 @contextmanager
 def _listening(owners: Sequence[Any], calls: Sequence[list], how: Differentiation) -> Iterator[None]:
     """Records (input, pre-activation output) of each call of each layer, and leaves no trace."""
-    activations = [layer.activation for layer in owners]
+    # On torch, an activation that is a layer isn't in the instance's own dictionary.
+    activations = [vars(layer).get("activation") for layer in owners]
     try:
         for layer, call in zip(owners, calls, strict=True):
             _listen(layer, call, how)
         yield
     finally:
         for layer, activation in zip(owners, activations, strict=True):
-            vars(layer)["activation"] = activation
             vars(layer).pop("call", None)
+            if activation is None:
+                vars(layer).pop("activation", None)
+            else:
+                vars(layer)["activation"] = activation
 
 
 def _listen(layer: Any, record: list, how: Differentiation) -> None:

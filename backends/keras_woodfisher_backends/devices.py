@@ -19,7 +19,7 @@ def resolve(name: str, accelerators: int, processors: int) -> tuple[str, int]:
     count = {"gpu": accelerators, "cpu": processors}.get(kind, 0)
     if kind == "cpu" and not number:
         return "cpu", -1
-    index = int(number) if number.isdigit() else (0 if not number else -1)
+    index = int(number) if number.isdecimal() else (0 if not number else -1)
     if not 0 <= index < count:
         raise ValueError(
             f"There is no device {name!r} here. Devices that exist: {', '.join(names(accelerators, processors))}."

@@ -51,9 +51,14 @@ class JaxOperators:
             raise np.linalg.LinAlgError("Not positive definite.")
         return factor
 
-    def leverage(self, factor: jax.Array) -> Callable[[jax.Array], np.ndarray]:
+    def leverage(self, factor: jax.Array) -> Callable[[jax.Array], tuple[np.ndarray, np.ndarray]]:
         inverse = _triangular_inverse(factor).astype(jnp.float32)
-        return lambda panel: np.array(_product_sums(inverse, panel), np.float64)
+
+        def column_sums(panel: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+            leverage, spread = _product_sums(inverse, panel)
+            return np.array(leverage, np.float64), np.array(spread, np.float64)
+
+        return column_sums
 
     def leverage_float64(self, factor: jax.Array, panel: jax.Array) -> np.ndarray:
         return np.array(_solved_sums(factor, panel))
@@ -93,8 +98,8 @@ def _triangular_inverse(factor: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _product_sums(inverse: jax.Array, panel: jax.Array) -> jax.Array:
-    return jnp.square(inverse @ panel).sum(0)
+def _product_sums(inverse: jax.Array, panel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.square(inverse @ panel).sum(0), jnp.square(inverse).sum(0) @ jnp.square(panel)
 
 
 @jax.jit
@@ -136,7 +141,7 @@ class JaxBackend:
         rows = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, None, 0)))
 
         def sample(values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
-            return [np.asarray(row) for row in rows(list(values), list(others), batch)]
+            return [np.asarray(row, np.float32) for row in rows(list(values), list(others), batch)]
 
         return sample
 

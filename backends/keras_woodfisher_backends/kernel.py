@@ -20,6 +20,9 @@ PANEL = 8192
 RISKY_LEVERAGE = 0.95
 """Above this, `1 - leverage` would lose digits in float32, and the column is done again in float64."""
 
+RISKY_ERROR = 1e-6
+"""Where rounding in float32 may move `1 - leverage` by more than this, relatively, the same is done."""
+
 
 class Operators(Protocol):
     """The few operators that a framework provides. Device arrays are opaque to the kernel."""
@@ -41,11 +44,20 @@ class Operators(Protocol):
         ...
 
     def factor(self, matrix: Any, ridge: float) -> Any:
-        """The lower Cholesky factor of `matrix + ridge I`. May overwrite `matrix`."""
+        """The lower Cholesky factor of `matrix + ridge I`. May overwrite `matrix`.
+
+        Raises:
+            numpy.linalg.LinAlgError: If that isn't positive definite and finite.
+        """
         ...
 
     def leverage(self, factor: Any) -> Any:
-        """A function panel -> column sums of `(L^-1 P)^2`, float32 product, as NumPy float64."""
+        """A function panel -> (leverage, spread), float32 products, as NumPy float64.
+
+        The leverage is the column sums of `(L^-1 P)^2`. The spread is `c @ P^2` with the column sums `c` of
+        `(L^-1)^2`: float32 rounding moves a column of `L^-1 P` by about `eps sqrt(spread)`, which is far more than
+        its own size tells if `L^-1` is large and most of it cancels (samples that are nearly equal).
+        """
         ...
 
     def leverage_float64(self, factor: Any, panel: Any) -> np.ndarray:
@@ -99,19 +111,27 @@ class BlockKernel:
         with ops.scope():
             if width <= m:
                 fisher = ops.fisher(ops.load(grads))
-                return ops.inverse_diagonal(ops.factor(fisher, m * damp))[:width] * m
+                return ops.inverse_diagonal(self._factor(fisher, m, damp))[:width] * m
             factor = self._dual_factor(grads, damp, None)
             leverage = ops.leverage(factor)
             out = np.empty(width)
             for part in self._parts(width):
                 panel = grads[:, part]
-                sums = leverage(ops.load(panel))[: panel.shape[1]]
-                risky = np.flatnonzero(~(sums <= RISKY_LEVERAGE))
+                sums, spread = (array[: panel.shape[1]] for array in leverage(ops.load(panel)))
+                rest = 1.0 - sums
+                error = 2.0 * np.finfo(np.float32).eps * np.sqrt(sums * spread)
+                risky = np.flatnonzero(~((sums <= RISKY_LEVERAGE) & (error <= RISKY_ERROR * rest)))
                 if risky.size:
-                    again = ops.leverage_float64(factor, ops.load(panel[:, risky]))
-                    sums[risky] = again[: risky.size]
-                out[part] = (1.0 - sums) / damp
+                    again = ops.leverage_float64(factor, ops.load(panel[:, risky]))[: risky.size]
+                    rest[risky] = np.maximum(1.0 - again, self._least(panel[:, risky], damp))
+                out[part] = rest / damp
             return out
+
+    @staticmethod
+    def _least(panel: np.ndarray, damp: float) -> np.ndarray:
+        """`damp / F_jj`: no `1 - leverage` is below it, whatever rounding says, so scores stay positive."""
+        ridge = panel.shape[0] * damp
+        return ridge / (ridge + np.square(panel.astype(np.float64)).sum(0))
 
     def joint_update(self, grads: np.ndarray, damp: float, weights: np.ndarray, prune: np.ndarray) -> np.ndarray:
         """The change of the kept weights that is optimal for the whole set that is pruned.
@@ -173,7 +193,7 @@ class BlockKernel:
             return out
         if kept <= m:
             panel = ops.load(grads if kept == keep.size else grads[:, keep])
-            factor = ops.factor(ops.fisher(panel), m * damp)
+            factor = self._factor(ops.fisher(panel), m, damp)
             out[keep] = ops.solve(factor, ops.project(panel, source)[:kept])[:kept]
             return out
         dual = ops.solve(self._dual_factor(grads, damp, keep), source)
@@ -194,7 +214,16 @@ class BlockKernel:
             if panel.shape[1]:
                 product = self._ops.gram(self._ops.load(panel))
                 gram = product if gram is None else gram + product
-        return self._ops.factor(gram, grads.shape[0] * damp)
+        return self._factor(gram, grads.shape[0], damp)
+
+    def _factor(self, matrix: Any, samples: int, damp: float) -> Any:
+        try:
+            return self._ops.factor(matrix, samples * damp)
+        except np.linalg.LinAlgError as error:
+            raise np.linalg.LinAlgError(
+                f"The Fisher of a block isn't positive definite with damp={damp:g}: its gradients are too large for "
+                "that damp, or not finite. Give a larger damp."
+            ) from error
 
     def _combine(self, grads: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
         total = np.zeros(grads.shape[0])

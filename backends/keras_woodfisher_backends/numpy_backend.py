@@ -32,19 +32,24 @@ class NumpyOperators:
 
     def factor(self, matrix: np.ndarray, ridge: float) -> np.ndarray:
         matrix.flat[:: matrix.shape[0] + 1] += ridge
-        return scipy.linalg.cholesky(matrix, lower=True, overwrite_a=True, check_finite=False)
+        factor = scipy.linalg.cholesky(matrix, lower=True, overwrite_a=True, check_finite=False)
+        # Some LAPACKs let NaN pass; it always reaches the last entry.
+        if not np.isfinite(factor[-1, -1]):
+            raise np.linalg.LinAlgError("Not finite.")
+        return factor
 
-    def leverage(self, factor: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    def leverage(self, factor: np.ndarray) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
         inverse = _triangular_inverse(factor).astype(np.float32)
+        columns = np.einsum("ij,ij->j", inverse, inverse)
         edges = np.linspace(0, inverse.shape[0], _ROW_PANELS + 1).astype(int)
 
-        def column_sums(panel: np.ndarray) -> np.ndarray:
+        def column_sums(panel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             total = np.zeros(panel.shape[1])
             for low, high in pairwise(edges):
                 # L^-1 is lower triangular: rows below `high` use only that many rows of G.
                 rows = inverse[low:high, :high] @ panel[:high]
                 total += np.einsum("ij,ij->j", rows, rows)
-            return total
+            return total, (columns @ np.square(panel)).astype(np.float64)
 
         return column_sums
 

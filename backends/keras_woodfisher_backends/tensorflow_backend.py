@@ -15,6 +15,7 @@ from keras_woodfisher_backends.kernel import BlockKernel, Operators
 from keras_woodfisher_backends.nest import arrays
 from keras_woodfisher_backends.numpy_backend import host_kernel
 from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
+from keras_woodfisher_backends.shared_setting import SharedSetting
 from keras_woodfisher_backends.verified import VerifiedSampler
 
 
@@ -26,14 +27,8 @@ class TensorFlowOperators:
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        # TF32 has 10 bits of mantissa: a product in it would lose the small eigenvalues.
-        before = tf.config.experimental.tensor_float_32_execution_enabled()
-        tf.config.experimental.enable_tensor_float_32_execution(False)
-        try:
-            with tf.device(self._device):
-                yield
-        finally:
-            tf.config.experimental.enable_tensor_float_32_execution(before)
+        with _full_precision.changed(), tf.device(self._device):
+            yield
 
     def load(self, panel: np.ndarray) -> Any:
         return tf.convert_to_tensor(panel)
@@ -55,9 +50,13 @@ class TensorFlowOperators:
             raise np.linalg.LinAlgError("Not positive definite.")
         return factor
 
-    def leverage(self, factor: Any) -> Callable[[Any], np.ndarray]:
+    def leverage(self, factor: Any) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]:
         inverse = tf.cast(_triangular_inverse(factor), tf.float32)
-        return lambda panel: _column_sums(tf.matmul(inverse, panel))
+        columns = tf.reduce_sum(tf.square(inverse), axis=0)
+        return lambda panel: (
+            _column_sums(tf.matmul(inverse, panel)),
+            np.array(tf.linalg.matvec(tf.square(panel), columns, transpose_a=True), np.float64),
+        )
 
     def leverage_float64(self, factor: Any, panel: Any) -> np.ndarray:
         return _column_sums(tf.linalg.triangular_solve(factor, tf.cast(panel, tf.float64)))
@@ -81,6 +80,16 @@ def _triangular_inverse(factor: Any) -> Any:
 
 def _column_sums(rows: Any) -> np.ndarray:
     return np.array(tf.reduce_sum(tf.square(rows), axis=0), np.float64)
+
+
+def _without_tf32() -> Callable[[], Any]:
+    # TF32 has 10 bits of mantissa: a product in it would lose the small eigenvalues.
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    return partial(tf.config.experimental.enable_tensor_float_32_execution, before)
+
+
+_full_precision = SharedSetting(_without_tf32)
 
 
 class TensorFlowBackend:
@@ -144,7 +153,8 @@ class _TensorFlowGradients:
             compiled = tf.function(partial(rows, present), autograph=False)
             self._compiled[key] = compiled
         leaves = [tf.convert_to_tensor(leaf) for leaf in arrays(batch)]
-        return [row.numpy() for row in self._compiled[key](list(values), list(others), leaves)]
+        rows_of = self._compiled[key]
+        return [tf.cast(row, tf.float32).numpy() for row in rows_of(list(values), list(others), leaves)]
 
     def _capture_chunk(self, present: Any, values: Any, others: Any, leaves: Any) -> list[Any]:
         batch = _fill(leaves, present)

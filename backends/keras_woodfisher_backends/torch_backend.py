@@ -14,6 +14,7 @@ from keras_woodfisher_backends.kernel import BlockKernel, Operators
 from keras_woodfisher_backends.nest import arrays, map_arrays, take
 from keras_woodfisher_backends.numpy_backend import host_kernel
 from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
+from keras_woodfisher_backends.shared_setting import SharedSetting
 from keras_woodfisher_backends.verified import VerifiedSampler
 
 
@@ -25,14 +26,8 @@ class TorchOperators:
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        # TF32 has 10 bits of mantissa: a product in it would lose the small eigenvalues.
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            torch.set_float32_matmul_precision(before)
+        with _full_precision.changed(), torch.no_grad():
+            yield
 
     def load(self, panel: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(panel)).to(self._device)
@@ -52,9 +47,10 @@ class TorchOperators:
             raise np.linalg.LinAlgError(f"Not positive definite at row {int(info)}.")
         return factor
 
-    def leverage(self, factor: torch.Tensor) -> Callable[[torch.Tensor], np.ndarray]:
+    def leverage(self, factor: torch.Tensor) -> Callable[[torch.Tensor], tuple[np.ndarray, np.ndarray]]:
         inverse = _triangular_inverse(factor).float()
-        return lambda panel: _column_sums(inverse @ panel)
+        columns = inverse.square().sum(0)
+        return lambda panel: (_column_sums(inverse @ panel), _host(columns @ panel.square()))
 
     def leverage_float64(self, factor: torch.Tensor, panel: torch.Tensor) -> np.ndarray:
         return _column_sums(torch.linalg.solve_triangular(factor, panel.double(), upper=False))
@@ -79,7 +75,34 @@ def _triangular_inverse(factor: torch.Tensor) -> torch.Tensor:
 
 
 def _column_sums(rows: torch.Tensor) -> np.ndarray:
-    return rows.square().sum(0).double().cpu().numpy()
+    return _host(rows.square().sum(0))
+
+
+def _host(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.double().cpu().numpy()
+
+
+def _without_tf32() -> Callable[[], Any]:
+    # TF32 has 10 bits of mantissa: a product in it would lose the small eigenvalues.
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        # The user chose it by `fp32_precision`, which torch refuses to mix with the older interface.
+        backends: Any = torch.backends
+        places = (backends.cuda.matmul, backends.mkldnn.matmul)
+        chosen = [place.fp32_precision for place in places]
+        _set_precisions(places, ["ieee"] * len(places))
+        return lambda: _set_precisions(places, chosen)
+    torch.set_float32_matmul_precision("highest")
+    return lambda: torch.set_float32_matmul_precision(before)
+
+
+def _set_precisions(places: Sequence[Any], values: Sequence[str]) -> None:
+    for place, value in zip(places, values, strict=True):
+        place.fp32_precision = value
+
+
+_full_precision = SharedSetting(_without_tf32)
 
 
 class TorchBackend:
@@ -130,7 +153,7 @@ class _TorchGradients:
         with _evaluating(self._model), torch.enable_grad():
             batch = map_arrays(ops.convert_to_tensor, batch)
             rows = self._capture.sample(_Autograd(), self._loss, values, others, batch)
-        return [row.detach().cpu().numpy() for row in rows]
+        return [row.detach().float().cpu().numpy() for row in rows]
 
     def direct(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
         leaves, others = [v.detach().requires_grad_() for v in values], [v.detach() for v in others]
@@ -140,7 +163,8 @@ class _TorchGradients:
             for index in range(arrays(batch)[0].shape[0]):
                 loss = self._loss(leaves, others, take(batch, index))
                 grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-                rows.append([grad.detach().cpu().numpy() for grad in grads])
+                # NumPy has no bfloat16.
+                rows.append([grad.detach().float().cpu().numpy() for grad in grads])
         return [np.stack(row) for row in zip(*rows, strict=True)]
 
 

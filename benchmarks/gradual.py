@@ -1,0 +1,99 @@
+"""Gradual pruning while fine-tuning: WoodFisher against magnitude under the same schedule and learning rate.
+
+The learning rate is chosen for magnitude, on the last tenth of the training data; nothing is chosen by --val.
+"""
+
+import math
+
+import keras
+import numpy as np
+from common import accuracy, augmented, compile_model, load, parser, record
+
+import keras_woodfisher as kw
+
+
+def main() -> None:
+    args = parser(__doc__)
+    args.add_argument("--sparsity", type=float, default=0.95)
+    args.add_argument("--epochs", type=int, default=3)
+    args.add_argument("--batch-size", type=int, default=64)
+    args.add_argument("--update-frequency", type=float, default=0.25)
+    args.add_argument("--end-epoch", type=float, default=2.0)
+    args.add_argument("--rates", type=float, nargs="+", default=[0.0025, 0.005, 0.01, 0.02])
+    args.add_argument("--rate", type=float, help="skip the choice of the learning rate")
+    args.add_argument("--augment", action="store_true", help="train on cropped and flipped images")
+    args = args.parse_args()
+    model, train, val = load(args)
+    dense = model.get_weights()
+    held = len(train[0]) // 10
+    inner, outer = tuple(a[:-held] for a in train), tuple(a[-held:] for a in train)
+    tried = {}
+    for rate in [] if args.rate else args.rates:
+        _train(model, dense, inner, "magnitude", rate, 0, args)
+        tried[rate] = accuracy(model, outer)
+        print("magnitude, rate", rate, "held-out training data:", tried[rate], flush=True)
+    rate = args.rate or max(tried, key=tried.get)
+    table: dict[str, list[float]] = {"magnitude": [], "woodfisher": []}
+    for seed in range(args.seeds):
+        for method, row in table.items():
+            _train(model, dense, train, method, rate, seed, args)
+            assert kw.sparsity_report(model).sparsity >= args.sparsity - 1e-4
+            row.append(accuracy(model, val))
+            print(method, "seed", seed, row[-1], flush=True)
+    keys = ("sparsity", "epochs", "end_epoch", "update_frequency", "batch_size", "num_grads", "damp", "augment")
+    record(
+        "gradual",
+        {
+            **{key: getattr(args, key) for key in keys},
+            "rate": rate,
+            "rates_tried_for_magnitude": tried,
+            "each": table,
+            "mean": {method: float(np.mean(row)) for method, row in table.items()},
+        },
+    )
+
+
+def _train(model: keras.Model, dense: list, data: tuple, method: str, rate: float, seed: int, args: object) -> None:
+    keras.utils.set_random_seed(seed)
+    model.set_weights(dense)
+    compile_model(model, keras.optimizers.SGD(rate, momentum=0.9))
+    pruner = kw.WoodFisherPruning(
+        args.sparsity,
+        init_sparsity=0.5,
+        end_epoch=args.end_epoch,
+        update_frequency=args.update_frequency,
+        method=method,
+        data=data,
+        num_grads=args.num_grads,
+        fisher_block_size=args.fisher_block_size,
+        damp=args.damp,
+        seed=seed,
+        verbose=0,
+    )
+    batches = Batches(data, args.batch_size, seed, args.augment)
+    model.fit(batches, epochs=args.epochs, callbacks=[pruner], verbose=0)
+
+
+class Batches(keras.utils.PyDataset):
+    """Shuffled batches, with fresh crops and flips each epoch where asked for."""
+
+    def __init__(self, data: tuple, size: int, seed: int, augment: bool):
+        super().__init__()
+        self._data, self._size, self._augment = data, size, augment
+        self._rng = np.random.default_rng(seed)
+        self.on_epoch_end()
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._order) / self._size)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = self._order[index * self._size : (index + 1) * self._size]
+        x, y = self._data[0][rows], self._data[1][rows]
+        return (augmented(x, int(self._rng.integers(2**31))) if self._augment else x), y
+
+    def on_epoch_end(self) -> None:
+        self._order = self._rng.permutation(len(self._data[0]))
+
+
+if __name__ == "__main__":
+    main()

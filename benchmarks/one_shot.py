@@ -1,0 +1,59 @@
+"""Accuracy after one-shot pruning: magnitude, independent and joint update, over seeds of the gradient samples."""
+
+import keras
+import numpy as np
+from common import accuracy, augmented, load, parser, record
+
+import keras_woodfisher as kw
+
+
+def main() -> None:
+    args = parser(__doc__)
+    args.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.6, 0.7, 0.8])
+    args.add_argument("--methods", nargs="+", default=["magnitude", "independent", "joint"])
+    args.add_argument("--augment", action="store_true", help="gradients of cropped and flipped images")
+    args.add_argument("--masks", help="write the masks of the first seed to this .npz, for compare_masks.py")
+    args.add_argument("--name", default="one_shot")
+    args = args.parse_args()
+    model, train, val = load(args)
+    dense = model.get_weights()
+    table: dict[str, dict[str, list[float]]] = {}
+    masks = {}
+    for method in args.methods:
+        for seed in range(1 if method == "magnitude" else args.seeds):
+            data = (augmented(train[0], seed), train[1]) if args.augment else train
+            for sparsity in args.sparsity:
+                model.set_weights(dense)
+                kw.prune(model, data, sparsity, seed=seed, verbose=0, **_options(method, args))
+                row = table.setdefault(method, {}).setdefault(str(sparsity), [])
+                row.append(round(accuracy(model, val), 2))
+                print(method, seed, sparsity, row[-1], flush=True)
+                if seed == 0:
+                    masks[f"{method}_{sparsity}"] = _zeros(model)
+    model.set_weights(dense)
+    if args.masks:
+        np.savez_compressed(args.masks, **masks)
+    means = {m: {s: round(float(np.mean(v)), 2) for s, v in row.items()} for m, row in table.items()}
+    settings = {key: getattr(args, key) for key in ("num_grads", "fisher_block_size", "damp", "seeds", "augment")}
+    record(args.name, {**settings, "dense": accuracy(model, val), "mean": means, "each": table})
+
+
+def _options(method: str, args: object) -> dict:
+    if method == "magnitude":
+        return {"method": "magnitude"}
+    return {
+        "update": method,
+        "num_grads": args.num_grads,
+        "fisher_block_size": args.fisher_block_size,
+        "damp": args.damp,
+    }
+
+
+def _zeros(model: keras.Model) -> np.ndarray:
+    from keras_woodfisher.targets import prunable_targets
+
+    return np.concatenate([target.read() == 0 for target in prunable_targets(model)])
+
+
+if __name__ == "__main__":
+    main()

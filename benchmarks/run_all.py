@@ -1,0 +1,61 @@
+"""Runs every benchmark on every backend, each in a process of its own, and writes a table of the results."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+BACKENDS = ("torch", "tensorflow", "jax")
+BENCHMARKS = ("update_cost", "zeros_cost", "kernel_accuracy", "one_shot", "gradual")
+
+
+def main() -> None:
+    args = argparse.ArgumentParser(
+        description=__doc__, epilog="What isn't known here goes to each benchmark, such as --model, --train and --val."
+    )
+    args.add_argument("--backends", nargs="+", default=BACKENDS, choices=BACKENDS)
+    args.add_argument("--only", nargs="+", default=BENCHMARKS, choices=BENCHMARKS)
+    args, passed = args.parse_known_args()
+    for benchmark in args.only:
+        for backend in args.backends:
+            _run(benchmark, backend, passed)
+        if benchmark == "one_shot" and len(args.backends) > 1:
+            files = [str(HERE / "results" / f"masks_{backend}.npz") for backend in args.backends]
+            subprocess.run([sys.executable, str(HERE / "compare_masks.py"), *files], check=True)
+    table = "\n".join(_rows())
+    (HERE / "results" / "README.md").write_text(f"# Results\n\n{table}\n")
+    print(table)
+
+
+def _run(benchmark: str, backend: str, passed: list[str]) -> None:
+    command = [sys.executable, str(HERE / f"{benchmark}.py"), *passed]
+    if benchmark == "one_shot":
+        (HERE / "results").mkdir(exist_ok=True)
+        command += ["--masks", str(HERE / "results" / f"masks_{backend}.npz")]
+    print("==", benchmark, backend, flush=True)
+    subprocess.run(command, check=True, env={**os.environ, "KERAS_BACKEND": backend})
+
+
+def _rows() -> list[str]:
+    rows = ["| benchmark | backend | figure | value |", "|---|---|---|---|"]
+    for path in sorted((HERE / "results").glob("*.json")):
+        result = json.loads(path.read_text())
+        name = path.stem.removesuffix(f"_{result['backend']}")
+        for key in (
+            "ratio_median_and_quartiles",
+            "extra_memory_mib_largest",
+            "held_over_plain",
+            "plain_over_plain",
+            "largest_relative_error",
+            "mean",
+        ):
+            if key in result:
+                rows.append(f"| {name} | {result['backend']} | {key} | {json.dumps(result[key])} |")
+    return rows
+
+
+if __name__ == "__main__":
+    main()
