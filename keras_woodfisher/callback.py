@@ -2,22 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import keras
 import numpy as np
-from keras.callbacks import EarlyStopping, History, ModelCheckpoint, ProgbarLogger
 
-from keras_woodfisher.holding import HoldingCallback, callbacks_beside, keep_edits, warn
+from keras_woodfisher.holding import HoldingCallback, keep_edits
 from keras_woodfisher.meter import say
-from keras_woodfisher.options import PruningOptions, flag, fraction, number, one_of
+from keras_woodfisher.neighbours import callbacks_beside, warn, warn_about_neighbours
+from keras_woodfisher.options import PruningOptions, flag
 from keras_woodfisher.pruner import Pruner
-from keras_woodfisher.schedule import INTERPOLATIONS, Schedule
+from keras_woodfisher.schedule import FROM_PARAM, checked_schedule
 from keras_woodfisher.sources import BufferedGradients, GradientSource, SampledGradients
 from keras_woodfisher.targets import Target
-
-FROM_PARAM = "__FROM_PARAM__"
 
 
 class WoodFisherPruning(HoldingCallback):
@@ -104,28 +102,25 @@ class WoodFisherPruning(HoldingCallback):
             seed=seed,
             verbose=verbose,
         )
-        if data is None and grad_batch_size != 1:
-            raise ValueError(
-                f"grad_batch_size={grad_batch_size} needs data to sample from. Without data, each step of "
-                "training gives one gradient, averaged over its batch."
-            )
         flag("leave_enabled", leave_enabled)
         self._leave_enabled = leave_enabled
         self._data = data
-        self._init = init_sparsity
         self._pruner: Pruner | None = None
         self._buffer: BufferedGradients | None = None
-        self._schedule = _schedule(init_sparsity, final_sparsity, start_epoch, end_epoch, update_frequency, inter_func)
+        self._schedule = checked_schedule(
+            init_sparsity, final_sparsity, start_epoch, end_epoch, update_frequency, inter_func
+        )
+        self._init: Any = init_sparsity if init_sparsity == FROM_PARAM else self._schedule.init
         self._written = {
-            "start_epoch": start_epoch,
-            "end_epoch": end_epoch,
-            "update_frequency": update_frequency,
+            "start_epoch": float(start_epoch),
+            "end_epoch": float(end_epoch),
+            "update_frequency": float(update_frequency),
         }
 
     def get_config(self) -> dict[str, Any]:
         """All arguments but `data`, for `from_config`."""
         options = {f.name: getattr(self._options, f.name) for f in fields(self._options)}
-        options = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
+        options = {k: _plain(v) for k, v in options.items()}
         return options | {
             **self._written,
             "final_sparsity": self._schedule.final,
@@ -223,6 +218,11 @@ class WoodFisherPruning(HoldingCallback):
         if self._options.method == "magnitude":
             return None
         options, targets = self._options, pruner.targets
+        if self._data is None and options.grad_batch_size != 1:
+            raise ValueError(
+                f"grad_batch_size={options.grad_batch_size} needs data to sample from. Without data, each step of "
+                "training gives one gradient, averaged over its batch."
+            )
         if self._data is None:
             self._buffer = BufferedGradients(model, targets, options.most_gradients, pruner.backend)
             return self._buffer
@@ -276,15 +276,7 @@ class WoodFisherPruning(HoldingCallback):
         if self._init != FROM_PARAM:
             return [self._schedule.sparsity(position)] * len(self._found)
         return [
-            Schedule(
-                min(found, self._schedule.final),
-                self._schedule.final,
-                self._schedule.start,
-                self._schedule.end,
-                self._schedule.frequency,
-                self._schedule.interpolation,
-            ).sparsity(position)
-            for found in self._found
+            replace(self._schedule, init=min(found, self._schedule.final)).sparsity(position) for found in self._found
         ]
 
     def _prune_if_due(self, position: float, last: bool = False) -> None:
@@ -342,28 +334,7 @@ class WoodFisherPruning(HoldingCallback):
             self._buffer = None
 
     def _warn_about_others(self) -> None:
-        before, after = callbacks_beside(self)
-        before = [c for c in before if not isinstance(c, (History, ProgbarLogger, HoldingCallback))]
-        if before:
-            warn(
-                f"{type(before[0]).__name__} comes before WoodFisherPruning in the list of callbacks, so it doesn't "
-                "see the sparsity, nor the last update. Put WoodFisherPruning first."
-            )
-        for callback in [*before, *after]:
-            self._warn_about(callback)
-
-    def _warn_about(self, callback: Any) -> None:
-        end, epoch = self._schedule.end, self._first_final_epoch()
-        if isinstance(callback, EarlyStopping) and callback.restore_best_weights and callback.start_from_epoch < epoch:
-            warn(
-                f"EarlyStopping(restore_best_weights=True) may bring back weights from before end_epoch={end:g}, "
-                f"which are less sparse. Set start_from_epoch={epoch}."
-            )
-        if isinstance(callback, ModelCheckpoint) and callback.save_best_only and epoch > 0:
-            warn(
-                f"ModelCheckpoint(save_best_only=True) may keep weights from before end_epoch={end:g}, which are "
-                "less sparse. Save each epoch, or fine-tune in a second fit with KeepZeros and save the best there."
-            )
+        warn_about_neighbours(callbacks_beside(self), HoldingCallback, self._schedule.end, self._first_final_epoch())
 
     def _first_final_epoch(self) -> int:
         """The index of the first epoch at whose end the final sparsity is reached."""
@@ -371,25 +342,8 @@ class WoodFisherPruning(HoldingCallback):
         return epoch if epochs is None else min(epoch, epochs - 1)
 
 
-def _schedule(init: Any, final: Any, start: Any, end: Any, frequency: Any, interpolation: Any) -> Schedule:
-    final = fraction("final_sparsity", final)
-    if init != FROM_PARAM:
-        init = fraction("init_sparsity", init)
-        if init > final:
-            raise ValueError(
-                f"init_sparsity={init:g} is above final_sparsity={final:g}; sparsity never falls. Lower it."
-            )
-    start = number("start_epoch", start)
-    if start < 0 and start != -1:
-        raise ValueError(f"start_epoch must be at least 0, or -1 for at once, got {start:g}.")
-    start = max(start, 0.0)
-    end = number("end_epoch", end, least=0.0)
-    if end < start:
-        raise ValueError(f"end_epoch={end:g} lies before start_epoch={start:g}. Swap or move them.")
-    frequency = number("update_frequency", frequency)
-    if frequency < 0 and frequency != -1:
-        raise ValueError(
-            f"update_frequency must be a positive number of epochs, or 0 or -1 for every step, got {frequency:g}."
-        )
-    one_of("inter_func", interpolation, tuple(INTERPOLATIONS))
-    return Schedule(0.0 if init == FROM_PARAM else init, final, start, end, max(frequency, 0.0), interpolation)
+def _plain(value: Any) -> Any:
+    """An option as JSON has it, and as the user's own copy."""
+    if isinstance(value, tuple):
+        return list(value)
+    return dict(value) if isinstance(value, Mapping) else value

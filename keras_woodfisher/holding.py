@@ -1,20 +1,16 @@
 """Callbacks that hold zeros: what `KeepZeros` and `WoodFisherPruning` have in common."""
 
-import sys
-import warnings
 from collections.abc import Sequence
-from types import FrameType
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_woodfisher.enforcement import Enforcement
+from keras_woodfisher.neighbours import callbacks_beside
 from keras_woodfisher.options import names
 from keras_woodfisher.pruner import zeros_of
 from keras_woodfisher.targets import Target, find_targets
-
-_INSIDE = ("keras", "keras_woodfisher")
 
 
 class HoldingCallback(keras.callbacks.Callback):
@@ -123,35 +119,12 @@ class KeepZeros(HoldingCallback):
         return [target.unflatten(zeros_of(target)) for target in self._targets]
 
 
-def callbacks_beside(callback: keras.callbacks.Callback) -> tuple[list[Any], list[Any]]:
-    """The callbacks before and after one in its list, while the list is calling it.
-
-    Keras tells a callback nothing of the others; the list that calls it is found on the stack.
-    """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, keras.callbacks.CallbackList) and callback in caller.callbacks:
-            place = caller.callbacks.index(callback)
-            return caller.callbacks[:place], caller.callbacks[place + 1 :]
-        frame = frame.f_back
-    return [], []
-
-
 def keep_edits(model: keras.Model) -> None:
     """Makes edits between two batches last on JAX, where a step that finds no more data puts the old state back."""
     if getattr(model, "_jax_state", None):
         kinds = ("trainable_variables", "non_trainable_variables", "metrics_variables")
         state = {kind: [v.value for v in getattr(model, kind)] for kind in kinds}
         model._jax_state = state | {"optimizer_variables": [v.value for v in model.optimizer.variables]}
-
-
-def warn(message: str) -> None:
-    """A warning that points at the user's call of `fit` rather than into Keras or this package."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level + 1)
 
 
 def _in_force(beside: tuple[list[Any], list[Any]]) -> list[Enforcement]:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
+from keras import ops
 
 from keras_woodfisher.options import PruningOptions, fraction
 from keras_woodfisher.pruner import Pruner
@@ -100,4 +102,13 @@ def prune(
             rows = max(1, min(rows, source.available))
         source.check(rows)
     phases, samples = pruner.update([sparsity] * len(pruner.targets), source, rows)
+    _constrain(pruner)
     return PruningReport(count_zeros(pruner.targets), tuple(phases), samples)
+
+
+def _constrain(pruner: Pruner) -> None:
+    """Applies the weights' own constraints, which corrections may have broken; zeros stay."""
+    for target, pruned in zip(pruner.targets, pruner.masks(), strict=True):
+        if target.variable.constraint is not None:
+            values = ops.convert_to_numpy(target.variable.constraint(target.variable))
+            target.variable.assign(np.where(pruned, np.zeros((), values.dtype), values))

@@ -28,6 +28,7 @@ class Pruner:
     Attributes:
         targets: The variables it prunes.
         pruned: For each variable, its pruned weights in weight order (bool).
+        sparsity: The fraction of pruned weights over all chosen variables.
         backend: The adapter of the Keras backend.
 
     Raises:
@@ -41,16 +42,11 @@ class Pruner:
         self.targets: list[Target] = find_targets(model, options.params, options.exclude)
         self._devices = options.available_gpus or ("cpu",)
         self._kernels: list[BlockKernel] = [self.backend.kernel(name) for name in self._devices]
-        self.pruned = [np.zeros(target.size, bool) for target in self.targets]
-
-    @property
-    def sparsity(self) -> float:
-        """The fraction of pruned weights over all chosen variables."""
-        return float(sum(p.sum() for p in self.pruned) / sum(p.size for p in self.pruned))
+        self._set([np.zeros(target.size, bool) for target in self.targets])
 
     def find_zeros(self) -> None:
         """Takes the zeros that are there as pruned (but for a variable that is zero as a whole)."""
-        self.pruned = [zeros_of(target) for target in self.targets]
+        self._set([zeros_of(target) for target in self.targets])
 
     def masks(self) -> list[np.ndarray]:
         """The pruned weights of each variable, bool in the variable's shape."""
@@ -149,7 +145,12 @@ class Pruner:
             for target, values in zip(self.targets, before, strict=True):
                 target.variable.assign(values)
             raise
-        self.pruned = np.split(pruned, edges)
+        self._set(np.split(pruned, edges))
+
+    def _set(self, pruned: list[np.ndarray]) -> None:
+        self.pruned = pruned
+        # Training logs it at each step.
+        self.sparsity = float(sum(p.sum() for p in pruned) / sum(p.size for p in pruned))
 
 
 def zeros_of(target: Target) -> np.ndarray:

@@ -2,6 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
+
+from keras_woodfisher.options import fraction, number, one_of
+
+FROM_PARAM = "__FROM_PARAM__"
+"""As `init_sparsity`: the zeros that are there when training begins."""
 
 _GRID_TOLERANCE = 1e-9
 
@@ -84,3 +90,32 @@ class Schedule:
         current = self.due(float(first_epoch))
         late = [current] if current is not None and current < first_epoch - _GRID_TOLERANCE else []
         return [*late, *(p for p in [*grid, self.end] if p >= first_epoch - _GRID_TOLERANCE)]
+
+
+def checked_schedule(init: Any, final: Any, start: Any, end: Any, frequency: Any, interpolation: Any) -> Schedule:
+    """A schedule of what a user wrote, whose special values mean: start -1 at once, frequency -1 every step.
+
+    Raises:
+        ValueError, TypeError: If a value is out of range or of the wrong kind.
+    """
+    final = fraction("final_sparsity", final)
+    if init != FROM_PARAM:
+        init = fraction("init_sparsity", init)
+        if init > final:
+            raise ValueError(
+                f"init_sparsity={init:g} is above final_sparsity={final:g}; sparsity never falls. Lower it."
+            )
+    start = number("start_epoch", start)
+    if start < 0 and start != -1:
+        raise ValueError(f"start_epoch must be at least 0, or -1 for at once, got {start:g}.")
+    start = max(start, 0.0)
+    end = number("end_epoch", end, least=0.0)
+    if end < start:
+        raise ValueError(f"end_epoch={end:g} lies before start_epoch={start:g}. Swap or move them.")
+    frequency = number("update_frequency", frequency)
+    if frequency < 0 and frequency != -1:
+        raise ValueError(
+            f"update_frequency must be a positive number of epochs, or 0 or -1 for every step, got {frequency:g}."
+        )
+    one_of("inter_func", interpolation, tuple(INTERPOLATIONS))
+    return Schedule(0.0 if init == FROM_PARAM else init, final, start, end, max(frequency, 0.0), interpolation)

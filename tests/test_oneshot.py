@@ -228,3 +228,16 @@ def test_progress_is_shown(blobs, capsys):
     assert "16/16" in shown
     kw.prune(model, blobs, 0.6, loss=LOSS, num_grads=16, verbose=0)
     assert capsys.readouterr().out == ""
+
+
+def test_constraints_of_weights_hold_after_the_correction(blobs):
+    model = keras.Sequential(
+        [keras.Input((12,)), keras.layers.Dense(8, kernel_constraint="non_neg"), keras.layers.Dense(3)]
+    )
+    kernel = model.layers[0].kernel
+    kernel.assign(np.abs(keras.ops.convert_to_numpy(kernel)))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    report = kw.prune(model, blobs, 0.7, loss=loss, num_grads=16, damp=1e-7, verbose=0)
+    values = keras.ops.convert_to_numpy(kernel)
+    assert values.min() >= 0
+    assert report.sparsity >= 0.7 - 1 / 120

@@ -70,7 +70,6 @@ OF_CALLBACK = [
     ({"update_frequency": "1"}, TypeError, "update_frequency must be a number, got '1'"),
     ({"inter_func": "quartic"}, ValueError, "inter_func must be one of 'linear', 'cubic', 'inverse_cubic'.*'quartic'"),
     ({"leave_enabled": "yes"}, TypeError, "leave_enabled must be True or False, got 'yes'"),
-    ({"grad_batch_size": 4}, ValueError, "grad_batch_size=4 needs data to sample from"),
 ]
 
 
@@ -166,11 +165,24 @@ def test_the_defaults_go_through_json():
     assert first.get_config()["num_grads"] == 64
 
 
+def test_numbers_of_numpy_go_through_json():
+    first = kw.WoodFisherPruning(np.float32(0.5), end_epoch=np.float32(2), init_sparsity=np.float64(0.25))
+    config = json.loads(json.dumps(first.get_config()))
+    assert (config["final_sparsity"], config["end_epoch"], config["init_sparsity"]) == (0.5, 2.0, 0.25)
+
+
+def test_a_config_needs_no_data():
+    config = kw.WoodFisherPruning(0.5, end_epoch=1, data=lambda: iter([]), grad_batch_size=4).get_config()
+    assert kw.WoodFisherPruning.from_config(config).get_config() == config
+
+
 def test_changing_a_config_does_not_change_the_callback():
     callback = kw.WoodFisherPruning(0.9, end_epoch=3, params=["a"], num_grads={0.0: 4})
     config = callback.get_config()
     config["params"].append("b")
+    config["num_grads"][0.5] = 8
     assert callback.get_config()["params"] == ["a"]
+    assert callback.get_config()["num_grads"] == {0.0: 4}
 
 
 def test_keep_zeros_config():
