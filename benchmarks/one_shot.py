@@ -5,6 +5,7 @@ import numpy as np
 from common import accuracy, augmented, load, parser, record
 
 import keras_woodfisher as kw
+from keras_woodfisher.targets import find_targets
 
 
 def main() -> None:
@@ -50,9 +51,7 @@ def _options(method: str, args: object) -> dict:
 
 
 def _zeros(model: keras.Model) -> np.ndarray:
-    from keras_woodfisher.targets import prunable_targets
-
-    return np.concatenate([target.read() == 0 for target in prunable_targets(model)])
+    return np.concatenate([target.read() == 0 for target in find_targets(model, "__ALL_PRUNABLE__")])
 
 
 if __name__ == "__main__":
