@@ -1,6 +1,7 @@
 """Gradual pruning while fine-tuning: WoodFisher against magnitude under the same schedule and learning rate.
 
-The learning rate is chosen for magnitude, on the last tenth of the training data; nothing is chosen by --val.
+The learning rate is chosen for magnitude, on the last tenth of the training data; nothing is chosen by --val. By default
+the ramp lasts as long as the training. The damping is higher than in one shot: half-trained nets have larger gradients.
 """
 
 import math
@@ -17,9 +18,11 @@ def main() -> None:
     args.add_argument("--sparsity", type=float, default=0.95)
     args.add_argument("--epochs", type=int, default=3)
     args.add_argument("--batch-size", type=int, default=64)
-    args.add_argument("--update-frequency", type=float, default=0.25)
-    args.add_argument("--end-epoch", type=float, default=2.0)
-    args.add_argument("--rates", type=float, nargs="+", default=[0.0025, 0.005, 0.01, 0.02])
+    args.add_argument("--update-frequency", type=float, default=0.5)
+    args.add_argument("--init-sparsity", type=float, default=0.0)
+    args.set_defaults(damp=1e-4)
+    args.add_argument("--end-epoch", type=float, default=3.0)
+    args.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.03, 0.1])
     args.add_argument("--rate", type=float, help="skip the choice of the learning rate")
     args.add_argument("--augment", action="store_true", help="train on cropped and flipped images")
     args = args.parse_args()
@@ -59,7 +62,7 @@ def _train(model: keras.Model, dense: list, data: tuple, method: str, rate: floa
     compile_model(model, keras.optimizers.SGD(rate, momentum=0.9))
     pruner = kw.WoodFisherPruning(
         args.sparsity,
-        init_sparsity=0.5,
+        init_sparsity=args.init_sparsity,
         end_epoch=args.end_epoch,
         update_frequency=args.update_frequency,
         method=method,
