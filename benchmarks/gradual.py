@@ -1,7 +1,8 @@
 """Gradual pruning while fine-tuning: WoodFisher against magnitude under the same schedule and learning rate.
 
-The learning rate is chosen for magnitude, on the last tenth of the training data; nothing is chosen by --val. By default
-the ramp lasts as long as the training. The damping is higher than in one shot: half-trained nets have larger gradients.
+The learning rate is chosen for magnitude, on the last tenth of the training data; nothing is chosen by --val. By
+default the ramp lasts as long as the training. The damping is higher than in one shot, since half-trained nets have
+larger gradients.
 """
 
 import math
