@@ -11,7 +11,7 @@ def main(paths: list[str]) -> dict[str, float]:
     files = {path: np.load(path, allow_pickle=False) for path in paths}
     worst = {}
     for one, other in itertools.combinations(paths, 2):
-        for name in files[one].files:
+        for name in sorted(set(files[one].files) & set(files[other].files)):
             share = float((files[one][name] == files[other][name]).mean())
             worst[name] = min(share, worst.get(name, 1.0))
             print(f"{name}: {one} / {other}: {100 * share:.4f} %")
