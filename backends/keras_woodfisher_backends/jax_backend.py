@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import jax
@@ -166,5 +165,5 @@ def _gpus() -> list[Any]:
     return [device for device in jax.devices() if device.platform == "gpu"]
 
 
-_operators: Callable[..., Operators] = partial(JaxOperators)
+_operators: type[Operators] = JaxOperators
 _backend: type[Backend] = JaxBackend
