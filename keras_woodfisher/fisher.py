@@ -3,10 +3,12 @@
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 from keras_woodfisher_backends.kernel import BlockKernel
+from threadpoolctl import threadpool_limits
 
 
 def block_slices(kept: Sequence[int], size: int | None) -> list[slice]:
@@ -92,9 +94,10 @@ class BlockFisher:
         return out
 
     def _each(self, work: Callable[[BlockKernel, slice], Any], blocks: Sequence[slice]) -> None:
-        if len(self._kernels) == 1:
+        lanes = [kernel for kernel in self._kernels for _ in range(min(kernel.workers, len(blocks)))]
+        if len(lanes) <= 1:
             for block in blocks:
-                work(self._kernels[0], block)
+                work(lanes[0], block)
                 self._advance()
             return
 
@@ -107,12 +110,18 @@ class BlockFisher:
                 work(kernel, block)
                 self._advance()
 
-        count = len(self._kernels)
-        with ThreadPoolExecutor(count) as pool:
-            jobs = [pool.submit(share, kernel, blocks[index::count]) for index, kernel in enumerate(self._kernels)]
+        count = len(lanes)
+        workers = max(kernel.workers for kernel in self._kernels)
+        with _blas_threads(workers // count), ThreadPoolExecutor(count) as pool:
+            jobs = [pool.submit(share, kernel, blocks[index::count]) for index, kernel in enumerate(lanes)]
             try:
                 for job in as_completed(jobs):
                     job.result()
             finally:
                 # One failure, or an interrupt, ends the others too: leaving the pool waits for them.
                 stop.set()
+
+
+def _blas_threads(count: int) -> AbstractContextManager[Any]:
+    """Lets each call of the host's BLAS use `count` threads, so that calls side by side share the cores."""
+    return threadpool_limits(max(1, count), user_api="blas")

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras_woodfisher_backends.kernel import BlockKernel
-from keras_woodfisher_backends.numpy_backend import NumpyOperators, host_kernel
+from keras_woodfisher_backends.numpy_backend import NumpyOperators, host_kernel, host_threads
 
 from keras_woodfisher.fisher import BlockFisher, block_slices
 
@@ -144,6 +144,43 @@ def test_a_failing_device_ends_the_work(first):
     with pytest.raises(MemoryError, match="this device is full"):
         BlockFisher(grads, blocks, DAMP, kernels).inverse_diagonal()
     assert waiting.done <= 1
+
+
+def test_workers_share_the_blocks_and_the_cores():
+    seen = []
+
+    class Watching(BlockKernel):
+        def inverse_diagonal(self, grads, damp):
+            together.wait(10)
+            seen.append((threading.get_ident(), host_threads()))
+            return super().inverse_diagonal(grads, damp)
+
+    grads, blocks, _, _ = problem()
+    alone = BlockFisher(grads, blocks, DAMP, [BlockKernel(NumpyOperators())]).inverse_diagonal()
+    together = threading.Barrier(2)
+    before = host_threads()
+    for kept in (blocks[:4], blocks[:2]):
+        seen.clear()
+        width = kept[-1].stop
+        shared = BlockFisher(grads[:, :width], kept, DAMP, [Watching(NumpyOperators(), workers=2)]).inverse_diagonal()
+        np.testing.assert_allclose(shared, alone[:width], rtol=1e-12)
+        assert len({thread for thread, _ in seen}) == 2
+        assert {threads for _, threads in seen} == {1}
+        assert host_threads() == before
+
+
+def test_one_block_has_all_threads_of_blas():
+    grads, _, _, _ = problem()
+    seen = []
+
+    class Watching(BlockKernel):
+        def inverse_diagonal(self, grads, damp):
+            seen.append((threading.current_thread(), host_threads()))
+            return super().inverse_diagonal(grads, damp)
+
+    before = host_threads()
+    BlockFisher(grads, block_slices([31], None), DAMP, [Watching(NumpyOperators(), workers=4)]).inverse_diagonal()
+    assert seen == [(threading.main_thread(), before)]
 
 
 def test_gradients_are_left_unchanged(backend):

@@ -36,7 +36,7 @@ class Operators(Protocol):
         ...
 
     def gram(self, panel: Any) -> Any:
-        """`P P^T` (m, m) in float64."""
+        """`P P^T` (m, m) in float64; what is above the diagonal may be missing."""
         ...
 
     def fisher(self, panel: Any) -> Any:
@@ -87,11 +87,17 @@ class BlockKernel:
     Args:
         operators: The framework's operators, bound to the device.
         panel: Columns of `G` to hold on the device at a time.
+        workers: See the attribute.
+
+    Attributes:
+        workers: How many threads may call it at the same time, each for a block of its own. Above 1 the work is the
+            host's, and is done faster that way than with several threads for one block.
     """
 
-    def __init__(self, operators: Operators, panel: int = PANEL):
+    def __init__(self, operators: Operators, panel: int = PANEL, workers: int = 1):
         self._ops = operators
         self._panel = panel
+        self.workers = workers
 
     def inverse_diagonal(self, grads: np.ndarray, damp: float) -> np.ndarray:
         """`diag(F^-1)`.
