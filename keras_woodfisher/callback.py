@@ -12,6 +12,7 @@ from keras_woodfisher.holding import HoldingCallback, keep_edits
 from keras_woodfisher.meter import say
 from keras_woodfisher.neighbours import callbacks_beside, warn, warn_about_neighbours
 from keras_woodfisher.options import PruningOptions, flag
+from keras_woodfisher.progress import Progress
 from keras_woodfisher.pruner import Pruner
 from keras_woodfisher.schedule import FROM_PARAM, checked_schedule
 from keras_woodfisher.sources import BufferedGradients, GradientSource, SampledGradients
@@ -105,6 +106,7 @@ class WoodFisherPruning(HoldingCallback):
         flag("leave_enabled", leave_enabled)
         self._leave_enabled = leave_enabled
         self._data = data
+        self._progress = Progress(None)
         self._pruner: Pruner | None = None
         self._buffer: BufferedGradients | None = None
         self._schedule = checked_schedule(
@@ -146,39 +148,34 @@ class WoodFisherPruning(HoldingCallback):
     def on_train_begin(self, logs: Any = None) -> None:
         self._pruner = None
         self._done: float | None = None
-        self._ended = 0.0
-        self._first_epoch = self._epoch = 0
-        self._batches = self._rows = 0
-        self._steps: int | None = self._given("steps")
+        self._first_epoch = 0
+        self._progress = Progress(self.params)
         super().on_train_begin(logs)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._epoch, self._batches = epoch, 0
+        self._progress.begin_epoch(epoch)
         super().on_epoch_begin(epoch, logs)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         super().on_train_batch_begin(batch, logs)
-        self._prune_if_due(self._epoch + self._progress(batch))
+        self._prune_if_due(self._progress.before(batch))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._rows += batch + 1 - self._batches
-        self._batches = batch + 1
-        if self._steps is not None and self._batches >= self._steps and self._is_last_epoch():
-            self._prune_if_due(self._epoch + 1.0, last=True)
+        self._progress.end_batch(batch)
+        if self._progress.is_last_batch() and self._progress.is_last_epoch():
+            self._prune_if_due(self._progress.epoch + 1.0, last=True)
         self._log(logs)
 
     def on_test_begin(self, logs: Any = None) -> None:
         # The last chance before validation, where the number of steps wasn't known.
-        if self._enforcement is not None and self._is_last_epoch() and self._is_whole_epoch():
-            self._prune_if_due(self._epoch + 1.0, last=True)
+        progress = self._progress
+        if self._enforcement is not None and progress.is_last_epoch() and progress.is_whole_epoch(self._stopped):
+            self._prune_if_due(progress.epoch + 1.0, last=True)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        if self._is_whole_epoch():
-            self._ended = epoch + 1.0
-            if self._is_last_epoch():
-                self._prune_if_due(self._ended, last=True)
-        if self._given("steps") is None:
-            self._steps = self._batches
+        self._progress.end_epoch(self._stopped)
+        if self._progress.is_last_epoch() and self._progress.ended > epoch:
+            self._prune_if_due(self._progress.ended, last=True)
         if self._released:
             self._active.find_zeros()
         self._log(logs)
@@ -187,8 +184,8 @@ class WoodFisherPruning(HoldingCallback):
         if self._enforcement is None:
             return
         # Training that was stopped early may end where the last update is due.
-        if self._ended >= self._schedule.end:
-            self._prune_if_due(self._ended, last=True)
+        if self._progress.ended >= self._schedule.end:
+            self._prune_if_due(self._progress.ended, last=True)
         super().on_train_end(logs)
         if self._done != self._schedule.end:
             warn(
@@ -204,7 +201,7 @@ class WoodFisherPruning(HoldingCallback):
         return self._pruner
 
     def _prepare(self, model: keras.Model) -> list[Target]:
-        epochs = self._given("epochs")
+        epochs = self._progress.epochs
         if epochs is not None and self._schedule.end > epochs:
             raise ValueError(
                 f"end_epoch={self._schedule.end:g} lies after the last epoch ({epochs}), so the final sparsity "
@@ -243,21 +240,21 @@ class WoodFisherPruning(HoldingCallback):
 
     def _check_buffer(self, first_epoch: int) -> None:
         """Finds out now whether the buffer can hold enough gradients at each update."""
-        epochs = self._given("epochs")
-        if self._steps is None or epochs is None:
+        steps, epochs = self._progress.steps, self._progress.epochs
+        if steps is None or epochs is None:
             return
         reached = self._reached()
-        for position in self._schedule.updates(self._steps, first_epoch):
+        for position in self._schedule.updates(steps, first_epoch):
             # The run's update happens before the first batch at or after the position; a resumed run's may wait.
             until = epochs if self._is_resumed() else position
-            before = math.ceil((until - first_epoch) * self._steps - 1e-6)
+            before = math.ceil((until - first_epoch) * steps - 1e-6)
             wanted = self._options.gradients_at(reached)
             if self._active.prunes(self._sparsity_at(position)) and before < wanted:
                 raise ValueError(
                     f"num_grads={wanted} gradients can't have been buffered by the update at epoch {position:g}: "
                     f"only {max(before, 0)} steps come before it. "
                     + (f"num_grads={before} would fit; " if before > 0 else "")
-                    + f"or set start_epoch to {first_epoch + wanted / self._steps:.3g} or later, or give data=."
+                    + f"or set start_epoch to {first_epoch + wanted / steps:.3g} or later, or give data=."
                 )
             reached = max(reached, float(np.mean(self._sparsity_at(position))))
 
@@ -286,7 +283,7 @@ class WoodFisherPruning(HoldingCallback):
             return
         rows = self._options.gradients_at(self._reached())
         prunes = self._active.prunes(self._sparsity_at(due))
-        if prunes and self._buffer is not None and self._is_resumed() and self._rows < rows and not last:
+        if prunes and self._buffer is not None and self._is_resumed() and self._progress.total < rows and not last:
             return
         self.model  # noqa: B018 - on JAX, reading it brings the variables up to date
         if prunes:
@@ -307,21 +304,12 @@ class WoodFisherPruning(HoldingCallback):
 
     def _draw(self, due: float) -> int:
         """The number of an update on the grid: a resumed run draws what an unbroken one would have drawn."""
-        gap = self._schedule.frequency or 1.0 / (self._steps or 1)
+        gap = self._schedule.frequency or 1.0 / (self._progress.steps or 1)
         return round((due - self._schedule.start) / gap)
 
-    def _progress(self, batch: int) -> float:
-        return 0.0 if not self._steps else min(batch / self._steps, 1.0 - 1e-6)
-
-    def _is_last_epoch(self) -> bool:
-        return self._given("epochs") is not None and self._epoch == self._given("epochs") - 1
-
-    def _is_whole_epoch(self) -> bool:
-        """Whether the epoch's batches are all done: training wasn't stopped amid them."""
-        return self._steps is None or self._batches >= self._steps or not self._model.stop_training
-
-    def _given(self, name: str) -> Any:
-        return (self.params or {}).get(name)
+    @property
+    def _stopped(self) -> bool:
+        return bool(self._model.stop_training)
 
     def _log(self, logs: Any) -> None:
         if logs is not None:
@@ -338,7 +326,7 @@ class WoodFisherPruning(HoldingCallback):
 
     def _first_final_epoch(self) -> int:
         """The index of the first epoch at whose end the final sparsity is reached."""
-        epoch, epochs = math.floor(self._schedule.end), self._given("epochs")
+        epoch, epochs = math.floor(self._schedule.end), self._progress.epochs
         return epoch if epochs is None else min(epoch, epochs - 1)
 
 
