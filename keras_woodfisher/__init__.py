@@ -5,7 +5,7 @@ from keras_woodfisher._requirements import check_keras
 check_keras()
 
 from keras_woodfisher.callback import WoodFisherPruning  # noqa: E402
-from keras_woodfisher.holding import KeepZeros  # noqa: E402
+from keras_woodfisher.keep_zeros import KeepZeros  # noqa: E402
 from keras_woodfisher.oneshot import prune  # noqa: E402
 from keras_woodfisher.report import (  # noqa: E402
     PhaseReport,

@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_woodfisher.holding import HoldingCallback, keep_edits
+from keras_woodfisher.levels import Levels, checked_levels, finals_of, names_of
 from keras_woodfisher.meter import say
 from keras_woodfisher.neighbours import callbacks_beside, warn, warn_about_neighbours
 from keras_woodfisher.options import PruningOptions, flag
+from keras_woodfisher.planning import PlannedUpdate, Ramps
 from keras_woodfisher.progress import Progress
 from keras_woodfisher.pruner import Pruner
 from keras_woodfisher.schedule import FROM_PARAM, checked_schedule
@@ -32,7 +34,8 @@ class WoodFisherPruning(HoldingCallback):
         >>> model.fit(x, y, epochs=10, callbacks=[pruner])  # doctest: +SKIP
 
     Args:
-        final_sparsity: Fraction of zeros from `end_epoch` on, in [0, 1).
+        final_sparsity: Fraction of zeros from `end_epoch` on, in [0, 1); or `{fraction: names}`, which prunes each
+            variable by itself to the fraction of the first name or `re:` pattern that matches it.
         end_epoch: Position of the last update in epochs, fractions allowed. Training must last as long.
         init_sparsity: Fraction of zeros at `start_epoch`, or `"__FROM_PARAM__"`: the zeros that are there.
         start_epoch: Position of the first update in epochs; -1 means at once.
@@ -41,10 +44,10 @@ class WoodFisherPruning(HoldingCallback):
         leave_enabled: Hold the zeros to the end of training, or let them grow again after `end_epoch`.
         data: Where to sample gradients from: whatever `fit` takes, or a callable that returns a fresh iterator of
             batches. Without it the training run's own latest gradients are buffered, one a step.
-        params: The variables to prune: `"__ALL_PRUNABLE__"` (kernels of Dense, EinsumDense, convolutions, recurrent
-            layers), `"__ALL__"`, or a list of names and `re:` patterns.
+        params: The variables to prune: `"__ALL_PRUNABLE__"` (the default: kernels of Dense, EinsumDense, convolutions,
+            recurrent layers), `"__ALL__"`, or a list of names and `re:` patterns.
         exclude: Names and patterns to leave out.
-        global_sparsity: Rank all weights together, or each variable by itself.
+        global_sparsity: Rank all weights together (the default), or each variable by itself.
         num_grads: Gradient samples (m), or `{sparsity: count}`: the count of the largest key that is at or below the
             sparsity reached so far.
         grad_batch_size: Examples averaged into one sample (b). With buffering it is the training batch.
@@ -66,7 +69,7 @@ class WoodFisherPruning(HoldingCallback):
 
     def __init__(
         self,
-        final_sparsity: float,
+        final_sparsity: float | Mapping[float, Sequence[str]],
         *,
         end_epoch: float,
         init_sparsity: float | str = 0.0,
@@ -75,9 +78,9 @@ class WoodFisherPruning(HoldingCallback):
         inter_func: str = "cubic",
         leave_enabled: bool = True,
         data: Any = None,
-        params: str | Sequence[str] = "__ALL_PRUNABLE__",
+        params: str | Sequence[str] | None = None,
         exclude: Sequence[str] = (),
-        global_sparsity: bool = True,
+        global_sparsity: bool | None = None,
         num_grads: int | Mapping[float, int] = 64,
         grad_batch_size: int = 1,
         damp: float = 1e-5,
@@ -89,12 +92,16 @@ class WoodFisherPruning(HoldingCallback):
         verbose: int = 1,
     ):
         super().__init__()
+        self._levels = checked_levels(final_sparsity) if isinstance(final_sparsity, Mapping) else None
+        if self._levels is not None:
+            params, global_sparsity = _of_levels(self._levels, params, global_sparsity)
+            final_sparsity = min(final for final, _ in self._levels)
         self._options = PruningOptions(
-            params=params,  # type: ignore[arg-type]
+            params="__ALL_PRUNABLE__" if params is None else params,  # type: ignore[arg-type]
             exclude=exclude,  # type: ignore[arg-type]
             method=method,
             update=update,
-            global_sparsity=global_sparsity,
+            global_sparsity=True if global_sparsity is None else global_sparsity,
             num_grads=num_grads,
             grad_batch_size=grad_batch_size,
             damp=damp,
@@ -126,6 +133,7 @@ class WoodFisherPruning(HoldingCallback):
         return options | {
             **self._written,
             "final_sparsity": self._schedule.final,
+            **self._written_levels(),
             "init_sparsity": self._init,
             "inter_func": self._schedule.interpolation,
             "leave_enabled": self._leave_enabled,
@@ -135,6 +143,11 @@ class WoodFisherPruning(HoldingCallback):
     def from_config(cls, config: dict[str, Any], data: Any = None) -> "WoodFisherPruning":
         """A callback with the arguments of `get_config`."""
         return cls(**config, data=data)
+
+    def _written_levels(self) -> dict[str, Any]:
+        if self._levels is None:
+            return {}
+        return {"final_sparsity": {final: list(listed) for final, listed in self._levels}, "params": None}
 
     @property
     def sparsity(self) -> float:
@@ -190,7 +203,7 @@ class WoodFisherPruning(HoldingCallback):
         if self._done != self._schedule.end:
             warn(
                 f"Training ended before end_epoch={self._schedule.end:g}: the model is at sparsity "
-                f"{self.sparsity:.3f}, not at {self._schedule.final:g}. With EarlyStopping, set "
+                f"{self.sparsity:.3f}, not at {self.get_config()['final_sparsity']}. With EarlyStopping, set "
                 f"start_from_epoch={self._first_final_epoch()}."
             )
 
@@ -201,15 +214,61 @@ class WoodFisherPruning(HoldingCallback):
         return self._pruner
 
     def _prepare(self, model: keras.Model) -> list[Target]:
-        epochs = self._progress.epochs
+        self._check_epochs(self._progress.epochs)
+        self._pruner, self._ramps = self._open(model)
+        self._source = self._open_source(model, self._pruner)
+        return self._pruner.targets
+
+    def plan(
+        self,
+        model: keras.Model,
+        steps_per_epoch: int | None = None,
+        epochs: int | None = None,
+        initial_epoch: int = 0,
+        pruned: Mapping[int, int] | None = None,
+    ) -> list[PlannedUpdate]:
+        """Every update that a training run would make. Nothing is trained or changed.
+
+        Args:
+            model: The model to train; it need not be compiled.
+            steps_per_epoch: Batches an epoch, where known.
+            epochs: `epochs` of the run, where known.
+            initial_epoch: `initial_epoch` of the run.
+            pruned: Zeros that variables will have when it begins, by `id(variable)`, where not those they have now.
+
+        Raises:
+            ValueError: If training ends before `end_epoch`, or (with the number of steps and without data) the buffer
+                can't hold enough gradients at an update.
+            KeyError: If a name matches no variable.
+        """
+        self._check_epochs(epochs)
+        pruner, ramps = self._open(model)
+        pruner.find_zeros()
+        zeros = [int(p.sum()) for p in pruner.pruned]
+        zeros = [(pruned or {}).get(id(t.variable), z) for t, z in zip(pruner.targets, zeros, strict=True)]
+        if self._init == FROM_PARAM:
+            ramps.start_from(zeros)
+        updates = ramps.plan(zeros, steps_per_epoch, epochs, initial_epoch)
+        if self._buffers:
+            self._check_buffer(updates, steps_per_epoch, epochs, initial_epoch)
+        return updates
+
+    def _open(self, model: keras.Model) -> tuple[Pruner, Ramps]:
+        pruner = Pruner(model, self._options)
+        targets = pruner.targets
+        finals = [self._schedule.final] * len(targets) if self._levels is None else finals_of(targets, self._levels)
+        return pruner, Ramps(self._schedule, finals, [t.size for t in targets], self._options)
+
+    @property
+    def _buffers(self) -> bool:
+        return self._options.method == "woodfisher" and self._data is None
+
+    def _check_epochs(self, epochs: int | None) -> None:
         if epochs is not None and self._schedule.end > epochs:
             raise ValueError(
                 f"end_epoch={self._schedule.end:g} lies after the last epoch ({epochs}), so the final sparsity "
                 f"would never be reached. Train for epochs={math.ceil(self._schedule.end)}, or lower end_epoch."
             )
-        self._pruner = Pruner(model, self._options)
-        self._source = self._open_source(model, self._pruner)
-        return self._pruner.targets
 
     def _open_source(self, model: keras.Model, pruner: Pruner) -> GradientSource | None:
         if self._options.method == "magnitude":
@@ -228,61 +287,55 @@ class WoodFisherPruning(HoldingCallback):
         return source
 
     def _start(self, epoch: int) -> list[np.ndarray]:
-        pruner = self._active
-        pruner.find_zeros()
         self._first_epoch = epoch
-        self._found = [float(p.mean()) for p in pruner.pruned]
-        if self._options.global_sparsity:
-            self._found = [pruner.sparsity] * len(pruner.pruned)
+        self._find_zeros()
         if self._buffer is not None:
-            self._check_buffer(epoch)
-        return pruner.masks()
+            steps, epochs = self._progress.steps, self._progress.epochs
+            updates = self._ramps.plan(self._zeros(), steps, epochs, epoch)
+            self._check_buffer(updates, steps, epochs, epoch)
+        return self._active.masks()
 
-    def _check_buffer(self, first_epoch: int) -> None:
+    def _find_zeros(self) -> None:
+        self._active.find_zeros()
+        if self._init == FROM_PARAM:
+            self._ramps.start_from(self._zeros())
+
+    def _zeros(self) -> list[int]:
+        return [int(p.sum()) for p in self._active.pruned]
+
+    def _check_buffer(
+        self, updates: Sequence[PlannedUpdate], steps: int | None, epochs: int | None, first_epoch: int
+    ) -> None:
         """Finds out now whether the buffer can hold enough gradients at each update."""
-        steps, epochs = self._progress.steps, self._progress.epochs
         if steps is None or epochs is None:
             return
-        reached = self._reached()
-        for position in self._schedule.updates(steps, first_epoch):
-            # The run's update happens before the first batch at or after the position; a resumed run's may wait.
-            until = epochs if self._is_resumed() else position
-            before = math.ceil((until - first_epoch) * steps - 1e-6)
-            wanted = self._options.gradients_at(reached)
-            if self._active.prunes(self._sparsity_at(position)) and before < wanted:
+        for update in updates:
+            # The updates of a resumed run wait for the buffer.
+            resumed = first_epoch > self._schedule.start
+            before = (epochs - first_epoch) * steps if resumed else update.steps_before or 0
+            wanted = update.num_grads
+            if before < wanted:
                 raise ValueError(
-                    f"num_grads={wanted} gradients can't have been buffered by the update at epoch {position:g}: "
-                    f"only {max(before, 0)} steps come before it. "
+                    f"num_grads={wanted} gradients can't have been buffered by the update at epoch "
+                    f"{update.position:g}: only {before} steps come before it. "
                     + (f"num_grads={before} would fit; " if before > 0 else "")
                     + f"or set start_epoch to {first_epoch + wanted / steps:.3g} or later, or give data=."
                 )
-            reached = max(reached, float(np.mean(self._sparsity_at(position))))
 
     def _is_resumed(self) -> bool:
         """Whether updates are behind that an earlier run has made: this run's buffer starts empty, though."""
         return self._first_epoch > self._schedule.start
-
-    def _reached(self) -> float:
-        """The sparsity reached so far, without what rounding to whole weights takes off."""
-        sizes = [p.size for p in self._active.pruned]
-        groups = 1 if self._options.global_sparsity else len(sizes)
-        return self._active.sparsity + 0.5 * groups / sum(sizes)
-
-    def _sparsity_at(self, position: float) -> list[float]:
-        """The sparsity of each variable (the same one for all in global pruning)."""
-        if self._init != FROM_PARAM:
-            return [self._schedule.sparsity(position)] * len(self._found)
-        return [
-            replace(self._schedule, init=min(found, self._schedule.final)).sparsity(position) for found in self._found
-        ]
 
     def _prune_if_due(self, position: float, last: bool = False) -> None:
         """Makes the update that is due; `last` where training ends and nothing can wait."""
         due = self._schedule.due(position)
         if due is None or (self._done is not None and due <= self._done):
             return
-        rows = self._options.gradients_at(self._reached())
-        prunes = self._active.prunes(self._sparsity_at(due))
+        if self._done is None and self._enforcement is not None and self._enforcement.is_shared():
+            # Another callback may have pruned the same variables before this one's turn.
+            self._find_zeros()
+        rows = self._ramps.gradients_after(sum(self._zeros()))
+        prunes = self._active.prunes(self._ramps.at(due))
         if prunes and self._buffer is not None and self._is_resumed() and self._progress.total < rows and not last:
             return
         self.model  # noqa: B018 - on JAX, reading it brings the variables up to date
@@ -297,7 +350,7 @@ class WoodFisherPruning(HoldingCallback):
         keep_edits(self._model)
 
     def _update(self, due: float, rows: int) -> None:
-        self._active.update(self._sparsity_at(due), self._source, rows, draw=self._draw(due))
+        self._active.update(self._ramps.at(due), self._source, rows, draw=self._draw(due))
         if self._enforcement is not None:
             self._enforcement.hold(self._active.masks())
             self._enforcement.constrain()
@@ -321,6 +374,9 @@ class WoodFisherPruning(HoldingCallback):
             self._buffer.detach()
             self._buffer = None
 
+    def _window(self) -> tuple[float, float]:
+        return self._schedule.start, self._schedule.end
+
     def _warn_about_others(self) -> None:
         warn_about_neighbours(callbacks_beside(self), HoldingCallback, self._schedule.end, self._first_final_epoch())
 
@@ -328,6 +384,21 @@ class WoodFisherPruning(HoldingCallback):
         """The index of the first epoch at whose end the final sparsity is reached."""
         epoch, epochs = math.floor(self._schedule.end), self._progress.epochs
         return epoch if epochs is None else min(epoch, epochs - 1)
+
+
+def _of_levels(levels: Levels, params: Any, global_sparsity: bool | None) -> tuple[tuple[str, ...], bool]:
+    """`params` and `global_sparsity` where `final_sparsity` is a dictionary."""
+    if params is not None and (isinstance(params, str) or len(params)):
+        raise ValueError(
+            f"final_sparsity as a dictionary names the variables itself, so params must be empty, got {params!r}. "
+            "Leave it out, or give one final_sparsity."
+        )
+    if global_sparsity:
+        raise ValueError(
+            "final_sparsity as a dictionary gives each variable a sparsity of its own, which global_sparsity=True "
+            "would overrule. Leave one of them out."
+        )
+    return names_of(levels), False
 
 
 def _plain(value: Any) -> Any:

@@ -34,7 +34,8 @@ class MaskConstraint(keras.constraints.Constraint):
         """The tensor of a variable or tensor `w` with pruned weights at zero."""
         # Bare variables fail inside JAX's conditional.
         w = ops.convert_to_tensor(w)
-        return ops.where(ops.convert_to_tensor(self.mask), w, ops.zeros_like(w))
+        w = ops.where(ops.convert_to_tensor(self.mask), w, ops.zeros_like(w))
+        return self.inner.masked(w) if isinstance(self.inner, MaskConstraint) else w
 
 
 class Enforcement:
@@ -46,11 +47,13 @@ class Enforcement:
     Args:
         model: A compiled model.
         targets: The variables to hold.
+        window: The first and last position, in epochs, at which the masks may grow.
     """
 
-    def __init__(self, model: keras.Model, targets: Sequence[Target]):
+    def __init__(self, model: keras.Model, targets: Sequence[Target], window: tuple[float, float] = (0.0, 0.0)):
         self._model = model
         self._targets = list(targets)
+        self._window = window
         self._masks: list[Any] = []
         self._hidden: HiddenVariables | None = None
 
@@ -61,7 +64,7 @@ class Enforcement:
             others: What else is in force in this call of `fit`. A mask of another owner is a leftover, and replaced.
 
         Raises:
-            ValueError: If one of `others` holds one of the variables.
+            ValueError: If one of `others` prunes one of the variables at the same time.
         """
         optimizer = built_optimizer(self._model)
         self._replace_leftovers(others)
@@ -104,7 +107,7 @@ class Enforcement:
     def constrain(self) -> None:
         """Applies the user's own constraints now: corrected weights may break them, and no step may follow."""
         for target in self._targets:
-            if target.variable.constraint.inner is not None:
+            if any(not isinstance(c, MaskConstraint) for c in _chain(target.variable)):
                 target.variable.assign(target.variable.constraint(target.variable))
 
     def release(self) -> None:
@@ -117,9 +120,7 @@ class Enforcement:
         if self._hidden is None:
             return
         for target in self._targets:
-            constraint = target.variable.constraint
-            if isinstance(constraint, MaskConstraint) and constraint.owner is self:
-                target.variable.constraint = constraint.inner
+            _unlink(target.variable, self)
         for part in parts_of(self._hidden.optimizer):
             if not any(isinstance(_constraint_of(v), MaskConstraint) for v in part._trainable_variables):
                 vars(part).pop(_AVERAGING, None)
@@ -129,6 +130,10 @@ class Enforcement:
         # The next `fit` or `train_on_batch` builds its own step.
         self._model.train_function = None
 
+    def is_shared(self) -> bool:
+        """Whether another owner's masks are on one of the variables too."""
+        return any(mask.owner is not self for target in self._targets for mask in _masks(target.variable))
+
     @property
     def _optimizer(self) -> Any:
         assert self._hidden is not None
@@ -136,16 +141,44 @@ class Enforcement:
 
     def _replace_leftovers(self, others: Sequence["Enforcement"]) -> None:
         for target in self._targets:
-            constraint = target.variable.constraint
-            if not isinstance(constraint, MaskConstraint):
-                continue
-            if any(constraint.owner is other for other in others):
-                raise ValueError(
-                    f"Two pruning callbacks of one `fit` hold {target.name!r}. "
-                    "Give each its own variables with `params` or `exclude`; "
-                    "KeepZeros isn't needed beside WoodFisherPruning."
-                )
-            constraint.owner.detach()
+            for mask in _masks(target.variable):
+                if not any(mask.owner is other for other in others):
+                    mask.owner.detach()
+                elif self._overlaps(mask.owner):
+                    raise ValueError(
+                        f"Two pruning callbacks of one `fit` prune {target.name!r} at the same time, from epoch "
+                        f"{max(self._window[0], mask.owner._window[0]):g} on. Give each its own variables with "
+                        "`params` or `exclude`, or let one start where the other ends; "
+                        "KeepZeros isn't needed beside WoodFisherPruning."
+                    )
+
+    def _overlaps(self, other: "Enforcement") -> bool:
+        return self._window[0] < other._window[1] and other._window[0] < self._window[1]
+
+
+def _chain(variable: Any) -> list[Any]:
+    """The constraints of a variable from the outside in: masks, and the user's own one last."""
+    chain, constraint = [], _constraint_of(variable)
+    while constraint is not None:
+        chain.append(constraint)
+        constraint = constraint.inner if isinstance(constraint, MaskConstraint) else None
+    return chain
+
+
+def _masks(variable: Any) -> list[MaskConstraint]:
+    return [constraint for constraint in _chain(variable) if isinstance(constraint, MaskConstraint)]
+
+
+def _unlink(variable: Any, owner: Enforcement) -> None:
+    """Takes an owner's mask off a variable, wherever it stands in the chain."""
+    outer: Any = None
+    for mask in _masks(variable):
+        if mask.owner is not owner:
+            outer = mask
+        elif outer is None:
+            variable.constraint = mask.inner
+        else:
+            outer.inner = mask.inner
 
 
 def _average(optimizer: Any, variables: Any) -> None:

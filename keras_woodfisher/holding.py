@@ -1,6 +1,5 @@
-"""Callbacks that hold zeros: what `KeepZeros` and `WoodFisherPruning` have in common."""
+"""What the callbacks that hold zeros, `KeepZeros` and `WoodFisherPruning`, have in common."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -8,9 +7,7 @@ import numpy as np
 
 from keras_woodfisher.enforcement import Enforcement
 from keras_woodfisher.neighbours import callbacks_beside
-from keras_woodfisher.options import names
-from keras_woodfisher.pruner import zeros_of
-from keras_woodfisher.targets import Target, find_targets
+from keras_woodfisher.targets import Target
 
 
 class HoldingCallback(keras.callbacks.Callback):
@@ -30,7 +27,7 @@ class HoldingCallback(keras.callbacks.Callback):
         try:
             targets = self._prepare(model)
             self._warn_about_others()
-            self._enforcement = Enforcement(model, targets)
+            self._enforcement = Enforcement(model, targets, self._window())
             self._enforcement.attach(_in_force(callbacks_beside(self)))
         except BaseException:
             self._let_go()
@@ -77,46 +74,12 @@ class HoldingCallback(keras.callbacks.Callback):
         """The zeros to hold from the first batch on, each in its variable's shape."""
         raise NotImplementedError
 
+    def _window(self) -> tuple[float, float]:
+        """The first and last position, in epochs, at which the masks may grow."""
+        raise NotImplementedError
+
     def _warn_about_others(self) -> None:
         """Warns of callbacks in the same list that get in the way."""
-
-
-class KeepZeros(HoldingCallback):
-    """Holds the zeros that are in a model while it is trained further.
-
-    For fine-tuning a pruned model. Weights that are zero when training begins are exactly zero after every
-    optimizer step; a variable that is zero as a whole is left free.
-
-        >>> import keras, keras_woodfisher as kw
-        >>> model.fit(x, y, epochs=5, callbacks=[kw.KeepZeros()])  # doctest: +SKIP
-
-    Args:
-        params: The variables to hold: `"__ALL_PRUNABLE__"` (kernels), `"__ALL__"`, or names and `re:` patterns.
-        exclude: Names and patterns to leave free.
-    """
-
-    def __init__(self, params: str | Sequence[str] = "__ALL_PRUNABLE__", exclude: Sequence[str] = ()):
-        super().__init__()
-        self._params_wanted = names("params", params)
-        self._exclude = names("exclude", exclude)
-        self._targets: list[Target] = []
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments, for `from_config`."""
-        return {"params": _plain(self._params_wanted), "exclude": _plain(self._exclude)}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "KeepZeros":
-        """A callback with the arguments of `get_config`."""
-        return cls(**config)
-
-    def _prepare(self, model: keras.Model) -> list[Target]:
-        exclude = (self._exclude,) if isinstance(self._exclude, str) else self._exclude
-        self._targets = find_targets(model, self._params_wanted, exclude)
-        return self._targets
-
-    def _start(self, epoch: int) -> list[np.ndarray]:
-        return [target.unflatten(zeros_of(target)) for target in self._targets]
 
 
 def keep_edits(model: keras.Model) -> None:
@@ -145,7 +108,3 @@ def _check_trainable_here(model: keras.Model) -> None:
             "Pruning while training on several replicas isn't supported. "
             "Prune on one device, or in one shot with keras_woodfisher.prune."
         )
-
-
-def _plain(value: str | tuple[str, ...]) -> str | list[str]:
-    return value if isinstance(value, str) else list(value)

@@ -182,7 +182,7 @@ def _num_grads(value: Any) -> int | Mapping[float, int]:
         return count("num_grads", value)
     # JSON turns the keys of a dictionary into strings.
     parsed = {
-        fraction("a key of num_grads", _float(key)): count("a value of num_grads", samples)
+        fraction("a key of num_grads", as_number(key)): count("a value of num_grads", samples)
         for key, samples in value.items()
     }
     if 0.0 not in parsed:
@@ -190,7 +190,8 @@ def _num_grads(value: Any) -> int | Mapping[float, int]:
     return dict(sorted(parsed.items()))
 
 
-def _float(key: Any) -> Any:
+def as_number(key: Any) -> Any:
+    """The number that a string stands for, as JSON writes the keys of dictionaries; anything else as it is."""
     try:
         return float(key) if isinstance(key, str) else key
     except ValueError:

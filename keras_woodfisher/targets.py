@@ -171,14 +171,15 @@ def _aliases(variable: Any, layers: list[Any], containers: set[str]) -> tuple[st
 def _matching(targets: list[Target], wanted: Sequence[str], argument: str) -> list[Target]:
     chosen: set[int] = set()
     for item in wanted:
-        hits = [t for t in targets if _matches(t, item)]
+        hits = [t for t in targets if matches(t, item)]
         if not hits:
             raise KeyError(_no_match(targets, item, argument))
         chosen |= {id(t) for t in hits}
     return [t for t in targets if id(t) in chosen]
 
 
-def _matches(target: Target, item: str) -> bool:
+def matches(target: Target, item: str) -> bool:
+    """Whether a name or a `re:` pattern means a variable."""
     if item.startswith(PATTERN):
         return any(re.match(item[len(PATTERN) :], alias) for alias in target.aliases)
     return item in target.aliases

@@ -10,6 +10,7 @@ import pytest
 from keras import ops
 
 import keras_woodfisher as kw
+from keras_woodfisher.pruner import Pruner
 
 BACKEND = keras.backend.backend()
 
@@ -56,6 +57,46 @@ def model(make_mlp):
 
 def steps_of(pattern):
     return [float(part) for part in pattern.split()]
+
+
+def test_each_variable_has_a_final_sparsity_of_its_own(model, blobs):
+    pruner = kw.WoodFisherPruning(
+        {0.75: ["hidden/kernel"], 0.5: ["re:.*kernel"]}, init_sparsity=0.25, end_epoch=1, data=blobs, verbose=0
+    )
+    plan = pruner.plan(model, steps_per_epoch=4, epochs=2)
+    trace(model, blobs, pruner, epochs=2)
+    report = {v.name.split("/")[-2]: v for v in kw.sparsity_report(model).variables}
+    # The first name that matches counts.
+    assert (report["hidden"].sparsity, report["out"].sparsity) == (0.75, 0.5)
+    assert [(u.epoch, u.step, u.sparsity) for u in plan] == [(0, 0, 0.25), (1, 0, pytest.approx(0.7))]
+
+
+def test_the_plan_is_what_the_run_does(model, blobs, monkeypatch):
+    pruner = of(
+        0.6,
+        2.5,
+        start_epoch=0.3,
+        update_frequency=0.1,
+        init_sparsity=0.1,
+        num_grads={0.0: 3, 0.3: 5, 0.5: 7},
+        method="woodfisher",
+        data=blobs,
+    )
+    planned = pruner.plan(model, steps_per_epoch=3, epochs=3)
+    done = []
+    update = Pruner.update
+
+    def seen(self, sparsity, source, rows, draw=0):
+        kept = sum(int((~p).sum()) for p in self.pruned)
+        outcome = update(self, sparsity, source, rows, draw)
+        done.append((pruner._progress.epoch, self.sparsity, rows if source else 0, kept))
+        return outcome
+
+    monkeypatch.setattr(Pruner, "update", seen)
+    trace(model, blobs, pruner, epochs=3)
+    real = [u for u in planned if u.num_grads or u.sparsity > 1 - u.kept / 240]
+    assert len(real) > 6
+    assert [(u.epoch, pytest.approx(u.sparsity), u.num_grads, u.kept) for u in real] == done
 
 
 @pytest.mark.parametrize(
@@ -278,8 +319,12 @@ def test_config_round_trip(blobs):
     assert again.get_config() == settings
     with pytest.raises(RuntimeError, match="known once training has begun"):
         again.sparsity  # noqa: B018
-    keep = kw.KeepZeros(["a"], exclude=["b"])
-    assert kw.KeepZeros.from_config(keep.get_config()).get_config() == {"params": ["a"], "exclude": ["b"]}
+    levels = kw.WoodFisherPruning({0.9: ["a"], 0.8: "re:b"}, end_epoch=1, data=blobs).get_config()
+    assert (levels["final_sparsity"], levels["global_sparsity"]) == ({0.9: ["a"], 0.8: ["re:b"]}, False)
+    again = kw.WoodFisherPruning.from_config(json.loads(json.dumps(levels)), data=blobs)
+    assert again.get_config() == levels
+    keep = {"params": ["a"], "exclude": ["b"], "start_epoch": 0.5, "end_epoch": 2.0}
+    assert kw.KeepZeros.from_config(kw.KeepZeros(**keep).get_config()).get_config() == keep
 
 
 @pytest.mark.parametrize(

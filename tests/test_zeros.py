@@ -398,8 +398,9 @@ def test_failed_update_changes_nothing(make_mlp, blobs, monkeypatch):
 
 def test_two_callbacks(make_mlp, blobs):
     model = make_mlp(OPTIMIZERS["ema"]())
-    with pytest.raises(ValueError, match=r"Two pruning callbacks of one `fit` hold '.*hidden/kernel'"):
-        model.fit(*blobs, verbose=0, epochs=2, callbacks=[kw.KeepZeros(["hidden/kernel"]), magnitude()])
+    with pytest.raises(ValueError, match=r"Two pruning callbacks of one `fit` prune '.*hidden/kernel' at the same"):
+        late = kw.KeepZeros(["hidden/kernel"], start_epoch=1)
+        model.fit(*blobs, verbose=0, epochs=2, callbacks=[late, magnitude()])
     # Disjoint ones share the optimizer: averages and buffers serve both.
     options = {"end_epoch": 1, "num_grads": 4, "verbose": 0, "init_sparsity": 0.2, "start_epoch": 1}
     watch = Watch()
@@ -410,6 +411,38 @@ def test_two_callbacks(make_mlp, blobs):
     assert [pruner.sparsity for pruner in pruners] == [0.5, 0.5]
     # Averages replaced the weights at the end, and were as sparse.
     assert zeros_in(model) == 120
+
+
+@pytest.mark.parametrize("method", ["magnitude", "woodfisher"])
+@pytest.mark.parametrize("turned", [False, True], ids=["in_turn", "turned"])
+def test_one_callback_goes_on_where_another_ends(make_mlp, blobs, method, turned):
+    model = make_mlp(OPTIMIZERS["ema"]())
+    data = None if method == "magnitude" else blobs
+    settings = {"method": method, "data": data, "num_grads": 8, "verbose": 0}
+    first = kw.WoodFisherPruning(0.25, init_sparsity=0.1, end_epoch=1, **settings)
+    second = kw.WoodFisherPruning(0.5, init_sparsity="__FROM_PARAM__", start_epoch=1.5, end_epoch=2, **settings)
+    third = kw.KeepZeros(start_epoch=2.5)
+    pruners = [third, second, first] if turned else [first, second, third]
+    watch = Watch()
+    model.fit(*blobs, batch_size=24, epochs=3, verbose=0, callbacks=[*pruners, watch])
+    assert watch.counts == [24] * 4 + [60] * 4 + [120] * 4
+    assert watch.regrown == 0
+    assert zeros_in(model) == 120
+    assert all(getattr(layer, "kernel", None) is None or layer.kernel.constraint is None for layer in model.layers)
+    assert not any("woodfisher" in v.name for v in model.optimizer.variables)
+
+
+def test_zeros_are_held_for_a_while(make_mlp, blobs):
+    model = make_mlp(OPTIMIZERS["adam"]())
+    pruner = kw.WoodFisherPruning(
+        0.5, start_epoch=0.5, end_epoch=0.5, method="magnitude", leave_enabled=False, verbose=0
+    )
+    hold, watch = kw.KeepZeros(start_epoch=0.5, end_epoch=1.5), Watch()
+    model.fit(*blobs, batch_size=24, epochs=2, verbose=0, callbacks=[pruner, hold, watch])
+    assert watch.counts[:6] == [0, 0, 120, 120, 120, 120]
+    assert watch.counts[6] < 60
+    with pytest.raises(ValueError, match="start_epoch=3 lies after the last epoch"):
+        model.fit(*blobs, epochs=2, verbose=0, callbacks=[kw.KeepZeros(start_epoch=3)])
 
 
 def test_weights_grow_again_where_the_masks_are_lifted(make_mlp, blobs):

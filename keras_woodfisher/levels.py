@@ -1,0 +1,40 @@
+"""Final sparsities that differ between variables: `{sparsity: names}`, as recipes write them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from keras_woodfisher.options import as_number, fraction, names
+from keras_woodfisher.targets import Target, matches
+
+Levels = tuple[tuple[float, tuple[str, ...]], ...]
+"""Pairs of a final sparsity and the names and patterns that it goes for."""
+
+
+def checked_levels(value: Mapping[Any, Any]) -> Levels:
+    """The levels of a dictionary, in its order.
+
+    >>> checked_levels({0.9: ["a/kernel"], "0.95": "re:b"})
+    ((0.9, ('a/kernel',)), (0.95, ('re:b',)))
+
+    Raises:
+        ValueError, TypeError: If a key isn't a sparsity, or a value isn't a list of names.
+    """
+    levels = []
+    for key, listed in value.items():
+        # JSON turns the keys of a dictionary into strings.
+        sparsity = fraction("a key of final_sparsity", as_number(key))
+        found = names(f"final_sparsity[{key}]", listed)
+        levels.append((sparsity, (found,) if isinstance(found, str) else found))
+    if not levels or not all(found for _, found in levels):
+        raise ValueError(f"final_sparsity as a dictionary needs names for each sparsity, got {dict(value)!r}.")
+    return tuple(levels)
+
+
+def names_of(levels: Levels) -> tuple[str, ...]:
+    """All names and patterns, as `params` takes them."""
+    return tuple(name for _, listed in levels for name in listed)
+
+
+def finals_of(targets: Sequence[Target], levels: Levels) -> list[float]:
+    """The final sparsity of each variable: the first level with a name that matches it."""
+    return [next(s for s, listed in levels if any(matches(target, name) for name in listed)) for target in targets]
