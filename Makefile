@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 QUIET := TF_CPP_MIN_LOG_LEVEL=3
 
-.PHONY: demo test test-torch test-tensorflow test-jax lint bench clean
+.PHONY: demo test test-torch test-tensorflow test-jax lint bench fuzz clean
 
 demo: $(VENV)/.demo-$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(QUIET) $(BIN)/python examples/quickstart.py
@@ -24,6 +24,9 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(QUIET) $(BIN)/python benchmarks/run_all.py $(ARGS)
+
+fuzz: $(VENV)/.dev
+	KERAS_BACKEND=$(BACKEND) $(QUIET) $(BIN)/python tests/fuzz_recipes.py $(ARGS)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -7,6 +7,7 @@ check_keras()
 from keras_woodfisher.callback import WoodFisherPruning  # noqa: E402
 from keras_woodfisher.keep_zeros import KeepZeros  # noqa: E402
 from keras_woodfisher.oneshot import prune  # noqa: E402
+from keras_woodfisher.recipe import Recipe, RecipeCheck, RecipeError, check_recipe, load_recipe, recipe_schema  # noqa: E402
 from keras_woodfisher.report import (  # noqa: E402
     PhaseReport,
     PruningReport,
@@ -20,8 +21,14 @@ __all__ = [
     "KeepZeros",
     "PhaseReport",
     "PruningReport",
+    "Recipe",
+    "RecipeCheck",
+    "RecipeError",
     "VariableReport",
     "WoodFisherPruning",
+    "check_recipe",
+    "load_recipe",
     "prune",
+    "recipe_schema",
     "sparsity_report",
 ]

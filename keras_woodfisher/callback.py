@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_woodfisher.holding import HoldingCallback, keep_edits
-from keras_woodfisher.levels import Levels, checked_levels, finals_of, names_of
+from keras_woodfisher.levels import arguments_of, checked_levels, finals_of
 from keras_woodfisher.meter import say
 from keras_woodfisher.neighbours import callbacks_beside, warn, warn_about_neighbours
 from keras_woodfisher.options import PruningOptions, flag
@@ -94,7 +94,7 @@ class WoodFisherPruning(HoldingCallback):
         super().__init__()
         self._levels = checked_levels(final_sparsity) if isinstance(final_sparsity, Mapping) else None
         if self._levels is not None:
-            params, global_sparsity = _of_levels(self._levels, params, global_sparsity)
+            params, global_sparsity = arguments_of(self._levels, params, global_sparsity)
             final_sparsity = min(final for final, _ in self._levels)
         self._options = PruningOptions(
             params="__ALL_PRUNABLE__" if params is None else params,  # type: ignore[arg-type]
@@ -148,6 +148,11 @@ class WoodFisherPruning(HoldingCallback):
         if self._levels is None:
             return {}
         return {"final_sparsity": {final: list(listed) for final, listed in self._levels}, "params": None}
+
+    @property
+    def options(self) -> PruningOptions:
+        """How its updates work."""
+        return self._options
 
     @property
     def sparsity(self) -> float:
@@ -237,31 +242,35 @@ class WoodFisherPruning(HoldingCallback):
             pruned: Zeros that variables will have when it begins, by `id(variable)`, where not those they have now.
 
         Raises:
-            ValueError: If training ends before `end_epoch`, or (with the number of steps and without data) the buffer
-                can't hold enough gradients at an update.
+            ValueError: If there is nothing to prune.
             KeyError: If a name matches no variable.
         """
-        self._check_epochs(epochs)
         pruner, ramps = self._open(model)
         pruner.find_zeros()
         zeros = [int(p.sum()) for p in pruner.pruned]
         zeros = [(pruned or {}).get(id(t.variable), z) for t, z in zip(pruner.targets, zeros, strict=True)]
         if self._init == FROM_PARAM:
             ramps.start_from(zeros)
-        updates = ramps.plan(zeros, steps_per_epoch, epochs, initial_epoch)
-        if self._buffers:
+        return ramps.plan(zeros, steps_per_epoch, epochs, initial_epoch)
+
+    def check_plan(
+        self, updates: Sequence[PlannedUpdate], steps_per_epoch: int | None, epochs: int | None, initial_epoch: int = 0
+    ) -> None:
+        """Refuses a training run that can't do what was planned.
+
+        Raises:
+            ValueError: If training ends before `end_epoch`, or (with the number of steps and without data) the buffer
+                can't hold enough gradients at an update.
+        """
+        self._check_epochs(epochs)
+        if self._options.method == "woodfisher" and self._data is None:
             self._check_buffer(updates, steps_per_epoch, epochs, initial_epoch)
-        return updates
 
     def _open(self, model: keras.Model) -> tuple[Pruner, Ramps]:
         pruner = Pruner(model, self._options)
         targets = pruner.targets
         finals = [self._schedule.final] * len(targets) if self._levels is None else finals_of(targets, self._levels)
         return pruner, Ramps(self._schedule, finals, [t.size for t in targets], self._options)
-
-    @property
-    def _buffers(self) -> bool:
-        return self._options.method == "woodfisher" and self._data is None
 
     def _check_epochs(self, epochs: int | None) -> None:
         if epochs is not None and self._schedule.end > epochs:
@@ -384,21 +393,6 @@ class WoodFisherPruning(HoldingCallback):
         """The index of the first epoch at whose end the final sparsity is reached."""
         epoch, epochs = math.floor(self._schedule.end), self._progress.epochs
         return epoch if epochs is None else min(epoch, epochs - 1)
-
-
-def _of_levels(levels: Levels, params: Any, global_sparsity: bool | None) -> tuple[tuple[str, ...], bool]:
-    """`params` and `global_sparsity` where `final_sparsity` is a dictionary."""
-    if params is not None and (isinstance(params, str) or len(params)):
-        raise ValueError(
-            f"final_sparsity as a dictionary names the variables itself, so params must be empty, got {params!r}. "
-            "Leave it out, or give one final_sparsity."
-        )
-    if global_sparsity:
-        raise ValueError(
-            "final_sparsity as a dictionary gives each variable a sparsity of its own, which global_sparsity=True "
-            "would overrule. Leave one of them out."
-        )
-    return names_of(levels), False
 
 
 def _plain(value: Any) -> Any:

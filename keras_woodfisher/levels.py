@@ -38,3 +38,22 @@ def names_of(levels: Levels) -> tuple[str, ...]:
 def finals_of(targets: Sequence[Target], levels: Levels) -> list[float]:
     """The final sparsity of each variable: the first level with a name that matches it."""
     return [next(s for s, listed in levels if any(matches(target, name) for name in listed)) for target in targets]
+
+
+def arguments_of(levels: Levels, params: Any, global_sparsity: bool | None) -> tuple[tuple[str, ...], bool]:
+    """`params` and `global_sparsity` where the final sparsity is a dictionary.
+
+    Raises:
+        ValueError: If one of them was given beside it, and says something else.
+    """
+    if params is not None and (isinstance(params, str) or len(params)):
+        raise ValueError(
+            f"A dictionary of final sparsities names the variables itself, so params must be empty, got {params!r}. "
+            "Leave it out, or give one sparsity for all."
+        )
+    if global_sparsity:
+        raise ValueError(
+            "A dictionary of final sparsities gives each variable one of its own, which global_sparsity=True "
+            "would overrule. Leave one of them out."
+        )
+    return names_of(levels), False

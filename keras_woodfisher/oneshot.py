@@ -1,12 +1,13 @@
 """One-shot pruning: no training, no compiled model needed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_woodfisher.levels import arguments_of, checked_levels, finals_of
 from keras_woodfisher.options import PruningOptions, fraction
 from keras_woodfisher.pruner import Pruner
 from keras_woodfisher.report import PruningReport, count_zeros
@@ -18,12 +19,12 @@ _DEFAULT_GRADIENTS = 512
 def prune(
     model: keras.Model,
     data: Any = None,
-    sparsity: float = 0.5,
+    sparsity: float | Mapping[float, Sequence[str]] = 0.5,
     *,
     loss: Any = None,
-    params: str | Sequence[str] = "__ALL_PRUNABLE__",
+    params: str | Sequence[str] | None = None,
     exclude: Sequence[str] = (),
-    global_sparsity: bool = True,
+    global_sparsity: bool | None = None,
     num_grads: int | None = None,
     grad_batch_size: int = 1,
     damp: float = 1e-5,
@@ -48,7 +49,8 @@ def prune(
         model: A built Keras model.
         data: Labelled examples: whatever `fit` takes, or a callable that returns a fresh iterator of batches. Not
             needed for magnitude pruning.
-        sparsity: Fraction of zeros to reach, in [0, 1).
+        sparsity: Fraction of zeros to reach, in [0, 1); or `{fraction: names}`, which prunes each variable by itself
+            to the fraction of the first name or `re:` pattern that matches it.
         loss: A Keras loss (name, object or function; a list or dictionary for several outputs). By default the loss
             that the model was compiled with.
         params: As in `WoodFisherPruning`, like all that follow.
@@ -72,13 +74,16 @@ def prune(
         MemoryError: If the gradients don't fit (the message says how many would).
         FloatingPointError: If a weight or score isn't finite.
     """
-    sparsity = fraction("sparsity", sparsity)
+    levels = checked_levels(sparsity) if isinstance(sparsity, Mapping) else None
+    final = 0.0 if isinstance(sparsity, Mapping) else fraction("sparsity", sparsity)
+    if levels is not None:
+        params, global_sparsity = arguments_of(levels, params, global_sparsity)
     options = PruningOptions(
-        params=params,  # type: ignore[arg-type]
+        params="__ALL_PRUNABLE__" if params is None else params,  # type: ignore[arg-type]
         exclude=exclude,  # type: ignore[arg-type]
         method=method,
         update=update,
-        global_sparsity=global_sparsity,
+        global_sparsity=True if global_sparsity is None else global_sparsity,
         num_grads=_DEFAULT_GRADIENTS if num_grads is None else num_grads,
         grad_batch_size=grad_batch_size,
         damp=damp,
@@ -88,6 +93,7 @@ def prune(
         verbose=verbose,
     )
     pruner = Pruner(model, options)
+    finals = [final] * len(pruner.targets) if levels is None else finals_of(pruner.targets, levels)
     pruner.find_zeros()
     rows = options.gradients_at(pruner.sparsity)
     source = None
@@ -101,7 +107,7 @@ def prune(
         if num_grads is None and source.available is not None:
             rows = max(1, min(rows, source.available))
         source.check(rows)
-    phases, samples = pruner.update([sparsity] * len(pruner.targets), source, rows)
+    phases, samples = pruner.update(finals, source, rows)
     _constrain(pruner)
     return PruningReport(count_zeros(pruner.targets), tuple(phases), samples)
 

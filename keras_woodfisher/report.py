@@ -114,7 +114,7 @@ class PruningReport:
         rows.append(("total", "", self.weights, self.pruned, self.sparsity))
         cells: list[tuple[str, ...]] = [("variable", "shape", "weights", "pruned", "sparsity")]
         cells += [(n, s, f"{w:,}", f"{p:,}", f"{f:.4f}") for n, s, w, p, f in rows]
-        lines = _align(cells)
+        lines = aligned(cells)
         lines.insert(1, "-" * len(lines[0]))
         lines.insert(-1, "-" * len(lines[0]))
         for phase in self.phases:
@@ -152,11 +152,12 @@ def count_zeros(targets: Sequence[Target]) -> tuple[VariableReport, ...]:
     )
 
 
-def _align(cells: list[tuple[str, ...]]) -> list[str]:
+def aligned(cells: list[tuple[str, ...]], left: int = 2) -> list[str]:
+    """Lines of a table, its first `left` columns flush left and the others flush right."""
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     return [
         "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
+            cell.ljust(width) if column < left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in cells

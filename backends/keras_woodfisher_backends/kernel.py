@@ -99,6 +99,13 @@ class BlockKernel:
         self._panel = panel
         self.workers = workers
 
+    def memory(self, samples: int, width: int) -> int:
+        """Bytes that one block of (m, B) = (`samples`, `width`) takes at most, beside the gradients of the block."""
+        matrix = 8 * min(samples, width) ** 2
+        panel = 8 * samples * min(width, self._panel)
+        # Double panel, product of the panel, and Fisher or Gram matrix, factor, its inverse and a copy.
+        return panel + panel // 2 + 4 * matrix
+
     def inverse_diagonal(self, grads: np.ndarray, damp: float) -> np.ndarray:
         """`diag(F^-1)`.
 

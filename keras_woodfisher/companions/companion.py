@@ -1,0 +1,105 @@
+"""What all companion callbacks have in common: when something is due, and what they need of a model."""
+
+import math
+from typing import Any
+
+import keras
+
+from keras_woodfisher.options import number
+from keras_woodfisher.progress import Progress
+
+TOLERANCE = 1e-9
+"""Positions that differ by less are the same: `2.3` and `2 + 3 / 10` need not be."""
+
+
+class Companion(keras.callbacks.Callback):
+    """Tells where training stands before each batch, and where it ended.
+
+    Positions are exact to the step where the number of steps is known. In the first epoch of a generator of unknown
+    length, and with a hand-written loop that doesn't tell it, only whole epochs are.
+    """
+
+    async_safe = True
+    """Keras may call `on_train_batch_end` from threads, which lets steps go on without waiting for their logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._progress = Progress(None)
+        self._batch_ends: list[int] = []
+        self._reached = -math.inf
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments, for `from_config`."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Companion":
+        """A callback with the arguments of `get_config`."""
+        return cls(**config)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._progress = Progress(self.params)
+        self._reached = -math.inf
+        if not getattr(self._model, "compiled", False) or self._model.optimizer is None:
+            raise ValueError(
+                f"The model must be compiled with an optimizer before training with {type(self).__name__}: "
+                "call model.compile(optimizer=..., loss=...)."
+            )
+        self._prepare()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._progress.begin_epoch(epoch)
+        self._batch_ends.clear()
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self._reached = self._progress.before(batch)
+        self._apply(self._reached)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        # From several threads, so in any order.
+        self._batch_ends.append(batch)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if self._batch_ends:
+            self._progress.end_batch(max(self._batch_ends))
+        self._progress.end_epoch(bool(self._model.stop_training))
+
+    def on_train_end(self, logs: Any = None) -> None:
+        # No batch follows, but what is due now is how a resumed run would begin.
+        if self._progress.ended > self._reached:
+            self._apply(self._progress.ended)
+
+    def _prepare(self) -> None:
+        """Checks before the first batch whatever can be checked then. On JAX, `self._model` is as good as `model`."""
+
+    def _apply(self, position: float) -> None:
+        """Makes what is due at a position, in epochs."""
+        raise NotImplementedError
+
+
+def start_of(value: Any) -> float:
+    """Checks a `start_epoch`; -1 means at once, as 0 does.
+
+    Raises:
+        ValueError, TypeError: If it is negative otherwise, or not a number.
+    """
+    start = number("start_epoch", value)
+    if start < 0 and start != -1:
+        raise ValueError(f"start_epoch must be at least 0, or -1 for at once, got {start:g}.")
+    return max(start, 0.0)
+
+
+def end_of(value: Any, start: float) -> float:
+    """Checks an `end_epoch` that may be -1: infinite, then.
+
+    Raises:
+        ValueError, TypeError: If it doesn't lie after `start`, or isn't a number.
+    """
+    end = number("end_epoch", value)
+    if end == -1:
+        return math.inf
+    if end <= start:
+        raise ValueError(
+            f"end_epoch must lie after start_epoch={start:g}, or be -1 for the end of training, got {end:g}."
+        )
+    return end

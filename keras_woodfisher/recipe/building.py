@@ -1,0 +1,111 @@
+"""From modifiers to callbacks, and what can't be carried out yet."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+
+from keras_woodfisher.callback import WoodFisherPruning
+from keras_woodfisher.keep_zeros import KeepZeros
+from keras_woodfisher.recipe.companion_modifiers import CompanionModifier
+from keras_woodfisher.recipe.modifiers import (
+    ConstantPruningModifier,
+    MagnitudePruningModifier,
+    Modifier,
+    PruningModifier,
+    WoodFisherPruningModifier,
+)
+
+
+def callbacks_of(modifiers: Sequence[Modifier], data: Any, verbose: int) -> list[keras.callbacks.Callback]:
+    """The callbacks that carry modifiers out, those that prune first, in the order in which they begin."""
+    pruning = [m for m in modifiers if not isinstance(m, CompanionModifier)]
+    others = [m for m in modifiers if isinstance(m, CompanionModifier)]
+    ordered = [*sorted(pruning, key=_begin), *sorted(others, key=_begin)]
+    built = (callback_of(modifier, data, verbose) for modifier in ordered)
+    return [callback for callback in built if callback is not None]
+
+
+def callback_of(modifier: Modifier, data: Any, verbose: int) -> Any:
+    """The callback that carries one modifier out, or None where it is only information.
+
+    Raises:
+        ValueError: If the modifier wants data and there is none.
+        NotImplementedError: If it wants what this version can't do.
+    """
+    if isinstance(modifier, CompanionModifier):
+        return modifier.callback()
+    if isinstance(modifier, ConstantPruningModifier):
+        return KeepZeros(modifier.params, modifier.exclude, modifier.start_epoch, modifier.end_epoch)
+    assert isinstance(modifier, PruningModifier)
+    if missing := not_built(modifier):
+        raise NotImplementedError(f"{modifier.tag}: {missing[0]}")
+    return WoodFisherPruning(
+        modifier.final_sparsity,
+        init_sparsity=modifier.init_sparsity,
+        start_epoch=modifier.start_epoch,
+        end_epoch=modifier.end_epoch,
+        update_frequency=modifier.update_frequency,
+        inter_func=modifier.inter_func,
+        leave_enabled=modifier.leave_enabled,
+        verbose=verbose,
+        **pruning_arguments(modifier),
+        **_source_of(modifier, data),
+    )
+
+
+def pruning_arguments(modifier: PruningModifier) -> dict[str, Any]:
+    """What an update is told, in one shot as well as on a schedule."""
+    arguments: dict[str, Any] = {
+        "params": None if isinstance(modifier.final_sparsity, Mapping) else modifier.params,
+        "exclude": modifier.exclude,
+        "global_sparsity": modifier.global_sparsity,
+    }
+    if isinstance(modifier, MagnitudePruningModifier):
+        return arguments | {"method": "magnitude"}
+    assert isinstance(modifier, WoodFisherPruningModifier)
+    fields = ("num_grads", "damp", "fisher_block_size", "available_gpus", "update", "seed")
+    return arguments | {name: getattr(modifier, name) for name in fields}
+
+
+def buffers(modifier: Modifier, data: Any) -> bool:
+    """Whether a modifier takes its gradients from the training run itself."""
+    if not isinstance(modifier, WoodFisherPruningModifier):
+        return False
+    return bool(modifier.use_gradient_buffering) or (modifier.use_gradient_buffering is None and data is None)
+
+
+def not_built(modifier: Modifier) -> list[str]:
+    """What a modifier wants that this version can't do."""
+    found = []
+    if isinstance(modifier, PruningModifier) and modifier.mask_type != "unstructured":
+        mask = modifier.mask_type
+        found.append(
+            f"mask_type {list(mask) if isinstance(mask, tuple) else mask} can't be pruned yet, only unstructured."
+        )
+    if isinstance(modifier, WoodFisherPruningModifier):
+        if modifier.num_recomputations > 1:
+            found.append(
+                f"num_recomputations={modifier.num_recomputations} can't be done yet. Remove it, or give a smaller "
+                "update_frequency: each update takes new gradients."
+            )
+        if modifier.num_pages > 1:
+            found.append(f"num_pages={modifier.num_pages} can't be done yet: the gradients stay in memory as a whole.")
+        if modifier.grads_device != "cpu":
+            found.append(f"grads_device={modifier.grads_device!r} can't be done yet: the gradients stay on the cpu.")
+    return found
+
+
+def _source_of(modifier: PruningModifier, data: Any) -> dict[str, Any]:
+    if not isinstance(modifier, WoodFisherPruningModifier):
+        return {}
+    if buffers(modifier, data):
+        # A gradient that is buffered is the mean over a training batch, whatever a sampler would take.
+        return {"data": None}
+    if data is None:
+        raise ValueError(f"{modifier.tag}.use_gradient_buffering is false, so data is required: pass data=(x, y).")
+    return {"data": data, "grad_batch_size": modifier.grad_batch_size}
+
+
+def _begin(modifier: Modifier) -> float:
+    return float(getattr(modifier, "start_epoch", 0.0))

@@ -1,0 +1,186 @@
+"""A dry run of a recipe: everything that can be known, and everything that would fail, before any training."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import keras
+from keras_woodfisher_backends import get_backend
+from keras_woodfisher_backends.kernel import BlockKernel
+
+from keras_woodfisher.callback import WoodFisherPruning
+from keras_woodfisher.keep_zeros import KeepZeros
+from keras_woodfisher.memory import check_memory
+from keras_woodfisher.planning import PlannedUpdate
+from keras_woodfisher.pruner import Pruner
+from keras_woodfisher.recipe.building import buffers, callback_of, not_built
+from keras_woodfisher.recipe.check_report import CheckedModifier, Problem, RecipeCheck
+from keras_woodfisher.recipe.costs import Cost, cost_of, probed_seconds
+from keras_woodfisher.recipe.matching import near_misses, targets_of
+from keras_woodfisher.recipe.modifiers import ConstantPruningModifier, Modifier, PruningModifier
+from keras_woodfisher.recipe.recipe import Recipe
+from keras_woodfisher.sources import SampledGradients
+
+_REFUSALS = (ValueError, TypeError, KeyError, MemoryError, NotImplementedError)
+
+
+def check_recipe(
+    recipe: Recipe,
+    model: keras.Model,
+    steps_per_epoch: int | None = None,
+    epochs: int | None = None,
+    *,
+    data: Any = None,
+    loss: Any = None,
+) -> RecipeCheck:
+    """Tells what a recipe will do to a model, what that costs, and everything that would fail. Nothing is changed.
+
+    Args:
+        recipe: From `load_recipe`.
+        model: The built model to train.
+        steps_per_epoch: Batches an epoch. Without it, whether a buffer can be full isn't known.
+        epochs: Epochs of training; by default as many as the recipe takes.
+        data: What will be given to `recipe.callbacks`; a batch of it is used to measure the time of a gradient.
+        loss: For a model that isn't compiled yet.
+
+    Returns:
+        Variables, updates, costs and problems; `print` it, or see its attributes.
+    """
+    epochs = recipe.epochs or None if epochs is None else epochs
+    run = _Run(model, steps_per_epoch, epochs, data, loss)
+    checked = [run.checked(modifier) for modifier in recipe.modifiers]
+    problems = [*run.problems_of_training(), *(p for entry in checked for p in entry.problems)]
+    problems += _overlaps(checked)
+    return RecipeCheck(tuple(checked), tuple(problems), steps_per_epoch, epochs)
+
+
+class _Run:
+    """One planned call of `fit`."""
+
+    def __init__(self, model: keras.Model, steps: int | None, epochs: int | None, data: Any, loss: Any):
+        self._model = model
+        self._steps = steps
+        self._epochs = epochs
+        self._data = data
+        self._loss = loss
+        self._zeros: dict[int, int] = {}
+
+    def problems_of_training(self) -> Iterator[Problem]:
+        if not getattr(self._model, "compiled", False) and self._loss is None:
+            yield Problem("", "The model isn't compiled: call model.compile(optimizer=..., loss=...) before training.")
+
+    def checked(self, modifier: Modifier) -> CheckedModifier:
+        entry = CheckedModifier(modifier)
+        try:
+            targets = targets_of(modifier, self._model)
+        except _REFUSALS as error:
+            return replace(entry, problems=(_problem(modifier, error), *self._others(modifier)))
+        entry = replace(
+            entry,
+            variables=tuple(t.name for t in targets),
+            weights=sum(t.size for t in targets),
+            nearly=tuple(near_misses(modifier, self._model, targets)),
+            keys=tuple(id(t.variable) for t in targets),
+        )
+        if isinstance(modifier, PruningModifier):
+            return self._pruning(modifier, entry)
+        return replace(entry, problems=tuple(self._others(modifier)))
+
+    def _others(self, modifier: Modifier) -> Iterator[Problem]:
+        """What would fail of a modifier that doesn't prune."""
+        try:
+            callback = None if isinstance(modifier, PruningModifier) else callback_of(modifier, self._data, 0)
+            if isinstance(callback, KeepZeros):
+                callback.check(self._model, self._epochs)
+            elif callback is not None and getattr(self._model, "compiled", False):
+                callback.check(self._model)
+        except _REFUSALS as error:
+            yield _problem(modifier, error)
+
+    def _pruning(self, modifier: PruningModifier, entry: CheckedModifier) -> CheckedModifier:
+        problems = [Problem(modifier.tag, message) for message in not_built(modifier)]
+        kernels, missing = self._devices(modifier)
+        problems += missing
+        # What can't be done is said above; the rest is checked as if it could.
+        known: dict[str, Any] = {"available_gpus": None, "num_recomputations": 1, "num_pages": 1}
+        plain = modifier.model_copy(
+            update={k: v for k, v in (known | {"grads_device": "cpu"}).items() if hasattr(modifier, k)}
+            | {"mask_type": "unstructured"}
+        )
+        updates: list[PlannedUpdate] = []
+        cost = Cost()
+        try:
+            callback = callback_of(plain, self._data, 0)
+            assert isinstance(callback, WoodFisherPruning)
+            pruner = Pruner(self._model, callback.options)
+            updates = callback.plan(self._model, self._steps, self._epochs, pruned=self._zeros)
+            try:
+                callback.check_plan(updates, self._steps, self._epochs)
+            except ValueError as error:
+                problems.append(_problem(modifier, error))
+            cost = self._cost(plain, callback, pruner, updates, kernels, problems)
+            if updates:
+                self._zeros |= {id(t.variable): round(updates[-1].sparsity * t.size) for t in pruner.targets}
+        except _REFUSALS as error:
+            problems.append(_problem(modifier, error))
+        source = "" if not any(u.num_grads for u in updates) else "buffer" if buffers(plain, self._data) else "data"
+        return replace(entry, updates=tuple(updates), cost=cost, source=source, problems=tuple(problems))
+
+    def _cost(
+        self,
+        modifier: PruningModifier,
+        callback: WoodFisherPruning,
+        pruner: Pruner,
+        updates: Sequence[PlannedUpdate],
+        kernels: Mapping[str, BlockKernel],
+        problems: list[Problem],
+    ) -> Cost:
+        options, buffered = callback.options, buffers(modifier, self._data)
+        seconds = None
+        if any(u.num_grads for u in updates):
+            try:
+                if buffered:
+                    check_memory(options.most_gradients, sum(t.size for t in pruner.targets), copies=2)
+                else:
+                    source = SampledGradients(
+                        self._model, pruner.targets, options, pruner.backend, self._data, self._loss
+                    )
+                    source.check(options.most_gradients)
+                    seconds = probed_seconds(self._model, pruner, options, self._data, self._loss)
+            except _REFUSALS as error:
+                problems.append(_problem(modifier, error))
+        return cost_of(updates, pruner, options, kernels, buffered, seconds)
+
+    def _devices(self, modifier: PruningModifier) -> tuple[dict[str, BlockKernel], list[Problem]]:
+        backend = get_backend(keras.backend.backend())
+        kernels: dict[str, BlockKernel] = {}
+        problems = []
+        for name in getattr(modifier, "available_gpus", None) or ("cpu",):
+            try:
+                kernels[name] = backend.kernel(name)
+            except ValueError as error:
+                problems.append(_problem(modifier, error))
+        return kernels or {"cpu": backend.kernel("cpu")}, problems
+
+
+def _problem(modifier: Modifier, error: BaseException) -> Problem:
+    # A KeyError's own text is the repr of its message.
+    message = str(error.args[0]) if error.args else type(error).__name__
+    return Problem(modifier.tag, message.removeprefix(modifier.tag).lstrip(".: "))
+
+
+def _overlaps(checked: Sequence[CheckedModifier]) -> Iterator[Problem]:
+    """Two prunings of one variable at the same time."""
+    pruning = [e for e in checked if isinstance(e.modifier, (PruningModifier, ConstantPruningModifier))]
+    for place, one in enumerate(pruning):
+        for other in pruning[place + 1 :]:
+            (a, b), (c, d) = one.window, other.window
+            shared = set(one.keys) & set(other.keys)
+            if shared and a < d and c < b:
+                name = next(n for n, key in zip(one.variables, one.keys, strict=True) if key in shared)
+                yield Problem(
+                    other.modifier.tag,
+                    f"{name!r} and {len(shared) - 1} other variables are pruned by {one.modifier.tag} at the same "
+                    f"time, from epoch {max(a, c):g} on. Give each its own variables, or let one begin where the other "
+                    "ends.",
+                )

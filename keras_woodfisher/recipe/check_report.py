@@ -1,0 +1,156 @@
+"""What a dry run found, as data and as text."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from keras_woodfisher.planning import PlannedUpdate
+from keras_woodfisher.recipe.costs import Cost
+from keras_woodfisher.recipe.modifiers import Modifier, PruningModifier
+from keras_woodfisher.recipe.writing import plain_fields
+from keras_woodfisher.report import aligned
+
+_SHOWN = 6
+"""Updates that are printed at each end of a long list."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that would fail.
+
+    Attributes:
+        modifier: The tag of the modifier, or "" where it is about the training as a whole.
+        message: What is wrong, and the mend.
+    """
+
+    modifier: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.modifier}: {self.message}" if self.modifier else self.message
+
+
+@dataclass(frozen=True)
+class CheckedModifier:
+    """What one modifier will do.
+
+    Attributes:
+        modifier: The modifier.
+        variables: Names of the variables that it works on.
+        weights: Their weights.
+        nearly: Names of variables that its names and patterns nearly match.
+        updates: Every pruning update.
+        source: `"data"` or `"buffer"`: where gradients come from; "" where none are needed.
+        cost: Bytes and seconds.
+        problems: What would fail.
+        keys: Identity of the variables, as two may have one name.
+    """
+
+    modifier: Modifier
+    variables: tuple[str, ...] = ()
+    weights: int = 0
+    nearly: tuple[str, ...] = ()
+    updates: tuple[PlannedUpdate, ...] = ()
+    source: str = ""
+    cost: Cost = field(default_factory=Cost)
+    problems: tuple[Problem, ...] = ()
+    keys: tuple[int, ...] = ()
+
+    @property
+    def window(self) -> tuple[float, float]:
+        """The first and last position at which it makes new zeros, in epochs."""
+        start = max(float(getattr(self.modifier, "start_epoch", 0.0)), 0.0)
+        return start, self.modifier.last_epoch if isinstance(self.modifier, PruningModifier) else start
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain data, for JSON."""
+        return {
+            "modifier": self.modifier.tag,
+            "fields": plain_fields(self.modifier),
+            "variables": list(self.variables),
+            "weights": self.weights,
+            "nearly": list(self.nearly),
+            "updates": [asdict(update) for update in self.updates],
+            "source": self.source,
+            "cost": asdict(self.cost),
+            "problems": [asdict(problem) for problem in self.problems],
+        }
+
+    def lines(self) -> list[str]:
+        """The same as text."""
+        lines = [self.modifier.tag]
+        if self.variables:
+            first = ", ".join(self.variables[:3]) + (", ..." if len(self.variables) > 3 else "")
+            lines.append(f"  {len(self.variables)} variables, {self.weights:,} weights: {first}")
+        if self.nearly:
+            lines.append(f"  nearly matched, and left alone: {', '.join(self.nearly)}")
+        if self.updates:
+            lines += [f"  {line}" for line in _table(self.updates)]
+            lines += [f"  {line}" for line in self._cost_lines()]
+        return lines
+
+    def _cost_lines(self) -> list[str]:
+        cost = self.cost
+        if not self.source:
+            return ["by magnitude: no gradients"]
+        lines = [f"gradients: {cost.gradient_bytes:,} bytes at the update that needs most, from {self.source}"]
+        if cost.buffer_bytes:
+            lines.append(f"buffer: {cost.buffer_bytes:,} bytes beside the optimizer's variables")
+        lines.append(f"host memory: about {_size(cost.host_bytes)} at its peak, beside the training's own")
+        lines += [f"{name}: about {_size(size)} at its peak" for name, size in (cost.device_bytes or {}).items()]
+        if cost.gradient_seconds is None:
+            lines.append("time: give data to have that of the gradients measured")
+        elif self.source == "data":
+            lines.append(f"time: about {cost.gradient_seconds:.1f} s for gradients")
+        if cost.inverse_seconds is not None:
+            lines.append(f"time: about {cost.inverse_seconds:.1f} s for scores and corrections")
+        return lines
+
+
+@dataclass(frozen=True)
+class RecipeCheck:
+    """The outcome of `check_recipe`; `print` it.
+
+    Attributes:
+        modifiers: What each modifier will do.
+        problems: Everything that would fail, with its mend; empty if nothing would.
+        steps_per_epoch: As given.
+        epochs: As given, or as the recipe has it.
+    """
+
+    modifiers: tuple[CheckedModifier, ...]
+    problems: tuple[Problem, ...]
+    steps_per_epoch: int | None
+    epochs: int | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain data, for JSON."""
+        return {
+            "epochs": self.epochs,
+            "steps_per_epoch": self.steps_per_epoch,
+            "modifiers": [entry.as_dict() for entry in self.modifiers],
+            "problems": [asdict(problem) for problem in self.problems],
+        }
+
+    def __str__(self) -> str:
+        steps = "unknown (give steps_per_epoch)" if self.steps_per_epoch is None else str(self.steps_per_epoch)
+        lines = [f"{self.epochs or 'unknown'} epochs, steps an epoch: {steps}"]
+        lines += [line for entry in self.modifiers for line in entry.lines()]
+        lines.append("problems:" if self.problems else "no problems")
+        return "\n".join([*lines, *(f"  - {problem}" for problem in self.problems)])
+
+
+def _table(updates: tuple[PlannedUpdate, ...]) -> list[str]:
+    cells: list[tuple[str, ...]] = [("update", "epoch", "step", "sparsity", "gradients", "bytes")]
+    for number, update in enumerate(updates):
+        step = "-" if update.step is None else str(update.step)
+        size = 4 * update.num_grads * update.kept
+        sparsity = f"{update.sparsity:.4f}"
+        cells.append((str(number), f"{update.position:g}", step, sparsity, f"{update.num_grads:,}", f"{size:,}"))
+    lines = aligned(cells, left=0)
+    if len(updates) > 2 * _SHOWN:
+        lines = [*lines[: 1 + _SHOWN], f"... {len(updates) - 2 * _SHOWN} more", *lines[-_SHOWN:]]
+    return lines
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,126 @@
+"""What a plan will cost, in bytes and seconds."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras_woodfisher_backends.kernel import BlockKernel
+
+from keras_woodfisher.fisher import block_slices
+from keras_woodfisher.meter import Meter
+from keras_woodfisher.options import PruningOptions
+from keras_woodfisher.planning import PlannedUpdate
+from keras_woodfisher.pruner import Pruner
+from keras_woodfisher.sources import SampledGradients
+
+_OVERHEAD = 2.3
+"""Time of an update without its gradients over that of its useful arithmetic (benchmarks/update_cost.py)."""
+
+_FLOAT = 4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the updates of one modifier cost.
+
+    Attributes:
+        gradient_bytes: Bytes of the gradients at the update that needs most, float32.
+        buffer_bytes: Bytes of the ring of gradients that the optimizer carries; 0 where they are sampled.
+        host_bytes: Most bytes on the host at one time: the gradients, and the blocks that are worked on.
+        device_bytes: Most bytes on each other device.
+        gradient_seconds: Seconds for all gradient samples of all updates; None where that isn't known without data.
+        inverse_seconds: Seconds for all that comes after them on the CPU; None on other devices.
+    """
+
+    gradient_bytes: int = 0
+    buffer_bytes: int = 0
+    host_bytes: int = 0
+    device_bytes: Mapping[str, int] | None = None
+    gradient_seconds: float | None = 0.0
+    inverse_seconds: float | None = 0.0
+
+
+def cost_of(
+    updates: Sequence[PlannedUpdate],
+    pruner: Pruner,
+    options: PruningOptions,
+    kernels: Mapping[str, BlockKernel],
+    buffered: bool,
+    seconds_per_sample: float | None,
+) -> Cost:
+    """The cost of a modifier's updates.
+
+    Args:
+        updates: What will be done.
+        pruner: Knows the variables.
+        options: How updates work.
+        kernels: The kernels by device.
+        buffered: Whether gradients come from the training run.
+        seconds_per_sample: Measured time of one gradient sample, or None.
+    """
+    working = [u for u in updates if u.num_grads]
+    if not working:
+        return Cost()
+    sizes = [t.size for t in pruner.targets]
+    total = sum(sizes)
+    gradients = max(_FLOAT * u.num_grads * u.kept for u in working)
+    ring = _FLOAT * max(options.most_gradients, 1) * total if buffered else 0
+    blocks = {u: [b.stop - b.start for b in block_slices(_kept(sizes, u), options.fisher_block_size)] for u in working}
+    workspace = {
+        name: max(k.memory(u.num_grads, max(widths)) * min(k.workers, len(widths)) for u, widths in blocks.items())
+        for name, k in kernels.items()
+    }
+    seconds = None
+    if set(kernels) == {"cpu"}:
+        flops = sum(_flops(u.num_grads, width) for u, widths in blocks.items() for width in widths)
+        seconds = _OVERHEAD * flops / _gemm_rate()
+    # Work on the weights themselves: scores, masks and corrections in double precision.
+    rest = 40 * total
+    samples = sum(u.num_grads for u in working)
+    return Cost(
+        gradients,
+        ring,
+        ring + gradients + rest + workspace.get("cpu", 0),
+        {name: size for name, size in workspace.items() if name != "cpu"},
+        0.0 if buffered else None if seconds_per_sample is None else samples * seconds_per_sample,
+        seconds,
+    )
+
+
+def probed_seconds(model: keras.Model, pruner: Pruner, options: PruningOptions, data: Any, loss: Any) -> float:
+    """Measured seconds of one gradient sample: one chunk after the one that compiles."""
+    source = SampledGradients(model, pruner.targets, options, pruner.backend, data, loss)
+    rows = pruner.backend.chunk_groups(options.grad_batch_size)
+    if source.available is not None:
+        rows = max(1, min(rows, source.available))
+    kept = [np.ones(t.size, bool) for t in pruner.targets]
+    for draw in (0, 1):
+        start = time.perf_counter()
+        source.collect(kept, rows, draw, Meter(pruner.backend, ("cpu",), 0))
+    return (time.perf_counter() - start) / rows
+
+
+def _kept(sizes: Sequence[int], update: PlannedUpdate) -> list[int]:
+    """Unpruned weights of each variable, as if they were pruned alike."""
+    share = update.kept / sum(sizes)
+    return [round(size * share) for size in sizes]
+
+
+def _flops(samples: int, width: int) -> float:
+    """Gram or Fisher matrix, Cholesky factor and solves, by the smaller of the two matrices."""
+    small, large = min(samples, width), max(samples, width)
+    return 2.0 * small**2 * large + 2.0 * small**3 / 3.0
+
+
+def _gemm_rate(size: int = 700) -> float:
+    """The machine's float64 matrix product rate now, in flop/s."""
+    matrix = np.random.default_rng(0).normal(size=(size, size))
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - start)
+    return 2.0 * size**3 / min(seconds)

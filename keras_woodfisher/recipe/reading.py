@@ -1,0 +1,112 @@
+"""From what a recipe says to what it means: each entry becomes a checked modifier."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from keras_woodfisher.recipe import companion_modifiers, modifiers
+from keras_woodfisher.recipe.errors import RecipeError
+from keras_woodfisher.recipe.modifiers import Modifier
+from keras_woodfisher.recipe.outline import Entry, Outline
+from keras_woodfisher.recipe.wording import shown
+
+TAGS: dict[str, type[Modifier]] = {
+    kind.tag: kind
+    for module in (modifiers, companion_modifiers)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and issubclass(kind, Modifier) and "tag" in vars(kind)
+}
+"""Every modifier by its tag."""
+
+_OUTSIDE = ("quant", "distill", "movement", "acdc", "topk", "legacygm", "layerpruning", "structured", "logarithmic")
+
+
+def modifiers_of(outline: Outline) -> tuple[Modifier, ...]:
+    """The modifiers of all stages, in the project's own terms; a later stage begins where the one before ends.
+
+    Raises:
+        RecipeError: If a modifier or a field isn't known, or a value isn't allowed.
+    """
+    found: list[Modifier] = []
+    offset = 0.0
+    for stage in outline.stages:
+        last = offset
+        for entry in stage.entries:
+            modifier = _modifier(entry, outline.source).shifted(offset)
+            last = max(last, modifier.last_epoch, getattr(modifier, "start_epoch", 0.0))
+            found.append(modifier)
+        offset = last
+    return tuple(found)
+
+
+def _modifier(entry: Entry, source: str) -> Modifier:
+    kind = TAGS.get(entry.tag)
+    if kind is None:
+        raise RecipeError(_unknown_tag(entry.tag), line=entry.line, field=entry.path, source=source)
+
+    def error(message: str, field: str = "") -> RecipeError:
+        line = entry.lines.get(field) or entry.lines.get(field.partition(".")[0]) or entry.line
+        name = f"{entry.tag}.{field}" if field else entry.tag
+        return RecipeError(message, line=line, field=name, source=source)
+
+    for name, known in _unknown(kind, entry.fields):
+        near = difflib.get_close_matches(name.rpartition(".")[2], known, n=1)
+        hint = f" Do you mean {near[0]}?" if near else ""
+        raise error(f"there is no such field.{hint} There are: {', '.join(known)}.", name)
+    try:
+        return kind(**entry.fields).normal()
+    except ValidationError as problem:
+        raise error(*_first(problem, entry.fields, kind)) from None
+    except (TypeError, ValueError, OverflowError) as problem:
+        raise error(str(problem), _named_in(str(problem), entry.fields)) from None
+
+
+def _unknown(kind: type[Modifier], fields: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    for name, value in fields.items():
+        if name not in kind.model_fields:
+            yield name, list(kind.model_fields)
+        elif name == "mfac_options" and isinstance(value, Mapping):
+            known = list(modifiers.FisherOptions.model_fields)
+            yield from ((f"{name}.{inner}", known) for inner in value if inner not in known)
+
+
+def _first(problem: ValidationError, fields: Mapping[str, Any], kind: type[Modifier]) -> tuple[str, str]:
+    """The message of the first error, which for a field of several forms says them all, and its field."""
+    errors = problem.errors(include_url=False)
+    place = errors[0]["loc"]
+    if not place:
+        message = errors[0]["msg"].removeprefix("Value error, ")
+        return message, _named_in(message, fields)
+    field = str(place[0])
+    if errors[0]["type"] == "missing":
+        return f"{'.'.join(map(str, place))} is required, and isn't there.", ""
+    if field == "mfac_options" and len(place) > 1 and isinstance(fields[field], Mapping):
+        field = f"{field}.{place[1]}"
+        received = fields["mfac_options"].get(place[1])
+    else:
+        received = fields.get(field)
+    rules = dict.fromkeys(e["msg"] for e in errors if e["loc"][:1] == place[:1])
+    wanted = "; or ".join(rule.removeprefix("Value error, ").removeprefix("Input ") for rule in rules)
+    return f"got {shown(received)}, but it {wanted}.", field
+
+
+def _named_in(message: str, fields: Mapping[str, Any]) -> str:
+    """The field that a message names first, which may be a nested one."""
+    places = {name: name for name in fields}
+    nested = fields.get("mfac_options")
+    places |= {str(name): f"mfac_options.{name}" for name in (nested if isinstance(nested, Mapping) else ())}
+    named = [name for name in places if name in message]
+    return places[min(named, key=lambda name: (message.index(name), -len(name)))] if named else ""
+
+
+def _unknown_tag(tag: str) -> str:
+    if any(word in tag.lower() for word in _OUTSIDE):
+        return (
+            f"!{tag} is outside this project, which prunes (unstructured) and schedules training. Remove it. "
+            f"There are: {', '.join(TAGS)}."
+        )
+    near = difflib.get_close_matches(tag, TAGS, n=1)
+    hint = f" Do you mean !{near[0]}?" if near else ""
+    return f"there is no modifier !{tag}.{hint} There are: {', '.join(TAGS)}."

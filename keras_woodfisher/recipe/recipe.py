@@ -1,0 +1,126 @@
+"""Recipe: modifiers that were read and checked, to run on any model."""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_woodfisher.oneshot import prune
+from keras_woodfisher.recipe.building import callbacks_of, not_built, pruning_arguments
+from keras_woodfisher.recipe.matching import targets_of
+from keras_woodfisher.recipe.modifiers import Modifier, PruningModifier, WoodFisherPruningModifier
+from keras_woodfisher.recipe.outline import read_outline
+from keras_woodfisher.recipe.reading import modifiers_of
+from keras_woodfisher.recipe.writing import canonical, plain_fields
+from keras_woodfisher.report import PruningReport, count_zeros
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe; `print` it to see its canonical form. Read one with `load_recipe`.
+
+    Two recipes are equal if they do the same, whatever dialect they were written in.
+
+    Attributes:
+        modifiers: What it does, in the project's own terms.
+    """
+
+    modifiers: tuple[Modifier, ...]
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that it takes: its largest `end_epoch`, rounded up; 0 if it has none."""
+        return max(0, *(math.ceil(m.last_epoch - 1e-9) for m in self.modifiers))
+
+    def callbacks(self, model: keras.Model, data: Any = None, *, verbose: int = 1) -> list[keras.callbacks.Callback]:
+        """What to give to `model.fit(..., epochs=recipe.epochs, callbacks=...)`.
+
+        Args:
+            model: The built model to train; names are looked up in it.
+            data: Where to sample gradients from, as in `WoodFisherPruning`; without it, the training run's own
+                gradients are buffered.
+            verbose: As in `WoodFisherPruning`.
+
+        Returns:
+            Keras callbacks, those that prune first.
+
+        Raises:
+            KeyError: If a name matches nothing.
+            ValueError: If the recipe demands data and there is none, or it doesn't fit the model.
+            NotImplementedError: If it asks for what this version can't do.
+        """
+        callbacks = callbacks_of(self.modifiers, data, verbose)
+        for modifier in self.modifiers:
+            targets_of(modifier, model)
+        return callbacks
+
+    def apply(self, model: keras.Model, data: Any = None, *, loss: Any = None, verbose: int = 1) -> PruningReport:
+        """Prunes a model to the recipe's final sparsities in one shot, without training.
+
+        Of a `num_grads` that depends on the sparsity, the count for the final sparsity is used. Modifiers that
+        concern training have no effect.
+
+        Args:
+            model: A built model.
+            data: As in `prune`.
+            loss: As in `prune`.
+            verbose: As in `prune`.
+
+        Raises:
+            ValueError: If the recipe prunes nothing.
+            NotImplementedError: If it asks for what this version can't do.
+        """
+        pruning = [m for m in self.modifiers if isinstance(m, PruningModifier)]
+        if not pruning:
+            raise ValueError("This recipe prunes nothing: it has no pruning modifier.")
+        for modifier in pruning:
+            if missing := not_built(modifier):
+                raise NotImplementedError(f"{modifier.tag}: {missing[0]}")
+        before = model.get_weights()
+        try:
+            reports = [_apply(m, model, data, loss, verbose) for m in sorted(pruning, key=lambda m: m.end_epoch)]
+        except BaseException:
+            model.set_weights(before)
+            raise
+        targets = {id(t.variable): t for m in pruning for t in targets_of(m, model)}
+        phases = tuple(phase for report in reports for phase in report.phases)
+        return PruningReport(count_zeros(list(targets.values())), phases, sum(report.samples for report in reports))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the canonical form, which `load_recipe` reads back equal."""
+        Path(path).write_text(str(self), encoding="utf-8")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The recipe as plain data, which `load_recipe` reads back equal."""
+        return {"modifiers": [{m.tag: plain_fields(m)} for m in self.modifiers]}
+
+    def __str__(self) -> str:
+        return canonical(self.modifiers)
+
+
+def load_recipe(
+    source: str | os.PathLike[str] | Mapping[str, Any], variables: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Reads a recipe and checks it.
+
+    Args:
+        source: A file (`.yaml`, `.yml`, `.md`), the text itself, or plain data such as a JSON configuration.
+        variables: Values to use instead of the recipe's own variables.
+
+    Raises:
+        RecipeError: If anything is wrong, with its line and field, what was found and what is allowed.
+    """
+    return Recipe(modifiers_of(read_outline(source, variables)))
+
+
+def _apply(modifier: PruningModifier, model: keras.Model, data: Any, loss: Any, verbose: int) -> PruningReport:
+    arguments = pruning_arguments(modifier)
+    if isinstance(modifier, WoodFisherPruningModifier):
+        finals = [modifier.final_sparsity] if isinstance(modifier.final_sparsity, float) else modifier.final_sparsity
+        arguments["num_grads"] = modifier.options().gradients_at(max(finals))
+        arguments["grad_batch_size"] = modifier.grad_batch_size
+    return prune(model, data, modifier.final_sparsity, loss=loss, verbose=verbose, **arguments)

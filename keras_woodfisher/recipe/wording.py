@@ -1,0 +1,40 @@
+"""Pieces of error messages, short whatever the recipe holds."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+LONGEST = 60
+MOST_BITS = 1024
+
+
+def cut(text: str) -> str:
+    """A text within a message, without quotation marks: on one line, and cut where it is long."""
+    return repr(text[:LONGEST])[1:-1] + ("..." if len(text) > LONGEST else "")
+
+
+def shown(value: Any) -> str:
+    """A plain value as it is written in Python, cut where it is long."""
+    if isinstance(value, str):
+        return repr(value) if len(value) <= LONGEST else f"{value[:LONGEST]!r}... ({len(value)} characters)"
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:  # Python refuses to print longer ones
+        return f"an integer of {value.bit_length()} bits"
+    if value is None or isinstance(value, int | float):
+        return repr(value)
+    return f"a {type(value).__name__}"
+
+
+def listed(names: Iterable[str], most: int = 20) -> str:
+    """The names, the first ones if there are many."""
+    found = [name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in names]
+    return ", ".join(found[:most]) + (f", ... ({len(found)} in all)" if len(found) > most else "") or "none"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known names, with the one that was probably meant in front."""
+    names = list(known)
+    # Comparing takes the product of the two lengths.
+    short = [other for other in names if len(other) <= LONGEST][:500]
+    near = difflib.get_close_matches(name, short, n=1) if len(name) <= LONGEST else []
+    meant = f"Did you mean {near[0]!r}? " if near else ""
+    return f"{meant}Known names: {listed(names)}."

@@ -1,0 +1,129 @@
+"""From YAML to a tree. No tag builds anything, and nothing grows beyond its bounds."""
+
+from typing import Any
+
+import yaml
+
+from keras_woodfisher.recipe.errors import RecipeError
+from keras_woodfisher.recipe.scalars import check_text, scalar_value
+from keras_woodfisher.recipe.tree import Items, Node, Pairs, Scalar, check_depth, check_size, described
+from keras_woodfisher.recipe.wording import cut, shown
+from keras_woodfisher.recipe.yaml_events import Events
+
+MERGE = "<<"
+
+
+def yaml_tree(text: str) -> Node | None:
+    """The tree of a YAML text, None if there is nothing in it.
+
+    Raises:
+        RecipeError: If it isn't one YAML document within bounds (with the line).
+    """
+    return _Builder(Events(text)).document()
+
+
+class _Builder:
+    """Builds nodes from events; an alias shares its anchor's node, so that only counting writes it out."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        self._anchors: dict[str, Node | None] = {}
+        self._aliased: set[int] = set()
+        self._count = 0
+
+    def document(self) -> Node | None:
+        root: Node | None = None
+        documents = 0
+        for event in self._events:
+            if isinstance(event, yaml.DocumentStartEvent):
+                documents += 1
+                if documents > 1:
+                    raise RecipeError(
+                        "A second YAML document begins here. A recipe is one document: delete this line or the rest.",
+                        line=self._events.line_of(event),
+                    )
+                root = self._node(self._events.next(), depth=0)
+        return root
+
+    def _node(self, event: Any, depth: int) -> Node:
+        line = self._events.line_of(event)
+        self._count += 1
+        check_size(self._count, line)
+        if isinstance(event, yaml.AliasEvent):
+            return self._alias(str(event.anchor), line)
+        if event.anchor is not None:
+            # Until the node is complete, an alias to it would be recursive.
+            self._anchors[event.anchor] = None
+        node = self._content(event, depth, line)
+        if event.anchor is not None:
+            self._anchors[event.anchor] = node
+        return node
+
+    def _alias(self, anchor: str, line: int) -> Node:
+        name = cut(anchor)
+        if anchor not in self._anchors:
+            raise RecipeError(
+                f"The alias *{name} has no anchor before it. Write &{name} at the value first.", line=line
+            )
+        node = self._anchors[anchor]
+        if node is None:
+            raise RecipeError(f"The alias *{name} stands within its own anchor. Write the value out.", line=line)
+        # Written out, it has its whole size once more.
+        self._count += node.size - 1
+        check_size(self._count, line)
+        self._aliased.add(id(node))
+        return node
+
+    def _content(self, event: Any, depth: int, line: int) -> Node:
+        if isinstance(event, yaml.ScalarEvent):
+            check_text(event.value, line)
+            value = scalar_value(event.value, line) if event.style is None else event.value
+            return Scalar(value, line, event.tag)
+        check_depth(depth + 1, line)
+        if isinstance(event, yaml.MappingStartEvent):
+            return self._mapping(event, depth, line)
+        items = []
+        while not isinstance(child := self._events.next(), yaml.SequenceEndEvent):
+            items.append(self._node(child, depth + 1))
+        return Items(tuple(items), line, event.tag)
+
+    def _mapping(self, event: Any, depth: int, line: int) -> Pairs:
+        pairs: list[tuple[Scalar, Node]] = []
+        merged: tuple[Scalar, Node] | None = None
+        while not isinstance(child := self._events.next(), yaml.MappingEndEvent):
+            key = self._node(child, depth + 1)
+            value = self._node(self._events.next(), depth + 1)
+            if not isinstance(key, Scalar) or key.tag:
+                raise RecipeError(
+                    f"A key must be a name or a number without a tag, got {described(key)}.", line=key.line
+                )
+            if not _is_merge(child):
+                pairs.append((key, value))
+            elif merged is None:
+                merged = key, value
+            else:
+                raise RecipeError(
+                    "`<<` is there twice in one mapping. Write `<<: [*first, *second]`.", line=key.line, field=MERGE
+                )
+        # Made first, so that its own keys are known to differ.
+        own = Pairs(tuple(pairs), line, event.tag)
+        return own if merged is None else self._merge(own, *merged)
+
+    def _merge(self, own: Pairs, key: Scalar, value: Node) -> Pairs:
+        """The mapping with those after `<<` merged in: its own keys win, then those of the first one named."""
+        pairs = {name.value: (name, node) for name, node in own.pairs}
+        for source in value.items if isinstance(value, Items) else (value,):
+            if not isinstance(source, Pairs):
+                raise RecipeError(
+                    f"`<<` merges a mapping or a list of mappings, got {described(source)}.", line=key.line, field=MERGE
+                )
+            if source.tag and id(source) not in self._aliased:
+                raise RecipeError(f"What `<<` merges has no tag, got {shown(source.tag)}.", line=source.line)
+            for name, node in source.pairs:
+                pairs.setdefault(name.value, (name, node))
+        return Pairs(tuple(pairs.values()), own.line, own.tag)
+
+
+def _is_merge(event: Any) -> bool:
+    """Whether an unquoted `<<` is the key."""
+    return isinstance(event, yaml.ScalarEvent) and event.style is None and event.value == MERGE

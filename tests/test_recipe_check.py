@@ -1,0 +1,121 @@
+"""The dry run: what it tells, and that it tells everything that would fail."""
+
+import json
+import re
+
+import keras
+import numpy as np
+import pytest
+
+import keras_woodfisher as kw
+
+FIELDS = {
+    "params": "__ALL_PRUNABLE__",
+    "init_sparsity": 0.1,
+    "final_sparsity": 0.5,
+    "start_epoch": 1.0,
+    "end_epoch": 3.0,
+    "update_frequency": 1.0,
+    "num_grads": {0.0: 4, 0.3: 8},
+}
+
+
+def check(model, *args, tag="MFACPruningModifier", others=(), data=None, loss=None, **fields):
+    recipe = kw.load_recipe({"modifiers": [{tag: {**FIELDS, **fields}}, *others]})
+    return kw.check_recipe(recipe, model, *args, data=data, loss=loss)
+
+
+def test_what_it_tells(make_mlp, blobs):
+    model = make_mlp()
+    before = model.get_weights()
+    found = check(model, 5)
+    (entry,) = found.modifiers
+    assert (found.epochs, found.steps_per_epoch, found.problems) == (3, 5, ())
+    assert [name.split("/", 1)[1] for name in entry.variables] == ["hidden/kernel", "out/kernel"]
+    assert (entry.weights, entry.source) == (240, "buffer")
+    rows = [(u.epoch, u.step, round(u.sparsity, 4), u.num_grads, u.kept, u.steps_before) for u in entry.updates]
+    # 0.1, then 0.1 + 0.4 (1 - 1/8) = 0.45, then 0.5.
+    assert rows == [(1, 0, 0.1, 4, 240, 5), (2, 0, 0.45, 4, 216, 10), (2, 5, 0.5, 8, 132, 15)]
+    assert entry.cost.gradient_bytes == 4 * 8 * 132
+    assert entry.cost.buffer_bytes == 4 * 8 * 240
+    assert entry.cost.host_bytes > entry.cost.gradient_bytes + entry.cost.buffer_bytes
+    text = str(found)
+    assert "4,224 bytes at the update that needs most, from buffer" in text
+    assert "no problems" in text
+    again = json.loads(json.dumps(found.as_dict()))
+    assert again["modifiers"][0]["updates"][2]["num_grads"] == 8
+    sampled = check(model, 5, data=blobs)
+    assert sampled.modifiers[0].source == "data"
+    assert sampled.modifiers[0].cost.buffer_bytes == 0
+    assert sampled.modifiers[0].cost.gradient_seconds > 0
+    for now, then in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+    assert model.get_layer("hidden").kernel.constraint is None
+
+
+def test_the_plan_of_several_modifiers(make_mlp):
+    later = FIELDS | {"start_epoch": 3.0, "end_epoch": 4.0, "init_sparsity": "__FROM_PARAM__", "final_sparsity": 0.75}
+    found = check(make_mlp(), 20, others=[{"MFACPruningModifier": later}, {"ConstantPruningModifier": {}}])
+    assert not found.problems
+    second = found.modifiers[1]
+    # The second one begins with what the first one leaves.
+    assert [round(u.sparsity, 3) for u in second.updates] == [0.5, 0.75]
+    assert [u.num_grads for u in second.updates] == [0, 8]
+    assert "update" in str(found) and "ConstantPruningModifier" in str(found)
+
+
+def test_near_misses(make_mlp):
+    model = make_mlp()
+    found = check(model, 5, params=["re:.*HIDDEN/kernel", "out/kernel"])
+    assert any("matches no variable" in p.message for p in found.problems)
+    found = check(model, 5, params=["re:idden", "out/kernel"])
+    assert "matches no variable from the start of its name" in found.problems[0].message
+    found = check(model, 5, params=["re:.*(ut|x)/kernel"], exclude=[])
+    assert found.modifiers[0].nearly == ()
+    found = check(model, 5, params=["re:hidden/kern", "out/kernel"])
+    assert found.modifiers[0].nearly == ()
+    found = check(model, 5, params=["re:hidden/kernel"])
+    assert [n.split("/", 1)[1] for n in found.modifiers[0].nearly] == []
+    found = check(model, 5, params=["hidden/kernel", "re:out/k"])
+    assert not found.problems
+    found = check(model, 5, params=["out/kernel", "re:(?i)Out/bias"], exclude=["out/bias"])
+    assert [n.split("/", 1)[1] for n in found.modifiers[0].nearly] == ["out/bias"]
+
+
+PROBLEMS = [
+    ((5, 2), {}, r"end_epoch=3 lies after the last epoch \(2\).*Train for epochs=3"),
+    ((3,), {}, "num_grads=4 gradients can't have been buffered .*num_grads=3 would fit"),
+    ((5,), {"available_gpus": ["cuda:7"]}, "There is no device 'cuda:7' here. Devices that exist: cpu"),
+    ((5,), {"params": ["hiden/kernel"]}, "which no variable has. The nearest: .*hidden/kernel"),
+    ((5,), {"use_gradient_buffering": False}, "so data is required"),
+    ((5,), {"mask_type": "block4"}, "mask_type block4 can't be pruned yet"),
+    ((5,), {"num_grads": 10**9}, "num_grads=1000000000 takes .* free memory"),
+]
+
+
+@pytest.mark.parametrize("run, fields, message", PROBLEMS, ids=[str(i) for i in range(len(PROBLEMS))])
+def test_everything_that_would_fail(make_mlp, run, fields, message):
+    found = check(make_mlp(), *run, **fields)
+    assert any(re.search(message, p.message) for p in found.problems), found.problems
+    assert "problems:\n  - WoodFisherPruningModifier: " in str(found)
+
+
+def test_problems_of_the_data_and_of_training(make_mlp, blobs):
+    few = tuple(part[:6] for part in blobs)
+    (problem,) = check(make_mlp(), 5, data=few).problems
+    assert "num_grads=8 with grad_batch_size=1 needs 8 examples, but data holds 6" in problem.message
+    bare = make_mlp(compile=False)
+    assert "isn't compiled" in check(bare, 5).problems[0].message
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    assert not check(bare, 5, data=blobs, loss=loss).problems
+    twice = check(make_mlp(), 5, others=[{"GMPruningModifier": {k: v for k, v in FIELDS.items() if k != "num_grads"}}])
+    assert "are pruned by WoodFisherPruningModifier at the same time, from epoch 1 on" in twice.problems[0].message
+    schedule = keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5))
+    rate = [{"SetLearningRateModifier": {"learning_rate": 0.1}}]
+    (problem,) = check(make_mlp(schedule), 5, others=rate).problems
+    assert problem.modifier == "SetLearningRateModifier"
+    assert "ExponentialDecay" in problem.message
+    (problem,) = check(make_mlp(), 5, 3, others=[{"ConstantPruningModifier": {"start_epoch": 4}}]).problems
+    assert "start_epoch=4 lies after the last epoch" in problem.message
+    (problem,) = check(make_mlp(), 5, others=[{"TrainableParamsModifier": {"params": ["x/kernel"]}}]).problems
+    assert "x/kernel" in problem.message
