@@ -114,6 +114,7 @@ class WoodFisherPruning(HoldingCallback):
         self._leave_enabled = leave_enabled
         self._data = data
         self._progress = Progress(None)
+        self._kin: list[WoodFisherPruning] = [self]
         self._pruner: Pruner | None = None
         self._buffer: BufferedGradients | None = None
         self._schedule = checked_schedule(
@@ -247,8 +248,7 @@ class WoodFisherPruning(HoldingCallback):
         """
         pruner, ramps = self._open(model)
         pruner.find_zeros()
-        zeros = [int(p.sum()) for p in pruner.pruned]
-        zeros = [(pruned or {}).get(id(t.variable), z) for t, z in zip(pruner.targets, zeros, strict=True)]
+        zeros = [(pruned or {}).get(id(t.variable), z) for t, z in zip(pruner.targets, pruner.zeros, strict=True)]
         if self._init == FROM_PARAM:
             ramps.start_from(zeros)
         return ramps.plan(zeros, steps_per_epoch, epochs, initial_epoch)
@@ -300,17 +300,14 @@ class WoodFisherPruning(HoldingCallback):
         self._find_zeros()
         if self._buffer is not None:
             steps, epochs = self._progress.steps, self._progress.epochs
-            updates = self._ramps.plan(self._zeros(), steps, epochs, epoch)
+            updates = self._ramps.plan(self._active.zeros, steps, epochs, epoch)
             self._check_buffer(updates, steps, epochs, epoch)
         return self._active.masks()
 
     def _find_zeros(self) -> None:
         self._active.find_zeros()
         if self._init == FROM_PARAM:
-            self._ramps.start_from(self._zeros())
-
-    def _zeros(self) -> list[int]:
-        return [int(p.sum()) for p in self._active.pruned]
+            self._ramps.start_from(self._active.zeros)
 
     def _check_buffer(
         self, updates: Sequence[PlannedUpdate], steps: int | None, epochs: int | None, first_epoch: int
@@ -343,7 +340,7 @@ class WoodFisherPruning(HoldingCallback):
         if self._done is None and self._enforcement is not None and self._enforcement.is_shared():
             # Another callback may have pruned the same variables before this one's turn.
             self._find_zeros()
-        rows = self._ramps.gradients_after(sum(self._zeros()))
+        rows = self._ramps.gradients_after(sum(self._active.zeros))
         prunes = self._active.prunes(self._ramps.at(due))
         if prunes and self._buffer is not None and self._is_resumed() and self._progress.total < rows and not last:
             return
@@ -375,7 +372,7 @@ class WoodFisherPruning(HoldingCallback):
 
     def _log(self, logs: Any) -> None:
         if logs is not None:
-            logs["sparsity"] = self.sparsity
+            logs["sparsity"] = self.sparsity if len(self._kin) == 1 else _sparsity_of(self._kin)
 
     def _let_go(self) -> None:
         super()._let_go()
@@ -387,12 +384,24 @@ class WoodFisherPruning(HoldingCallback):
         return self._schedule.start, self._schedule.end
 
     def _warn_about_others(self) -> None:
-        warn_about_neighbours(callbacks_beside(self), HoldingCallback, self._schedule.end, self._first_final_epoch())
+        before, after = beside = callbacks_beside(self)
+        self._kin = [c for c in [*before, self, *after] if isinstance(c, WoodFisherPruning)]
+        warn_about_neighbours(beside, HoldingCallback, self._schedule.end, self._first_final_epoch())
 
     def _first_final_epoch(self) -> int:
         """The index of the first epoch at whose end the final sparsity is reached."""
         epoch, epochs = math.floor(self._schedule.end), self._progress.epochs
         return epoch if epochs is None else min(epoch, epochs - 1)
+
+
+def _sparsity_of(callbacks: Sequence[WoodFisherPruning]) -> float:
+    """The fraction of zeros over all variables that callbacks prune, together or one after the other."""
+    zeros: dict[int, tuple[int, int]] = {}
+    for pruner in (c._pruner for c in callbacks if c._pruner is not None):
+        for target, count in zip(pruner.targets, pruner.zeros, strict=True):
+            known = zeros.get(id(target.variable), (0, 0))
+            zeros[id(target.variable)] = max(known, (count, target.size))
+    return sum(count for count, _ in zeros.values()) / sum(size for _, size in zeros.values())
 
 
 def _plain(value: Any) -> Any:

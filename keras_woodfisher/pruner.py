@@ -28,6 +28,7 @@ class Pruner:
     Attributes:
         targets: The variables it prunes.
         pruned: For each variable, its pruned weights in weight order (bool).
+        zeros: For each variable the number of its pruned weights.
         sparsity: The fraction of pruned weights over all chosen variables.
         backend: The adapter of the Keras backend.
 
@@ -54,7 +55,7 @@ class Pruner:
 
     def prunes(self, sparsity: Sequence[float]) -> bool:
         """Whether an update to a sparsity would prune anything."""
-        counts = [int(p.sum()) for p in self.pruned]
+        counts = self.zeros
         if self._options.global_sparsity:
             return count(sparsity[0], sum(p.size for p in self.pruned)) > sum(counts)
         wanted = (count(s, p.size) for s, p in zip(sparsity, self.pruned, strict=True))
@@ -149,8 +150,9 @@ class Pruner:
 
     def _set(self, pruned: list[np.ndarray]) -> None:
         self.pruned = pruned
-        # Training logs it at each step.
-        self.sparsity = float(sum(p.sum() for p in pruned) / sum(p.size for p in pruned))
+        # Training logs them at each step.
+        self.zeros = [int(p.sum()) for p in pruned]
+        self.sparsity = sum(self.zeros) / sum(p.size for p in pruned)
 
 
 def zeros_of(target: Target) -> np.ndarray:

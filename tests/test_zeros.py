@@ -405,8 +405,9 @@ def test_two_callbacks(make_mlp, blobs):
     options = {"end_epoch": 1, "num_grads": 4, "verbose": 0, "init_sparsity": 0.2, "start_epoch": 1}
     watch = Watch()
     pruners = [kw.WoodFisherPruning(0.5, params=[f"{name}/kernel"], **options) for name in KERNELS]
-    model.fit(*blobs, batch_size=24, epochs=2, verbose=0, callbacks=[*pruners, watch])
+    history = model.fit(*blobs, batch_size=24, epochs=2, verbose=0, callbacks=[*pruners, watch]).history
     assert watch.counts == [0] * 4 + [120] * 4
+    assert history["sparsity"] == [0.0, 0.5]
     assert watch.regrown == 0
     assert [pruner.sparsity for pruner in pruners] == [0.5, 0.5]
     # Averages replaced the weights at the end, and were as sparse.
@@ -424,7 +425,8 @@ def test_one_callback_goes_on_where_another_ends(make_mlp, blobs, method, turned
     third = kw.KeepZeros(start_epoch=2.5)
     pruners = [third, second, first] if turned else [first, second, third]
     watch = Watch()
-    model.fit(*blobs, batch_size=24, epochs=3, verbose=0, callbacks=[*pruners, watch])
+    history = model.fit(*blobs, batch_size=24, epochs=3, verbose=0, callbacks=[*pruners, watch]).history
+    assert history["sparsity"] == [0.1, 0.25, 0.5]
     assert watch.counts == [24] * 4 + [60] * 4 + [120] * 4
     assert watch.regrown == 0
     assert zeros_in(model) == 120
