@@ -3,8 +3,10 @@
 import keras
 import numpy as np
 from common import accuracy, augmented, load, parser, record
+from samples import GivenGradients, gradients
 
-import keras_woodfisher as kw
+from keras_woodfisher.options import PruningOptions
+from keras_woodfisher.pruner import Pruner
 from keras_woodfisher.targets import find_targets
 
 
@@ -20,12 +22,17 @@ def main() -> None:
     dense = model.get_weights()
     table: dict[str, dict[str, list[float]]] = {}
     masks = {}
-    for method in args.methods:
-        for seed in range(1 if method == "magnitude" else args.seeds):
-            data = (augmented(train[0], seed), train[1]) if args.augment else train
+    for seed in range(args.seeds):
+        data = (augmented(train[0], seed), train[1]) if args.augment else train
+        # One draw serves every method and sparsity, as the same call of `prune` would take it anew.
+        model.set_weights(dense)
+        grads, _ = gradients(model, data, args.num_grads, seed)
+        for method in args.methods:
+            if method == "magnitude" and seed:
+                continue
             for sparsity in args.sparsity:
                 model.set_weights(dense)
-                kw.prune(model, data, sparsity, seed=seed, verbose=0, **_options(method, args))
+                _prune(model, method, sparsity, grads, args)
                 row = table.setdefault(method, {}).setdefault(str(sparsity), [])
                 row.append(round(accuracy(model, val), 2))
                 print(method, seed, sparsity, row[-1], flush=True)
@@ -39,15 +46,19 @@ def main() -> None:
     record(args.name, {**settings, "dense": accuracy(model, val), "mean": means, "each": table})
 
 
-def _options(method: str, args: object) -> dict:
-    if method == "magnitude":
-        return {"method": "magnitude"}
-    return {
-        "update": method,
-        "num_grads": args.num_grads,
-        "fisher_block_size": args.fisher_block_size,
-        "damp": args.damp,
-    }
+def _prune(model: keras.Model, method: str, sparsity: float, grads: np.ndarray, args: object) -> None:
+    """What `kw.prune` does after it took its gradients."""
+    options = PruningOptions(
+        method="magnitude" if method == "magnitude" else "woodfisher",
+        update="joint" if method == "magnitude" else method,
+        num_grads=args.num_grads,
+        fisher_block_size=args.fisher_block_size,
+        damp=args.damp,
+        verbose=0,
+    )
+    pruner = Pruner(model, options)
+    source = None if method == "magnitude" else GivenGradients(grads)
+    pruner.update([sparsity] * len(pruner.targets), source, args.num_grads)
 
 
 def _zeros(model: keras.Model) -> np.ndarray:

@@ -9,9 +9,9 @@ from keras_woodfisher.pruner import Pruner
 from keras_woodfisher.sources import SampledGradients
 
 
-def gradients(model: keras.Model, data: tuple, rows: int) -> tuple[np.ndarray, list[int]]:
+def gradients(model: keras.Model, data: tuple, rows: int, seed: int = 0) -> tuple[np.ndarray, list[int]]:
     """G of the unpruned weights, and their number in each variable."""
-    options = PruningOptions(num_grads=rows, verbose=0)
+    options = PruningOptions(num_grads=rows, seed=seed, verbose=0)
     pruner = Pruner(model, options)
     pruner.find_zeros()
     source = SampledGradients(model, pruner.targets, options, pruner.backend, data)

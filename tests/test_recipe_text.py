@@ -345,6 +345,7 @@ class TestYaml:
             (with_value('"\\ud800"'), r"half of a character \(the lone surrogate U\+D800\)", 3),
             (with_value('"\\UFFFFFFFF"'), "an escape or a directive holds a number that is too large", 3),
             (with_value('"\\q"'), "This isn't YAML: .*unknown escape character 'q'", 3),
+            (with_value("*"), "This isn't YAML: while scanning an alias", 3),
             (with_value("'open"), "This isn't YAML: while scanning a quoted scalar", 4),
             (with_value("a: b"), "mapping values are not allowed here. Quote a text that holds a colon", 3),
             (with_value("[1, 2"), "This isn't YAML: while parsing a flow sequence", 4),
