@@ -5,6 +5,13 @@ from keras_woodfisher._requirements import check_keras
 check_keras()
 
 from keras_woodfisher.callback import WoodFisherPruning  # noqa: E402
+from keras_woodfisher.companions import (  # noqa: E402
+    LearningRateFunction,
+    LearningRateSchedule,
+    SetLearningRate,
+    SetWeightDecay,
+    TrainableParams,
+)
 from keras_woodfisher.keep_zeros import KeepZeros  # noqa: E402
 from keras_woodfisher.oneshot import prune  # noqa: E402
 from keras_woodfisher.recipe import Recipe, RecipeCheck, RecipeError, check_recipe, load_recipe, recipe_schema  # noqa: E402
@@ -19,11 +26,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "KeepZeros",
+    "LearningRateFunction",
+    "LearningRateSchedule",
     "PhaseReport",
     "PruningReport",
     "Recipe",
     "RecipeCheck",
     "RecipeError",
+    "SetLearningRate",
+    "SetWeightDecay",
+    "TrainableParams",
     "VariableReport",
     "WoodFisherPruning",
     "check_recipe",

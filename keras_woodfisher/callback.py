@@ -386,7 +386,7 @@ class WoodFisherPruning(HoldingCallback):
     def _warn_about_others(self) -> None:
         before, after = beside = callbacks_beside(self)
         self._kin = [c for c in [*before, self, *after] if isinstance(c, WoodFisherPruning)]
-        warn_about_neighbours(beside, HoldingCallback, self._schedule.end, self._first_final_epoch())
+        warn_about_neighbours(beside, self._schedule.end, self._first_final_epoch())
 
     def _first_final_epoch(self) -> int:
         """The index of the first epoch at whose end the final sparsity is reached."""

@@ -92,8 +92,14 @@ def parts_of(optimizer: Any) -> list[Any]:
 
 
 def slots_of(optimizer: Any, variable: Any) -> list[Any]:
-    """The optimizer's own variables for one weight: momentum, second moments, averages, accumulators."""
-    optimizer = next(part for part in parts_of(optimizer) if any(v is variable for v in part._trainable_variables))
+    """The optimizer's own variables for one weight: momentum, second moments, averages, accumulators.
+
+    None while the weight is frozen: no part trains it then.
+    """
+    parts = [part for part in parts_of(optimizer) if any(v is variable for v in part._trainable_variables)]
+    if not parts:
+        return []
+    optimizer = parts[0]
     index, count = optimizer._get_variable_index(variable), len(optimizer._trainable_variables)
     # The list of all variables may happen to have the right length, but isn't one entry a weight.
     lists = [value for name, value in vars(optimizer).items() if isinstance(value, list) and name not in _NOT_SLOTS]

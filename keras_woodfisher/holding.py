@@ -13,6 +13,8 @@ from keras_woodfisher.targets import Target
 class HoldingCallback(keras.callbacks.Callback):
     """Attaches masks when training begins, fills them before the first batch, and lets go at the end."""
 
+    may_come_before_pruning = True
+
     def __init__(self) -> None:
         super().__init__()
         self._enforcement: Enforcement | None = None

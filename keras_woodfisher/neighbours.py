@@ -10,6 +10,9 @@ from keras.callbacks import EarlyStopping, History, ModelCheckpoint, ProgbarLogg
 
 _INSIDE = ("keras", "keras_woodfisher")
 
+MAY_COME_FIRST = "may_come_before_pruning"
+"""An attribute of callbacks that don't look at the sparsity."""
+
 
 def callbacks_beside(callback: keras.callbacks.Callback) -> tuple[list[Any], list[Any]]:
     """The callbacks before and after one in its list, while the list is calling it.
@@ -34,17 +37,16 @@ def warn(message: str) -> None:
     warnings.warn(message, stacklevel=level + 1)
 
 
-def warn_about_neighbours(beside: tuple[list[Any], list[Any]], kin: type, end: float, final_epoch: int) -> None:
+def warn_about_neighbours(beside: tuple[list[Any], list[Any]], end: float, final_epoch: int) -> None:
     """Warns of an order, or of other callbacks, by which the outcome may be less sparse than wanted.
 
     Args:
         beside: From `callbacks_beside`.
-        kin: The class of callbacks that may come first.
         end: Position of its last update.
         final_epoch: Index of the first epoch at whose end the final sparsity is reached.
     """
     before, after = beside
-    strangers = [c for c in before if not isinstance(c, (History, ProgbarLogger, kin))]
+    strangers = [c for c in before if not isinstance(c, (History, ProgbarLogger)) and not hasattr(c, MAY_COME_FIRST)]
     if strangers:
         warn(
             f"{type(strangers[0]).__name__} comes before WoodFisherPruning in the list of callbacks, so it doesn't "

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from keras_woodfisher.hidden import built_optimizer, inner_optimizer, parts_of
 from keras_woodfisher.options import number
 from keras_woodfisher.progress import Progress
 
@@ -18,6 +19,8 @@ class Companion(keras.callbacks.Callback):
     Positions are exact to the step where the number of steps is known. In the first epoch of a generator of unknown
     length, and with a hand-written loop that doesn't tell it, only whole epochs are.
     """
+
+    may_come_before_pruning = True
 
     async_safe = True
     """Keras may call `on_train_batch_end` from threads, which lets steps go on without waiting for their logs."""
@@ -40,12 +43,20 @@ class Companion(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         self._progress = Progress(self.params)
         self._reached = -math.inf
-        if not getattr(self._model, "compiled", False) or self._model.optimizer is None:
+        self.check(self._model)
+        self._prepare()
+
+    def check(self, model: keras.Model) -> None:
+        """Refuses a model that it can't work on. Nothing is changed.
+
+        Raises:
+            ValueError: If the model isn't compiled, or doesn't suit this callback.
+        """
+        if not getattr(model, "compiled", False) or model.optimizer is None:
             raise ValueError(
                 f"The model must be compiled with an optimizer before training with {type(self).__name__}: "
                 "call model.compile(optimizer=..., loss=...)."
             )
-        self._prepare()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._progress.begin_epoch(epoch)
@@ -103,3 +114,12 @@ def end_of(value: Any, start: float) -> float:
             f"end_epoch must lie after start_epoch={start:g}, or be -1 for the end of training, got {end:g}."
         )
     return end
+
+
+def known_parts(model: keras.Model) -> list[Any]:
+    """The optimizers that update weights: one, or the parts of a `MultiOptimizer`."""
+    optimizer = inner_optimizer(model.optimizer)
+    if isinstance(optimizer, keras.optimizers.MultiOptimizer) and model.built:
+        # Only then are all its parts known.
+        built_optimizer(model)
+    return parts_of(optimizer)

@@ -7,8 +7,7 @@ import keras
 
 from keras_woodfisher.companions import rates
 from keras_woodfisher.companions.assignment import assign_between_steps
-from keras_woodfisher.companions.companion import TOLERANCE, Companion, end_of, start_of
-from keras_woodfisher.hidden import built_optimizer, inner_optimizer, parts_of
+from keras_woodfisher.companions.companion import TOLERANCE, Companion, end_of, known_parts, start_of
 from keras_woodfisher.neighbours import callbacks_beside
 from keras_woodfisher.options import number, one_of
 
@@ -39,13 +38,14 @@ class RateCallback(Companion):
         super().on_epoch_end(epoch, logs)
         if logs is not None:
             # As Keras's LearningRateScheduler names them.
-            parts = _rated_parts(self._model)
+            parts = known_parts(self._model)
             for part in parts:
                 name = "learning_rate" if len(parts) == 1 else f"learning_rate_{part.name}"
                 logs[name] = float(keras.ops.convert_to_numpy(part.learning_rate))
 
-    def _prepare(self) -> None:
-        for part in _rated_parts(self._model):
+    def check(self, model: keras.Model) -> None:
+        super().check(model)
+        for part in known_parts(model):
             rate = part._learning_rate
             if not isinstance(rate, keras.Variable):
                 raise ValueError(
@@ -53,6 +53,8 @@ class RateCallback(Companion):
                     f"{type(rate).__name__}. Compile the model with a number, such as "
                     f"{type(part).__name__}(learning_rate=0.01)."
                 )
+
+    def _prepare(self) -> None:
         before, after = callbacks_beside(self)
         self._kin = [c for c in [*before, self, *after] if isinstance(c, RateCallback)]
         self._set = None
@@ -62,7 +64,7 @@ class RateCallback(Companion):
         leader = max(reversed(self._kin), key=lambda callback: callback._standing(position))
         value = self.value_at(position) if leader is self else None
         if value is not None and value != self._set:
-            for part in _rated_parts(self._model):
+            for part in known_parts(self._model):
                 assign_between_steps(self._model, part._learning_rate, value)
         self._set = value
 
@@ -207,12 +209,3 @@ class LearningRateSchedule(RateCallback):
     def value_at(self, position: float) -> float | None:
         """The rate at a position in epochs; None before `start_epoch`."""
         return rates.schedule_value(self._class, self._settings, position, self._init, self._start, self._end)
-
-
-def _rated_parts(model: keras.Model) -> list[Any]:
-    """The optimizers whose rates count."""
-    optimizer = inner_optimizer(model.optimizer)
-    if isinstance(optimizer, keras.optimizers.MultiOptimizer) and model.built:
-        # Only then are all its parts known.
-        built_optimizer(model)
-    return parts_of(optimizer)

@@ -122,4 +122,4 @@ class Participation:
 
     def _rebuild(self) -> None:
         # On JAX, each has the split into trainable variables and others built in.
-        self._model.train_function = None
+        self._model.train_function = self._model.test_function = self._model.predict_function = None

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import keras
+
 from keras_woodfisher.callback import WoodFisherPruning
 from keras_woodfisher.companions.companion import Companion, end_of, start_of
 from keras_woodfisher.companions.participation import Participation, Plan
@@ -76,13 +78,17 @@ class TrainableParams(Companion):
             self._participation.leave(self._plan)
         self._participation = None
 
-    def _prepare(self) -> None:
-        chosen = self._chosen()
-        if self._value and chosen and not self._model.trainable:
+    def check(self, model: keras.Model) -> None:
+        super().check(model)
+        chosen = self._chosen(model)
+        if self._value and chosen and not model.trainable:
             raise ValueError(
                 f"{chosen[0].name!r} can't be trained, since the model as a whole is frozen (model.trainable is "
                 "False). Set model.trainable = True, and freeze its layers instead."
             )
+
+    def _prepare(self) -> None:
+        chosen = self._chosen(self._model)
         self._participation = Participation.of(self._model)
         self._plan = Plan([t.variable for t in chosen], self._value, self._start, self._end)
         self._participation.join(self._plan)
@@ -90,8 +96,8 @@ class TrainableParams(Companion):
         self._pruning = [c for c in [*before, *after] if isinstance(c, WoodFisherPruning)]
         self._checked = False
 
-    def _chosen(self) -> list[Target]:
-        everything = all_targets(self._model)
+    def _chosen(self, model: keras.Model) -> list[Target]:
+        everything = all_targets(model)
         params = self._params_wanted
         if isinstance(params, str) and params.upper() == ALL:
             return [t for t in everything if not _quantised(t)]

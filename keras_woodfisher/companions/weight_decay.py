@@ -4,8 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_woodfisher.companions.companion import TOLERANCE, Companion, start_of
-from keras_woodfisher.hidden import built_optimizer, inner_optimizer, parts_of
+from keras_woodfisher.companions.companion import TOLERANCE, Companion, known_parts, start_of
 from keras_woodfisher.options import number
 
 
@@ -44,12 +43,8 @@ class SetWeightDecay(Companion):
         if self._done or position < self._start - TOLERANCE:
             return
         self._done = True
-        optimizer = inner_optimizer(self._model.optimizer)
-        if isinstance(optimizer, keras.optimizers.MultiOptimizer) and self._model.built:
-            # Only then are all its parts known.
-            built_optimizer(self._model)
         changed = False
-        for part in parts_of(optimizer):
+        for part in known_parts(self._model):
             names = ["weight_decay"]
             if isinstance(part, keras.optimizers.Muon):
                 names.append("adam_weight_decay")

@@ -74,7 +74,7 @@ class _Run:
         try:
             targets = targets_of(modifier, self._model)
         except _REFUSALS as error:
-            return replace(entry, problems=(_problem(modifier, error), *self._others(modifier)))
+            return replace(entry, problems=tuple(dict.fromkeys([_problem(modifier, error), *self._others(modifier)])))
         entry = replace(
             entry,
             variables=tuple(t.name for t in targets),

@@ -1,0 +1,58 @@
+"""What a command answers: a text for people and plain data for programs."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from keras_woodfisher.report import aligned
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The outcome of a command.
+
+    Attributes:
+        text: What people read.
+        data: The same as plain data, for `--json`.
+        code: The exit code.
+    """
+
+    text: str
+    data: Mapping[str, Any]
+    code: int = 0
+
+
+def as_json(data: Any) -> str:
+    """One JSON document; numbers that JSON doesn't know (a loss of nan) become null."""
+    return json.dumps(_plain(data), indent=2, allow_nan=False)
+
+
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[str] | None = None, left: int = 1
+) -> str:
+    """Aligned columns with a line under the header, and one above the total.
+
+    Args:
+        header: The names of the columns.
+        rows: The cells.
+        total: A last row.
+        left: How many columns are aligned to the left; the others are to the right.
+    """
+    lines = aligned([tuple(row) for row in (header, *rows, *([total] if total else []))], left)
+    rule = "-" * len(lines[0])
+    lines.insert(1, rule)
+    if total:
+        lines.insert(-1, rule)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _plain(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {str(key): _plain(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_plain(value) for value in data]
+    if hasattr(data, "item"):  # a number of NumPy's
+        data = data.item()
+    return None if isinstance(data, float) and not math.isfinite(data) else data

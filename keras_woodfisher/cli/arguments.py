@@ -1,0 +1,183 @@
+"""The arguments of every command. Imports the standard library alone: see `keras_woodfisher_backends.launch`."""
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+BACKENDS = ("torch", "tensorflow", "jax")
+METHODS = ("woodfisher", "magnitude")
+UPDATES = ("joint", "independent")
+
+_OF_SPARSITY = ("params", "exclude", "num_grads", "damp", "fisher_block_size", "method", "update")
+_OF_WOODFISHER = ("num_grads", "damp", "fisher_block_size", "update")
+_LOSS_HELP = "a Keras loss, such as mse; NAME:from_logits where the model's outputs are logits"
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the arguments; an option that wasn't given is None.
+
+    Raises:
+        SystemExit: With code 2 if they are wrong or don't go together, 0 after `--help` and `--version`.
+    """
+    parser = argparse.ArgumentParser(
+        prog="keras-woodfisher", description="Second-order pruning of Keras models.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"keras-woodfisher {_version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
+        made.add_argument("--json", action="store_true", help="write one JSON document to stdout, and nothing else")
+        made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        return made
+
+    prune = command("prune", "prune a saved model, in one shot or while it is fine-tuned")
+    _add_prune(prune)
+    _add_check(command("check", "check a recipe against a model, without training"))
+    _add_inspect(command("inspect", "list the sparsity of a model and the bytes it takes dense and compressed"))
+    _add_convert(command("convert", "rewrite an old recipe in the form that this package writes"))
+    _add_demo(command("demo", "train a small CNN on digits, prune it, and compare WoodFisher with magnitude"))
+    args = parser.parse_args(argv)
+    if args.command == "prune":
+        _check_prune(args, prune.error)
+    return args
+
+
+def _add_prune(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL.keras")
+    parser.add_argument("--data", metavar="DATA.npz", help="x, y and perhaps sample_weight (magnitude needs none)")
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--recipe", metavar="RECIPE", help="a recipe: .yaml or .md")
+    how.add_argument("--sparsity", type=_fraction, help="fraction of zeros to reach, in [0, 1)")
+    parser.add_argument("--out", required=True, metavar="PRUNED.keras", help="where to write the pruned model")
+    parser.add_argument("--force", action="store_true", help="overwrite --out")
+    parser.add_argument("--eval", metavar="DATA.npz", help="print loss and metrics on it, before and after")
+    parser.add_argument("--batch-size", type=_whole(1), metavar="N", help="for --epochs and --eval (default 64)")
+    parser.add_argument("--loss", metavar="NAME", help=f"{_LOSS_HELP} (default: the compiled loss)")
+    _add_common(parser)
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.add_argument("--seed", type=_whole(0), default=0, help="of every random choice (default 0)")
+
+    tuning = parser.add_argument_group("fine-tuning")
+    tuning.add_argument("--epochs", type=_whole(1), metavar="N", help="epochs of training (default: one shot)")
+    tuning.add_argument(
+        "--learning-rate", type=_positive, metavar="R", help="of Adam, for a model that isn't compiled (default 1e-4)"
+    )
+    recipe = parser.add_argument_group("with --recipe")
+    _add_var(recipe)
+    plain = parser.add_argument_group("with --sparsity", "README.md says what these mean.")
+    for name in ("--params", "--exclude"):
+        plain.add_argument(name, nargs="+", action="extend", metavar="NAME", help="names, or patterns: re:...")
+    plain.add_argument("--num-grads", type=_whole(1), metavar="M")
+    plain.add_argument("--damp", type=_positive)
+    plain.add_argument("--fisher-block-size", type=_whole(0), metavar="B", help="0: one block over everything")
+    plain.add_argument("--method", choices=METHODS)
+    plain.add_argument("--update", choices=UPDATES)
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE")
+    parser.add_argument("model", metavar="MODEL.keras")
+    parser.add_argument("--steps-per-epoch", type=_whole(1), metavar="N", help="batches in an epoch")
+    parser.add_argument("--epochs", type=_whole(1), metavar="N", help="epochs that training will last")
+    parser.add_argument("--data", metavar="DATA.npz", help="x, y and perhaps sample_weight")
+    parser.add_argument("--loss", metavar="NAME", help=_LOSS_HELP)
+    _add_var(parser)
+    _add_common(parser)
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL.keras")
+    _add_common(parser)
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("old", metavar="OLD.md")
+    parser.add_argument("new", metavar="NEW.yaml")
+    parser.add_argument("--force", action="store_true", help="overwrite NEW.yaml")
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    _add_common(parser)
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backend", choices=BACKENDS, help="what Keras runs on (default: as KERAS_BACKEND says)")
+
+
+def _add_var(parser: Any) -> None:
+    text = "set a variable of the recipe (may be repeated)"
+    parser.add_argument("--var", type=_variable, action="append", metavar="NAME=VALUE", help=text)
+
+
+def _check_prune(args: argparse.Namespace, error: Callable[[str], Any]) -> None:
+    """Refuses options that would be without effect."""
+    plain = args.recipe is None
+    magnitude = args.method == "magnitude"
+    for name in _OF_SPARSITY if not plain else _OF_WOODFISHER if magnitude else ():
+        if getattr(args, name) is not None:
+            beside = "--recipe; set it in the recipe" if not plain else "--method magnitude; leave it out"
+            error(f"--{name.replace('_', '-')} has no effect beside {beside}")
+    one_shot_magnitude = plain and magnitude and args.epochs is None
+    rules = [
+        (args.var and plain, "--var sets a variable of a recipe: give --recipe"),
+        (args.data is None and args.epochs, "--data is needed for training: give it beside --epochs"),
+        (args.data is None and plain and not magnitude, "--data is needed; only --method magnitude works without"),
+        (args.learning_rate and not args.epochs, "--learning-rate is for fine-tuning: give --epochs"),
+        (
+            args.batch_size and not (args.epochs or args.eval),
+            "--batch-size is for --epochs and --eval; gradients are taken one example at a time",
+        ),
+        (args.loss and one_shot_magnitude and not args.eval, "--loss has no effect: nothing takes gradients"),
+    ]
+    for broken, message in rules:
+        if broken:
+            error(message)
+
+
+def _fraction(text: str) -> float:
+    value = _number(text)
+    if not 0.0 <= value < 1.0:
+        mend = f": write {value / 100:g} for {value:g} %" if 1.0 < value < 100.0 else ""
+        raise argparse.ArgumentTypeError(f"must be a fraction in [0, 1), got {text}{mend}")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = _number(text)
+    if not 0.0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0 and finite, got {text}")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
+        return int(text)
+
+    return read
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name.strip() and equals):
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
+    return name.strip(), value.strip()
+
+
+def _version() -> str:
+    try:
+        return version("keras-woodfisher")
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -1,0 +1,48 @@
+"""`keras-woodfisher inspect`: the zeros of a model, and the bytes that formats for sparse weights would take."""
+
+from argparse import Namespace
+from dataclasses import asdict
+
+import keras_woodfisher as kw
+from keras_woodfisher.cli import files
+from keras_woodfisher.cli.answer import Answer, table
+from keras_woodfisher.report import PruningReport
+from keras_woodfisher.storage import Storage, target_storage
+from keras_woodfisher.targets import ALL_PRUNABLE, Target, all_targets, named_targets
+
+_HEADER = ("variable", "shape", "weights", "pruned", "sparsity", "dense", "bitmask", "CSR", "gzip")
+
+
+def run(args: Namespace) -> Answer:
+    """Lists the prunable variables of `args.model`, which needn't be compiled."""
+    model = files.load_model(args.model, compile=False)
+    report = kw.sparsity_report(model)
+    sizes = [target_storage(target) for target in _counted(named_targets(all_targets(model), ALL_PRUNABLE), report)]
+    total = sum(sizes, Storage(0, 0, 0, 0))
+    document = report.as_dict()
+    rows = [row | {"bytes": asdict(size)} for row, size in zip(document["variables"], sizes, strict=True)]
+    figures = {name: document[name] for name in ("weights", "pruned", "sparsity", "notes")}
+    text = "\n".join([_table(report, sizes, total), *report.notes])
+    return Answer(
+        text, {"command": "inspect", "model": args.model, "variables": rows, **figures, "bytes": asdict(total)}
+    )
+
+
+def _counted(targets: list[Target], report: PruningReport) -> list[Target]:
+    """Those that the report counts, which leaves out packed weights; the order is the same."""
+    rest = iter(targets)
+    return [next(t for t in rest if t.name == v.name) for v in report.variables]
+
+
+def _table(report: PruningReport, sizes: list[Storage], total: Storage) -> str:
+    rows = [
+        (v.name, str(v.shape), *_cells(v.weights, v.pruned, v.sparsity, size))
+        for v, size in zip(report.variables, sizes, strict=True)
+    ]
+    last = ("total", "", *_cells(report.weights, report.pruned, report.sparsity, total))
+    return table(_HEADER, rows, last, left=2)
+
+
+def _cells(weights: int, pruned: int, sparsity: float, size: Storage) -> tuple[str, ...]:
+    counts = (size.dense, size.bitmask, size.csr, size.gzip)
+    return (f"{weights:,}", f"{pruned:,}", f"{sparsity:.4f}", *(f"{count:,}" for count in counts))

@@ -1,0 +1,130 @@
+"""`keras-woodfisher prune`: loads, prunes (and trains, where epochs are asked for), measures and saves."""
+
+import math
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+
+import keras_woodfisher as kw
+from keras_woodfisher.cli import files
+from keras_woodfisher.cli.answer import Answer, table
+from keras_woodfisher.cli.evaluation import Evaluation
+from keras_woodfisher.cli.losses import check_outputs, needed_loss
+from keras_woodfisher.cli.recipes import read_recipe
+
+_PASSED_ON = ("exclude", "num_grads", "damp", "fisher_block_size", "method", "update", "seed")
+_BATCH_SIZE = 64
+_LEARNING_RATE = 1e-4
+
+
+def run(args: Namespace) -> Answer:
+    """Prunes `args.model` into `args.out`."""
+    start = time.perf_counter()
+    files.check_output(args.out, (".keras",), args.force)
+    recipe = read_recipe(args.recipe, args.var) if args.recipe else None
+    model = files.load_model(args.model)
+    data = files.load_data(args.data) if args.data else None
+    held_out = files.load_data(args.eval) if args.eval else None
+    loss = _loss(args, model, data, held_out)
+    keras.utils.set_random_seed(args.seed)
+    measured = Evaluation(model, loss, held_out, args.batch_size or _BATCH_SIZE).measure if held_out else dict
+    before = measured()
+    if args.epochs:
+        report = _fine_tune(args, model, data, loss, recipe)
+    elif recipe is not None:
+        report = recipe.apply(model, data, loss=loss, verbose=verbosity(args))
+    else:
+        report = kw.prune(model, data, args.sparsity, loss=loss, **_options(args))
+    after = measured()
+    files.write(args.out, model.save)
+    return _answer(args, report, (before, after), time.perf_counter() - start)
+
+
+def verbosity(args: Namespace) -> int:
+    """0 silent, 1 bars for a terminal, 2 lines for a file; a program that reads JSON wants neither."""
+    if args.quiet or args.json:
+        return 0
+    return 1 if sys.stderr.isatty() else 2
+
+
+def _loss(args: Namespace, model: keras.Model, data: files.Data | None, held_out: files.Data | None) -> Any:
+    """The loss to use instead of the compiled one, if any; wrong wishes end here."""
+    if args.epochs and model.compiled and (args.loss or args.learning_rate):
+        option = "--loss" if args.loss else "--learning-rate"
+        raise ValueError(
+            f"{option} has no effect: the model is compiled, and trains with its own loss and optimizer. Leave it "
+            "out, or save the model without compiling it."
+        )
+    examples = data or held_out
+    if examples is None or (args.method == "magnitude" and not args.epochs and held_out is None):
+        return None
+    loss = needed_loss(model, args.loss, "--data" if data else "--eval")
+    if args.loss:
+        check_outputs(model, args.loss, examples.x)
+    return loss
+
+
+def _options(args: Namespace) -> dict[str, Any]:
+    """What `prune` is told beyond its own defaults."""
+    given = {name: getattr(args, name) for name in _PASSED_ON if getattr(args, name) is not None}
+    return {**given, **_params(args), "verbose": verbosity(args)}
+
+
+def _params(args: Namespace) -> dict[str, Any]:
+    # A single name may be a keyword such as __ALL__, which isn't one of a list.
+    return {"params": args.params[0] if len(args.params) == 1 else args.params} if args.params else {}
+
+
+def _fine_tune(args: Namespace, model: keras.Model, data: Any, loss: Any, recipe: Any) -> kw.PruningReport:
+    """Trains with the recipe's callbacks, or holds the zeros of one shot."""
+    batch_size = args.batch_size or _BATCH_SIZE
+    report = None
+    if not model.compiled:
+        model.compile(keras.optimizers.Adam(args.learning_rate or _LEARNING_RATE), loss)
+    if recipe is not None:
+        steps = math.ceil(len(data.y) / batch_size)
+        check = kw.check_recipe(recipe, model, steps_per_epoch=steps, epochs=args.epochs, data=data, loss=loss)
+        if check.problems:
+            raise ValueError("The recipe doesn't fit: " + " ".join(map(str, check.problems)))
+        callbacks = recipe.callbacks(model, data=data, verbose=verbosity(args))
+    else:
+        report = kw.prune(model, data, args.sparsity, loss=loss, **_options(args))
+        callbacks = [kw.KeepZeros(**_params(args), exclude=args.exclude or ())]
+    x, y, weight = data
+    model.fit(
+        x,
+        y,
+        sample_weight=weight,
+        epochs=args.epochs,
+        batch_size=batch_size,
+        callbacks=callbacks,
+        verbose=verbosity(args),
+    )
+    return kw.sparsity_report(model) if report is None else report
+
+
+def _answer(args: Namespace, report: kw.PruningReport, measured: tuple[Mapping, Mapping], seconds: float) -> Answer:
+    before, after = measured
+    size = Path(args.out).stat().st_size
+    document = {
+        "command": "prune",
+        "model": args.model,
+        "out": args.out,
+        "out_bytes": size,
+        "backend": keras.backend.backend(),
+        "epochs": args.epochs or 0,
+        "seconds": seconds,
+        "report": report.as_dict(),
+        "evaluation": {"before": before, "after": after} if args.eval else None,
+    }
+    lines = [str(report)]
+    if args.eval:
+        rows = [(name, f"{before[name]:.4f}", f"{after[name]:.4f}") for name in before]
+        lines += ["", table((f"on {Path(args.eval).name}", "before", "after"), rows)]
+    lines += ["", f"Wrote {args.out} ({size / 2**20:.2f} MiB) after {seconds:.0f} s."]
+    return Answer("\n".join(lines), document)
