@@ -15,7 +15,7 @@ test: test-torch test-tensorflow test-jax
 
 test-torch test-tensorflow test-jax: test-%: $(VENV)/.dev
 	@echo "== tests on $*"
-	KERAS_BACKEND=$* $(QUIET) $(BIN)/python -m pytest
+	KERAS_BACKEND=$* $(QUIET) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

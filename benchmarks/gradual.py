@@ -23,7 +23,7 @@ def main() -> None:
     args.add_argument("--init-sparsity", type=float, default=0.0)
     args.set_defaults(damp=1e-4)
     args.add_argument("--end-epoch", type=float, default=3.0)
-    args.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.03, 0.1])
+    args.add_argument("--rates", type=float, nargs="+", default=[0.03, 0.1, 0.3])
     args.add_argument("--rate", type=float, help="skip the choice of the learning rate")
     args.add_argument("--augment", action="store_true", help="train on cropped and flipped images")
     args = args.parse_args()

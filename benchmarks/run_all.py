@@ -9,7 +9,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 BACKENDS = ("torch", "tensorflow", "jax")
-BENCHMARKS = ("update_cost", "zeros_cost", "kernel_accuracy", "one_shot", "gradual")
+BENCHMARKS = ("update_cost", "zeros_cost", "recipe_check", "kernel_accuracy", "one_shot", "gradual")
 
 
 def main() -> None:

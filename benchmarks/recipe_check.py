@@ -1,0 +1,68 @@
+"""The dry run of a recipe: how long it takes, and how well it foretells bytes and seconds of gradients and updates."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+from common import load, median_spread, parser, record
+
+import keras_woodfisher as kw
+from keras_woodfisher.meter import Meter
+from keras_woodfisher.options import PruningOptions
+from keras_woodfisher.pruner import Pruner
+from keras_woodfisher.sources import SampledGradients
+
+RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
+
+
+def main() -> None:
+    args = parser(__doc__)
+    args.add_argument("--recipe", help="by default the tutorial's, or on digits the one for MNIST")
+    args.add_argument("--steps-per-epoch", type=int, default=188)
+    args.add_argument("--rounds", type=int, default=3)
+    args = args.parse_args()
+    model, train, _ = load(args)
+    recipe = kw.load_recipe(args.recipe or RECIPES / ("3_tutorial.yaml" if args.model else "1_one_shot_mnist.yaml"))
+    without = []
+    for _ in range(args.rounds):
+        start = time.perf_counter()
+        kw.check_recipe(recipe, model, args.steps_per_epoch)
+        without.append(time.perf_counter() - start)
+    ratios, seconds = [], []
+    for _ in range(args.rounds):
+        start = time.perf_counter()
+        found = kw.check_recipe(recipe, model, args.steps_per_epoch, data=train)
+        seconds.append(time.perf_counter() - start)
+        entry = next(entry for entry in found.modifiers if entry.updates)
+        samples = sum(update.num_grads for update in entry.updates)
+        most = max(update.num_grads for update in entry.updates)
+        foretold = entry.cost.gradient_seconds * most / samples
+        taken, size = _collect(model, train, most)
+        ratios.append(foretold / taken)
+    record(
+        "recipe_check",
+        {
+            "check_seconds_without_data": median_spread(without),
+            "check_seconds_with_data": median_spread(seconds),
+            "gradients": most,
+            "bytes_of_all_weights": size,
+            "ratio_median_and_quartiles": median_spread(ratios),
+        },
+    )
+
+
+def _collect(model: object, data: tuple, rows: int) -> tuple[float, int]:
+    """Seconds and bytes of so many gradients, compilation apart."""
+    options = PruningOptions(num_grads=rows, verbose=0)
+    pruner = Pruner(model, options)
+    source = SampledGradients(model, pruner.targets, options, pruner.backend, data)
+    kept = [np.ones(target.size, bool) for target in pruner.targets]
+    meter = Meter(pruner.backend, ["cpu"], 0)
+    source.collect(kept, pruner.backend.chunk_groups(1), 0, meter)
+    start = time.perf_counter()
+    grads = source.collect(kept, rows, 1, meter)
+    return time.perf_counter() - start, grads.nbytes
+
+
+if __name__ == "__main__":
+    main()
