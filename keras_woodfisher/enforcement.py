@@ -84,17 +84,18 @@ class Enforcement:
         self._model.make_train_function(force=True)
 
     def hold(self, pruned: Sequence[np.ndarray]) -> None:
-        """Sets the masks, and the optimizer's state of pruned weights to zero.
+        """Sets the masks, and the optimizer's state of pruned weights to what it began with.
 
         Args:
             pruned: For each variable its pruned weights, bool in the variable's shape.
         """
         for target, mask, here in zip(self._targets, self._masks, pruned, strict=True):
             mask.assign(~here)
-            for slot in slots_of(self._optimizer, target.variable):
+            for slot, value in slots_of(self._optimizer, target.variable):
                 values = ops.convert_to_numpy(slot)
-                if values[here].any():
-                    slot.assign(np.where(here, np.zeros((), values.dtype), values))
+                begin = np.asarray(value, values.dtype)
+                if (values[here] != begin).any():
+                    slot.assign(np.where(here, begin, values))
 
     def apply(self) -> None:
         """Masks the weights now: something other than the optimizer may have changed them."""

@@ -91,8 +91,8 @@ def parts_of(optimizer: Any) -> list[Any]:
     return list(getattr(optimizer, "optimizers", ())) or [optimizer]
 
 
-def slots_of(optimizer: Any, variable: Any) -> list[Any]:
-    """The optimizer's own variables for one weight: momentum, second moments, averages, accumulators.
+def slots_of(optimizer: Any, variable: Any) -> list[tuple[Any, float]]:
+    """The optimizer's own variables for one weight (momentum, second moments, averages) and the values they begin with.
 
     None while the weight is frozen: no part trains it then.
     """
@@ -101,11 +101,16 @@ def slots_of(optimizer: Any, variable: Any) -> list[Any]:
         return []
     optimizer = parts[0]
     index, count = optimizer._get_variable_index(variable), len(optimizer._trainable_variables)
-    # The list of all variables may happen to have the right length, but isn't one entry a weight.
-    lists = [value for name, value in vars(optimizer).items() if isinstance(value, list) and name not in _NOT_SLOTS]
-    slots = [value[index] for value in lists if len(value) == count]
+    # Zero would divide zero by zero in Ftrl and Adagrad.
+    begins = {"_accumulators": getattr(optimizer, "initial_accumulator_value", 0.0)}
+    slots = [
+        (value[index], begins.get(name, 0.0))
+        for name, value in vars(optimizer).items()
+        # The list of all variables may happen to have the right length, but isn't one entry a weight.
+        if isinstance(value, list) and name not in _NOT_SLOTS and len(value) == count
+    ]
     return [
-        slot
-        for slot in slots
+        (slot, begin)
+        for slot, begin in slots
         if isinstance(slot, keras.Variable) and slot is not variable and slot.shape == variable.shape
     ]

@@ -42,6 +42,9 @@ def test_what_it_tells(make_mlp, blobs):
     text = str(found)
     assert "4,224 bytes at the update that needs most, from buffer" in text
     assert "no problems" in text
+    assert "buffer: 7,680 bytes beside the optimizer's variables; full enough at each update" in text
+    assert "too few steps come before 1 of 3 updates" in str(check(model, 3))
+    assert "give steps_per_epoch to know whether" in str(check(model))
     again = json.loads(json.dumps(found.as_dict()))
     assert again["modifiers"][0]["updates"][2]["num_grads"] == 8
     sampled = check(model, 5, data=blobs)

@@ -524,8 +524,8 @@ class TestSource:
         (tmp_path / "folder.yaml").mkdir()
         failure("folder.yaml", "A recipe must be a file, but 'folder.yaml' is a folder")
         failure(tmp_path, "is a folder")
-        (tmp_path / "recipe.json").write_text("{}")
-        failure("recipe.json", r"A recipe's file ends in .yaml, .yml, .md, got 'recipe.json'")
+        (tmp_path / "recipe.txt").write_text("{}")
+        failure("recipe.txt", r"A recipe's file ends in .yaml, .yml, .md, .json, got 'recipe.txt'")
         (tmp_path / "latin.yaml").write_bytes(b"a: 1\nb: \xe9\n")
         assert failure("latin.yaml", "The file isn't UTF-8 text .* Save it as UTF-8").line == 2
         (tmp_path / "large.yaml").write_bytes(b"#" * 300_000)

@@ -302,8 +302,8 @@ def test_users_constraint_holds_too_and_is_put_back(blobs):
     assert model.get_layer("hidden").kernel_constraint is unit
 
 
-@pytest.mark.parametrize("name", ["adam", "multi", "accumulation", "scaled"])
-def test_optimizer_state_of_pruned_weights_is_zeroed(make_mlp, blobs, name):
+@pytest.mark.parametrize("name", ["adam", "multi", "accumulation", "scaled", "ftrl", "adagrad"])
+def test_optimizer_state_of_pruned_weights_begins_anew(make_mlp, blobs, name):
     model = make_mlp(OPTIMIZERS[name]())
     checked = []
 
@@ -315,14 +315,27 @@ def test_optimizer_state_of_pruned_weights_is_zeroed(make_mlp, blobs, name):
             for layer in KERNELS:
                 kernel = model.get_layer(layer).kernel
                 zero = ops.convert_to_numpy(kernel) == 0
-                slots = [ops.convert_to_numpy(s) for s in slots_of(inner_optimizer(model.optimizer), kernel)]
-                assert all((slot[zero] == 0).all() for slot in slots)
-                assert any(slot[~zero].any() for slot in slots)
+                slots = [(ops.convert_to_numpy(s), b) for s, b in slots_of(inner_optimizer(model.optimizer), kernel)]
+                assert all((slot[zero] == np.float32(begin)).all() for slot, begin in slots)
+                assert any((slot[~zero] != begin).any() for slot, begin in slots)
+                # Ftrl's and Adagrad's accumulators begin with 0.1.
+                assert {begin for _, begin in slots} == {"ftrl": {0.0, 0.1}, "adagrad": {0.1}}.get(name, {0.0})
                 checked.append(len(slots))
 
     model.fit(*blobs, epochs=1, batch_size=24, verbose=0, callbacks=[magnitude(end=0.5), Slots()])
     # Adam: two moments; with AMSGrad, an average, or an accumulator one more.
-    assert checked == {"adam": [3, 3], "multi": [1, 3], "accumulation": [3, 3], "scaled": [3, 3]}[name]
+    counts = {"multi": [1, 3], "ftrl": [2, 2], "adagrad": [1, 1]}
+    assert checked == counts.get(name, [3, 3])
+
+
+def test_ftrl_goes_on_where_an_input_is_always_zero(make_mlp, blobs):
+    x, y = blobs
+    x = x.copy()
+    x[:, 0] = 0.0
+    model = make_mlp(OPTIMIZERS["ftrl"]())
+    pruner = magnitude(end=0.75, leave_enabled=False)
+    model.fit(x, y, epochs=1, batch_size=24, verbose=0, callbacks=[pruner])
+    assert all(np.isfinite(weights).all() for weights in model.get_weights())
 
 
 def test_masks_of_other_variables_are_no_slots(blobs):

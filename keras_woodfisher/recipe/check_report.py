@@ -94,7 +94,7 @@ class CheckedModifier:
             return ["by magnitude: no gradients"]
         lines = [f"gradients: {cost.gradient_bytes:,} bytes at the update that needs most, from {self.source}"]
         if cost.buffer_bytes:
-            lines.append(f"buffer: {cost.buffer_bytes:,} bytes beside the optimizer's variables")
+            lines.append(f"buffer: {cost.buffer_bytes:,} bytes beside the optimizer's variables; {self._filling()}")
         lines.append(f"host memory: about {_size(cost.host_bytes)} at its peak, beside the training's own")
         lines += [f"{name}: about {_size(size)} at its peak" for name, size in (cost.device_bytes or {}).items()]
         if cost.gradient_seconds is None:
@@ -104,6 +104,14 @@ class CheckedModifier:
         if cost.inverse_seconds is not None:
             lines.append(f"time: about {cost.inverse_seconds:.1f} s for scores and corrections")
         return lines
+
+    def _filling(self) -> str:
+        """Whether the buffer holds enough gradients at each update."""
+        used = [u for u in self.updates if u.num_grads]
+        if any(u.steps_before is None for u in used):
+            return "give steps_per_epoch to know whether it can be full in time"
+        late = sum((u.steps_before or 0) < u.num_grads for u in used)
+        return f"too few steps come before {late} of {len(used)} updates" if late else "full enough at each update"
 
 
 @dataclass(frozen=True)

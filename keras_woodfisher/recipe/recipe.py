@@ -108,7 +108,7 @@ def load_recipe(
     """Reads a recipe and checks it.
 
     Args:
-        source: A file (`.yaml`, `.yml`, `.md`), the text itself, or plain data such as a JSON configuration.
+        source: A file (`.yaml`, `.yml`, `.md`, `.json`), the text itself, or plain data such as a JSON configuration.
         variables: Values to use instead of the recipe's own variables.
 
     Raises:

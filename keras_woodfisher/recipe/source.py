@@ -9,7 +9,8 @@ from keras_woodfisher.recipe.errors import RecipeError
 from keras_woodfisher.recipe.front_matter import yaml_part
 from keras_woodfisher.recipe.wording import shown
 
-ENDINGS = (".yaml", ".yml", ".md")
+ENDINGS = (".yaml", ".yml", ".md", ".json")
+"""JSON is YAML."""
 MOST_BYTES = 256 * 1024
 TEXT = "recipe"
 
@@ -18,7 +19,7 @@ def read_source(source: Any) -> tuple[str, str]:
     """The name and the YAML text of a recipe, every line where it was.
 
     Args:
-        source: A path that ends in `.yaml`, `.yml` or `.md`, or the text of a recipe.
+        source: A path that ends in `.yaml`, `.yml`, `.md` or `.json`, or the text of a recipe.
 
     Raises:
         RecipeError: If it can't be read, is too large, or is Markdown without front matter.
