@@ -103,6 +103,13 @@ def test_everything_that_would_fail(make_mlp, run, fields, message):
     assert "problems:\n  - WoodFisherPruningModifier: " in str(found)
 
 
+def test_a_buffer_is_held_twice(make_mlp, monkeypatch):
+    # A quarter of what is free would hold the 8 gradients of 240 weights once.
+    monkeypatch.setattr("keras_woodfisher.memory.free_memory", lambda: 4 * 8 * 240 * 4)
+    (problem,) = check(make_mlp(), 5).problems
+    assert "num_grads=4 would fit" in problem.message
+
+
 def test_problems_of_the_data_and_of_training(make_mlp, blobs):
     few = tuple(part[:6] for part in blobs)
     (problem,) = check(make_mlp(), 5, data=few).problems

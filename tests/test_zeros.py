@@ -438,8 +438,24 @@ def test_one_callback_goes_on_where_another_ends(make_mlp, blobs, method, turned
     third = kw.KeepZeros(start_epoch=2.5)
     pruners = [third, second, first] if turned else [first, second, third]
     watch = Watch()
-    history = model.fit(*blobs, batch_size=24, epochs=3, verbose=0, callbacks=[*pruners, watch]).history
+    own, averages = [], []
+
+    def look(epoch, logs):
+        own.append(second.sparsity)
+        for name in KERNELS:
+            kernel = model.get_layer(name).kernel
+            average = dict(
+                zip(map(id, model.optimizer._trainable_variables), averages_of(model.optimizer), strict=True)
+            )
+            zero = ops.convert_to_numpy(kernel) == 0
+            averages.append(np.abs(ops.convert_to_numpy(average[id(kernel)])[zero]).max(initial=0.0))
+
+    watching = [watch, keras.callbacks.LambdaCallback(on_epoch_end=look)]
+    history = model.fit(*blobs, batch_size=24, epochs=3, verbose=0, callbacks=[*pruners, *watching]).history
     assert history["sparsity"] == [0.1, 0.25, 0.5]
+    # From its turn on, what the first one pruned counts as pruned by the second one too.
+    assert own == [0.0, 0.25, 0.5]
+    assert averages == [0.0] * 6
     assert watch.counts == [24] * 4 + [60] * 4 + [120] * 4
     assert watch.regrown == 0
     assert zeros_in(model) == 120
