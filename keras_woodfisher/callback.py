@@ -300,9 +300,22 @@ class WoodFisherPruning(HoldingCallback):
         self._find_zeros()
         if self._buffer is not None:
             steps, epochs = self._progress.steps, self._progress.epochs
-            updates = self._ramps.plan(self._active.zeros, steps, epochs, epoch)
+            zeros = self._expected_zeros()
+            if self._init == FROM_PARAM:
+                self._ramps.start_from(zeros)
+            updates = self._ramps.plan(zeros, steps, epochs, epoch)
             self._check_buffer(updates, steps, epochs, epoch)
         return self._active.masks()
+
+    def _expected_zeros(self) -> list[int]:
+        """Zeros of each variable when this callback begins, with those that others will have left by then."""
+        expected: dict[int, int] = {}
+        for other in self._kin:
+            if other is not self and other._leave_enabled and other._schedule.end <= self._schedule.start:
+                targets = other._active.targets
+                expected |= other._ramps.zeros_at_the_end({id(t.variable): t.size for t in targets})
+        pairs = zip(self._active.targets, self._active.zeros, strict=True)
+        return [max(zeros, expected.get(id(target.variable), 0)) for target, zeros in pairs]
 
     def _find_zeros(self) -> None:
         self._active.find_zeros()

@@ -1,7 +1,7 @@
 """Which updates a training run will make, and with how many gradients: known before it begins."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from keras_woodfisher.masks import count
@@ -64,6 +64,14 @@ class Ramps:
         """The sparsity of each variable (the same one for all in global pruning)."""
         return [ramp.sparsity(position) for ramp in self._ramps]
 
+    def zeros_at_the_end(self, sizes: Mapping[int, int]) -> dict[int, int]:
+        """About how many zeros each variable will have; global pruning is taken to spread them evenly.
+
+        Args:
+            sizes: The size of each variable, by whatever names it.
+        """
+        return {key: count(r.final, size) for r, (key, size) in zip(self._ramps, sizes.items(), strict=True)}
+
     def gradients_after(self, pruned: int) -> int:
         """Samples to use when `pruned` weights are zero."""
         # Rounding to whole weights may have left a little off the sparsity that was asked for.
@@ -114,7 +122,7 @@ def _slot(position: float, steps: int | None, epochs: int | None, first_epoch: i
     position = max(position, float(first_epoch))
     epoch = math.floor(position + 1e-9)
     if steps is None:
-        return epoch, None
+        return (epoch if epochs is None else min(epoch, epochs - 1)), None
     step = math.ceil((position - epoch) * steps - 1e-6)
     if step >= steps:
         epoch, step = epoch + 1, 0

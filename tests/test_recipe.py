@@ -153,7 +153,8 @@ REFUSED = [
     ({"grad_sampler_kwargs": {"batch_size": 2}, "grad_batch_size": 2}, "are the same field"),
     ({"num_recomputations": 0}, "num_recomputations must be at least 1"),
     ({"phased": True}, "phased: got True, but it should be False"),
-    ({"score_type": "movement"}, "score_type: got 'movement', but it should be"),
+    ({"score_type": "movement"}, "score_type must be MFAC, the score of a MFACPruningModifier, .*got 'movement'"),
+    ({"score_type": "OBS"}, "score_type must be MFAC"),
     ({"leave_enabled": "yes"}, "leave_enabled: got 'yes', but it should be a valid boolean"),
     ({"damp": 0.0}, "damp must be above 0, got 0"),
     ({"sparsity": 0.3}, r"sparsity: there is no such field. .*There are: params, init_sparsity, final_sparsity"),
@@ -175,6 +176,9 @@ def test_errors_name_the_line():
         kw.load_recipe(NESTED.replace("!MFACPruningModifier", "!MFACPruning"))
     with pytest.raises(kw.RecipeError, match="QuantizationModifier is outside this project"):
         kw.load_recipe({"modifiers": [{"QuantizationModifier": {"start_epoch": 0}}]})
+    for other in ("SetParamModifier", "MixupModifier", "AlternatingPruningModifier"):
+        with pytest.raises(kw.RecipeError, match=f"!{other} is outside this project"):
+            kw.load_recipe({"modifiers": [{other: {"start_epoch": 0}}]})
     with pytest.raises(kw.RecipeError, match="global_sparsity: a MFACGlobalPruningModifier ranks all weights together"):
         kw.load_recipe(pruning("MFACGlobalPruningModifier", global_sparsity=False))
     with pytest.raises(kw.RecipeError, match="num_grads: there is no such field"):
@@ -271,6 +275,19 @@ second:
     assert [m.learning_rate for m in recipe.modifiers if m.tag.startswith("SetL")] == [0.1, 0.2]
     assert recipe.epochs == 5
     assert kw.load_recipe(str(recipe)) == recipe
+    # What lasts "to the end" ends with its stage; zeros are held on.
+    lasting = [{"TrainableParamsModifier": {"params": ["a"], "trainable": False}}, {"ConstantPruningModifier": {}}]
+    stages = {
+        "one": {"modifiers": [*lasting, {"EpochRangeModifier": {"end_epoch": 2}}]},
+        "two": {"modifiers": [*lasting, {"EpochRangeModifier": {"end_epoch": 3}}]},
+    }
+    found = kw.load_recipe(stages).modifiers
+    assert [(m.tag[:5], m.start_epoch, m.end_epoch) for m in found if not m.tag.startswith("Epoch")] == [
+        ("Train", 0.0, 2.0),
+        ("Const", 0.0, -1.0),
+        ("Train", 2.0, -1.0),
+        ("Const", 2.0, -1.0),
+    ]
     assert kw.load_recipe({"modifiers": [{"ConstantPruningModifier": {}}]}).epochs == 0
 
 

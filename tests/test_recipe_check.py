@@ -67,6 +67,83 @@ def test_the_plan_of_several_modifiers(make_mlp):
     assert "update" in str(found) and "ConstantPruningModifier" in str(found)
 
 
+def entry(tag, **fields):
+    return {tag: {k: v for k, v in {**FIELDS, **fields}.items() if tag.startswith("MFAC") or k != "num_grads"}}
+
+
+def rows(found):
+    return [(round(u.sparsity, 3), u.num_grads) for u in found.updates]
+
+
+def test_the_order_in_the_file_is_irrelevant(make_mlp):
+    early = entry("GMPruningModifier", start_epoch=0.0, end_epoch=1.0, init_sparsity=0.0)
+    late = entry("MFACPruningModifier", start_epoch=1.0, end_epoch=2.0, init_sparsity=0.5, final_sparsity=0.75)
+    plans = []
+    for items in ([early, late], [late, early]):
+        found = kw.check_recipe(kw.load_recipe({"modifiers": items}), make_mlp(), 20)
+        assert [m.modifier.tag for m in found.modifiers] == [
+            {"GMP": "MagnitudePruningModifier", "MFA": "WoodFisherPruningModifier"}[next(iter(i))[:3]] for i in items
+        ]
+        plans.append(sorted(rows(m) for m in found.modifiers))
+    assert plans[0] == plans[1] == [[(0.0, 0), (0.5, 0)], [(0.5, 0), (0.75, 8)]]
+
+
+def test_zeros_that_are_let_go_are_no_beginning(make_mlp, blobs):
+    fields = {"start_epoch": 0.0, "end_epoch": 1.0, "init_sparsity": 0.0}
+    late = {"start_epoch": 2.0, "end_epoch": 2.0, "final_sparsity": 0.75, "num_grads": {0.0: 4, 0.4: 30}}
+    for held, grads in ((True, 30), (False, 4)):
+        items = [entry("GMPruningModifier", **fields, leave_enabled=held), entry("MFACPruningModifier", **late)]
+        recipe = kw.load_recipe({"modifiers": [*items, {"EpochRangeModifier": {"end_epoch": 3}}]})
+        model = make_mlp()
+        found = kw.check_recipe(recipe, model, 4)
+        assert rows(found.modifiers[1]) == [(0.75, grads)]
+        # Eight steps come before it: training finds out as early as the dry run.
+        assert bool(found.problems) == held
+        run = {"epochs": 3, "batch_size": 24, "verbose": 0, "callbacks": recipe.callbacks(model, verbose=0)}
+        if held:
+            with pytest.raises(ValueError, match="num_grads=30 gradients can't have been buffered"):
+                model.fit(*blobs, **run)
+            assert kw.sparsity_report(model).pruned == 0
+        else:
+            model.fit(*blobs, **run)
+            assert kw.sparsity_report(model).sparsity == 0.75
+
+
+def test_what_is_frozen_can_not_be_pruned(make_mlp, blobs):
+    def found(data=None, start=1.0, **fields):
+        freeze = {"TrainableParamsModifier": {"params": ["hidden/kernel"], "trainable": False, **fields}}
+        recipe = kw.load_recipe({"modifiers": [entry("MFACPruningModifier", start_epoch=start), freeze]})
+        model = make_mlp()
+        problems = kw.check_recipe(recipe, model, 8, data=data).problems
+        run = {"epochs": 4, "batch_size": 12, "verbose": 0, "callbacks": recipe.callbacks(model, data, verbose=0)}
+        if problems:
+            assert "'sequential" in problems[0].message
+            assert "is frozen by TrainableParamsModifier while" in problems[0].message
+            with pytest.raises(ValueError, match="frozen"):
+                model.fit(*blobs, **run)
+        else:
+            model.fit(*blobs, **run)
+        return bool(problems)
+
+    assert found(blobs)
+    assert found(blobs, end_epoch=1.5)
+    assert found(end_epoch=0.5)
+    assert not found(blobs, end_epoch=1.0)
+    assert not found(blobs, start_epoch=3.5)
+
+
+def test_what_fit_would_refuse_though_nothing_is_left_to_prune(make_mlp, blobs):
+    (problem,) = check(make_mlp(), 5, data=blobs, num_grads=500, init_sparsity=0.0, final_sparsity=0.0).problems
+    assert "num_grads=500 with grad_batch_size=1 needs 500 examples" in problem.message
+    for wrong in ({"steps_per_epoch": 0}, {"epochs": -1}, {"epochs": 2.5}, {"steps_per_epoch": "4"}):
+        with pytest.raises((ValueError, TypeError), match=f"{next(iter(wrong))} must be"):
+            kw.check_recipe(kw.load_recipe({"modifiers": [entry("MFACPruningModifier")]}), make_mlp(), **wrong)
+    for token in ("__all__", "__ALL_PRUNABLE__"):
+        recipe = kw.load_recipe({"modifiers": [{"TrainableParamsModifier": {"params": token}}]})
+        (only,) = kw.check_recipe(recipe, make_mlp()).modifiers
+        assert (len(only.variables), only.problems) == ({"__all__": 4}.get(token, 2), ())
+
+
 def test_near_misses(make_mlp):
     model = make_mlp()
     found = check(model, 5, params=["re:.*HIDDEN/kernel", "out/kernel"])

@@ -1,5 +1,7 @@
 """A dry run of a recipe: everything that can be known, and everything that would fail, before any training."""
 
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,10 +13,12 @@ from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher.callback import WoodFisherPruning
 from keras_woodfisher.keep_zeros import KeepZeros
 from keras_woodfisher.memory import check_memory
+from keras_woodfisher.options import count
 from keras_woodfisher.planning import PlannedUpdate
 from keras_woodfisher.pruner import Pruner
 from keras_woodfisher.recipe.building import buffers, callback_of, not_built
 from keras_woodfisher.recipe.check_report import CheckedModifier, Problem, RecipeCheck
+from keras_woodfisher.recipe.companion_modifiers import TrainableParamsModifier
 from keras_woodfisher.recipe.costs import Cost, cost_of, probed_seconds
 from keras_woodfisher.recipe.matching import near_misses, targets_of
 from keras_woodfisher.recipe.modifiers import ConstantPruningModifier, Modifier, PruningModifier
@@ -44,13 +48,22 @@ def check_recipe(
         loss: For a model that isn't compiled yet.
 
     Returns:
-        Variables, updates, costs and problems; `print` it, or see its attributes.
+        Variables, updates, costs and problems; `print` it, or see its attributes. Where one modifier goes on with the
+        variables of another, the zeros that it finds are estimated.
+
+    Raises:
+        ValueError, TypeError: If `steps_per_epoch` or `epochs` isn't a positive whole number.
     """
-    epochs = recipe.epochs or None if epochs is None else epochs
+    epochs = recipe.epochs or None if epochs is None else count("epochs", epochs)
+    if steps_per_epoch is not None:
+        steps_per_epoch = count("steps_per_epoch", steps_per_epoch)
     run = _Run(model, steps_per_epoch, epochs, data, loss)
-    checked = [run.checked(modifier) for modifier in recipe.modifiers]
+    # In the order in which they work, since what one leaves is where the next one begins.
+    places = sorted(range(len(recipe.modifiers)), key=lambda i: getattr(recipe.modifiers[i], "start_epoch", 0.0))
+    found = {place: run.checked(recipe.modifiers[place]) for place in places}
+    checked = [found[place] for place in sorted(found)]
     problems = [*run.problems_of_training(), *(p for entry in checked for p in entry.problems)]
-    problems += _overlaps(checked)
+    problems += [*_overlaps(checked), *_frozen(checked)]
     return RecipeCheck(tuple(checked), tuple(problems), steps_per_epoch, epochs)
 
 
@@ -119,7 +132,8 @@ class _Run:
             except ValueError as error:
                 problems.append(_problem(modifier, error))
             cost = self._cost(plain, callback, pruner, updates, kernels, problems)
-            if updates:
+            if updates and modifier.leave_enabled:
+                # Taken to be spread evenly, which global pruning needn't do.
                 self._zeros |= {id(t.variable): round(updates[-1].sparsity * t.size) for t in pruner.targets}
         except _REFUSALS as error:
             problems.append(_problem(modifier, error))
@@ -137,7 +151,7 @@ class _Run:
     ) -> Cost:
         options, buffered = callback.options, buffers(modifier, self._data)
         seconds = None
-        if any(u.num_grads for u in updates):
+        if options.method == "woodfisher":
             try:
                 if buffered:
                     check_memory(options.most_gradients, sum(t.size for t in pruner.targets), copies=2)
@@ -146,7 +160,8 @@ class _Run:
                         self._model, pruner.targets, options, pruner.backend, self._data, self._loss
                     )
                     source.check(options.most_gradients)
-                    seconds = probed_seconds(self._model, pruner, options, self._data, self._loss)
+                    if any(u.num_grads for u in updates):
+                        seconds = probed_seconds(self._model, pruner, options, self._data, self._loss)
             except _REFUSALS as error:
                 problems.append(_problem(modifier, error))
         return cost_of(updates, pruner, options, kernels, buffered, seconds)
@@ -165,7 +180,8 @@ class _Run:
 
 def _problem(modifier: Modifier, error: BaseException) -> Problem:
     # A KeyError's own text is the repr of its message.
-    message = str(error.args[0]) if error.args else type(error).__name__
+    # Keras colours its messages.
+    message = re.sub(r"\x1b\[[0-9;]*m", "", str(error.args[0]) if error.args else type(error).__name__)
     return Problem(modifier.tag, message.removeprefix(modifier.tag).lstrip(".: "))
 
 
@@ -183,4 +199,20 @@ def _overlaps(checked: Sequence[CheckedModifier]) -> Iterator[Problem]:
                     f"{name!r} and {len(shared) - 1} other variables are pruned by {one.modifier.tag} at the same "
                     f"time, from epoch {max(a, c):g} on. Give each its own variables, or let one begin where the other "
                     "ends.",
+                )
+
+
+def _frozen(checked: Sequence[CheckedModifier]) -> Iterator[Problem]:
+    """Variables that are frozen while they are pruned, or while their gradients are buffered for that."""
+    freezing = [(e, e.modifier) for e in checked if isinstance(e.modifier, TrainableParamsModifier)]
+    for entry, freeze in ((e, m) for e, m in freezing if not m.trainable):
+        begin, end = freeze.start_epoch, math.inf if freeze.end_epoch == -1 else freeze.end_epoch
+        for other in (e for e in checked if isinstance(e.modifier, PruningModifier)):
+            first, last = 0.0 if other.source == "buffer" else other.window[0], other.window[1]
+            if set(entry.keys) & set(other.keys) and begin <= last and first < end:
+                name = next(n for n, key in zip(entry.variables, entry.keys, strict=True) if key in other.keys)
+                yield Problem(
+                    other.modifier.tag,
+                    f"{name!r} is frozen by {freeze.tag} while it is pruned, or while its gradients are collected "
+                    f"(epochs {first:g} to {last:g}). Freeze it at another time, or leave it out of one of them.",
                 )

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from keras_woodfisher import companions
-from keras_woodfisher.recipe.modifiers import Modifier, Names, Position
+from keras_woodfisher.recipe.modifiers import Modifier, Params, Position
 
 
 class CompanionModifier(Modifier):
@@ -25,6 +25,17 @@ class CompanionModifier(Modifier):
     def callback(self) -> Any:
         """The callback that does it, or None where there is nothing to do."""
         raise NotImplementedError
+
+
+class LastingModifier(CompanionModifier):
+    """A modifier that works from one epoch to another, or to the end."""
+
+    start_epoch: Position = 0.0
+    end_epoch: Position = -1.0
+
+    def ended(self, epochs: float) -> "Modifier":
+        lasts = self.end_epoch == -1 and epochs > max(self.start_epoch, 0.0)
+        return self.model_copy(update={"end_epoch": epochs}) if lasts else self
 
 
 class EpochRangeModifier(CompanionModifier):
@@ -84,7 +95,7 @@ class LearningRateFunctionModifier(CompanionModifier):
         )
 
 
-class LearningRateModifier(CompanionModifier):
+class LearningRateModifier(LastingModifier):
     """A learning rate that follows one of PyTorch's schedulers."""
 
     tag = "LearningRateModifier"
@@ -92,8 +103,6 @@ class LearningRateModifier(CompanionModifier):
     lr_class: Literal["StepLR", "MultiStepLR", "ExponentialLR", "CosineAnnealingWarmRestarts"]
     lr_kwargs: dict[str, Any]
     init_lr: float
-    start_epoch: Position = 0.0
-    end_epoch: Position = -1.0
 
     def callback(self) -> Any:
         return companions.LearningRateSchedule(
@@ -114,18 +123,15 @@ class SetWeightDecayModifier(CompanionModifier):
         return companions.SetWeightDecay(self.weight_decay, start_epoch=self.start_epoch)
 
 
-class TrainableParamsModifier(CompanionModifier):
+class TrainableParamsModifier(LastingModifier):
     """Freezes variables, or lets them train."""
 
     tag = "TrainableParamsModifier"
 
-    params: Names = ("__ALL__",)
+    params: Params = "__ALL__"
     trainable: bool = True
-    start_epoch: Position = 0.0
-    end_epoch: Position = -1.0
 
     def callback(self) -> Any:
-        params = self.params[0] if len(self.params) == 1 and self.params[0].startswith("__") else self.params
         return companions.TrainableParams(
-            params, self.trainable, start_epoch=self.start_epoch, end_epoch=self.end_epoch
+            self.params, self.trainable, start_epoch=self.start_epoch, end_epoch=self.end_epoch
         )

@@ -22,7 +22,7 @@ def targets_of(modifier: Modifier, model: keras.Model) -> list[Target]:
     """
     if isinstance(modifier, TrainableParamsModifier):
         everything = all_targets(model)
-        return everything if modifier.params == (ALL,) else named_targets(everything, modifier.params)
+        return everything if modifier.params == ALL else named_targets(everything, modifier.params)
     if isinstance(modifier, (PruningModifier, ConstantPruningModifier)):
         return find_targets(model, _params_of(modifier), modifier.exclude)
     return []

@@ -75,6 +75,10 @@ class Modifier(BaseModel):
         }
         return self.model_copy(update=moved) if epochs else self
 
+    def ended(self, epochs: float) -> "Modifier":
+        """The modifier in a stage that ends there, with others to follow: by default as it is."""
+        return self
+
 
 class PruningModifier(Modifier):
     """What all pruning modifiers with a ramp have in common."""
@@ -190,14 +194,19 @@ class SecondOrderModifier(FisherOptions, PruningModifier):
     )
     grad_batch_size: Whole = Field(1, description="The same, under this project's name.")
     num_recomputations: Whole = Field(1, description="New gradients this many times within one update.")
-    score_type: Literal["MFAC", "OBS", "woodfisher"] | None = Field(None, description="Accepted for the tag's own.")
+    score_type: str | None = Field(None, description="Accepted where it names the tag's own score.")
     update: Literal["joint", "independent"] = Field("joint", description="How the weights that stay are corrected.")
     seed: Whole | None = Field(0, description="Seed of the choice of examples.")
 
     _global: ClassVar[bool] = True
+    _score: ClassVar[str] = "MFAC"
 
     @model_validator(mode="after")
     def _check_fisher(self) -> "SecondOrderModifier":
+        if self.score_type not in (None, self._score):
+            raise ValueError(
+                f"score_type must be {self._score}, the score of a {self.tag}, or be left out; got {self.score_type!r}."
+            )
         self.options()
         for field in ("num_pages", "num_recomputations"):
             count(field, getattr(self, field))
@@ -257,6 +266,7 @@ class WoodFisherPruningModifier(SecondOrderModifier):
     """Removes the weights whose loss is cheapest and corrects the others. Global unless told otherwise."""
 
     tag = "WoodFisherPruningModifier"
+    _score = "woodfisher"
 
 
 class MFACPruningModifier(SecondOrderModifier):
@@ -279,6 +289,7 @@ class OBSPruningModifier(SecondOrderModifier):
     """Optimal BERT Surgeon: small blocks, many gradients, global."""
 
     tag = "OBSPruningModifier"
+    _score = "OBS"
 
     num_grads: Gradients = Field(1024, description="Gradient samples, or {sparsity: samples}.")
     damp: float = Field(1e-7, description="Ridge on the diagonal of the Fisher.")
@@ -296,6 +307,8 @@ class ConstantPruningModifier(Modifier):
     update_frequency: Any = Field(None, description="Accepted, without effect: zeros are held at each step.")
     log_types: Any = Field(None, description="Accepted, without effect.")
     exclude: Names = Field((), description="Names and patterns to leave out.")
+    mask_type: Literal["unstructured"] = Field("unstructured", description="Accepted where it says unstructured.")
+    leave_enabled: Literal[True] = Field(True, description="Accepted where true.")
 
     def normal(self) -> "Modifier":
         return self.model_copy(

@@ -10,7 +10,7 @@ from keras_woodfisher.recipe import companion_modifiers, modifiers
 from keras_woodfisher.recipe.errors import RecipeError
 from keras_woodfisher.recipe.modifiers import Modifier
 from keras_woodfisher.recipe.outline import Entry, Outline
-from keras_woodfisher.recipe.wording import shown
+from keras_woodfisher.recipe.wording import cut, shown
 
 TAGS: dict[str, type[Modifier]] = {
     kind.tag: kind
@@ -19,8 +19,6 @@ TAGS: dict[str, type[Modifier]] = {
     if isinstance(kind, type) and issubclass(kind, Modifier) and "tag" in vars(kind)
 }
 """Every modifier by its tag."""
-
-_OUTSIDE = ("quant", "distill", "movement", "acdc", "topk", "legacygm", "layerpruning", "structured", "logarithmic")
 
 
 def modifiers_of(outline: Outline) -> tuple[Modifier, ...]:
@@ -31,13 +29,11 @@ def modifiers_of(outline: Outline) -> tuple[Modifier, ...]:
     """
     found: list[Modifier] = []
     offset = 0.0
-    for stage in outline.stages:
-        last = offset
-        for entry in stage.entries:
-            modifier = _modifier(entry, outline.source).shifted(offset)
-            last = max(last, modifier.last_epoch, getattr(modifier, "start_epoch", 0.0))
-            found.append(modifier)
-        offset = last
+    for number, stage in enumerate(outline.stages, 1):
+        modifiers = [_modifier(entry, outline.source).shifted(offset) for entry in stage.entries]
+        ends = [max(m.last_epoch, getattr(m, "start_epoch", 0.0)) for m in modifiers]
+        offset = max([offset, *ends])
+        found += modifiers if number == len(outline.stages) else [m.ended(offset) for m in modifiers]
     return tuple(found)
 
 
@@ -102,11 +98,11 @@ def _named_in(message: str, fields: Mapping[str, Any]) -> str:
 
 
 def _unknown_tag(tag: str) -> str:
-    if any(word in tag.lower() for word in _OUTSIDE):
-        return (
-            f"!{tag} is outside this project, which prunes (unstructured) and schedules training. Remove it. "
-            f"There are: {', '.join(TAGS)}."
-        )
-    near = difflib.get_close_matches(tag, TAGS, n=1)
-    hint = f" Do you mean !{near[0]}?" if near else ""
-    return f"there is no modifier !{tag}.{hint} There are: {', '.join(TAGS)}."
+    stems = {known.removesuffix("Modifier"): known for known in TAGS}
+    near = difflib.get_close_matches(tag.removesuffix("Modifier"), stems, n=1, cutoff=0.8)
+    if near:
+        return f"there is no modifier !{tag}. Do you mean !{stems[near[0]]}? There are: {', '.join(TAGS)}."
+    return (
+        f"!{cut(tag)} is outside this project, which prunes single weights and schedules training. Remove it. "
+        f"There are: {', '.join(TAGS)}."
+    )
