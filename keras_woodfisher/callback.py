@@ -13,9 +13,9 @@ from keras_woodfisher.levels import arguments_of, checked_levels, finals_of
 from keras_woodfisher.meter import say
 from keras_woodfisher.neighbours import callbacks_beside, warn, warn_about_neighbours
 from keras_woodfisher.options import PruningOptions, flag
-from keras_woodfisher.planning import PlannedUpdate, Ramps
+from keras_woodfisher.planning import PlannedUpdate, Ramps, check_buffer
 from keras_woodfisher.progress import Progress
-from keras_woodfisher.pruner import Pruner
+from keras_woodfisher.pruner import Pruner, sparsity_of
 from keras_woodfisher.schedule import FROM_PARAM, checked_schedule
 from keras_woodfisher.sources import BufferedGradients, GradientSource, SampledGradients
 from keras_woodfisher.targets import Target
@@ -264,7 +264,7 @@ class WoodFisherPruning(HoldingCallback):
         """
         self._check_epochs(epochs)
         if self._options.method == "woodfisher" and self._data is None:
-            self._check_buffer(updates, steps_per_epoch, epochs, initial_epoch)
+            check_buffer(updates, steps_per_epoch, epochs, initial_epoch, self._schedule.start)
 
     def _open(self, model: keras.Model) -> tuple[Pruner, Ramps]:
         pruner = Pruner(model, self._options)
@@ -304,7 +304,7 @@ class WoodFisherPruning(HoldingCallback):
             if self._init == FROM_PARAM:
                 self._ramps.start_from(zeros)
             updates = self._ramps.plan(zeros, steps, epochs, epoch)
-            self._check_buffer(updates, steps, epochs, epoch)
+            check_buffer(updates, steps, epochs, epoch, self._schedule.start)
         return self._active.masks()
 
     def _expected_zeros(self) -> list[int]:
@@ -321,25 +321,6 @@ class WoodFisherPruning(HoldingCallback):
         self._active.find_zeros()
         if self._init == FROM_PARAM:
             self._ramps.start_from(self._active.zeros)
-
-    def _check_buffer(
-        self, updates: Sequence[PlannedUpdate], steps: int | None, epochs: int | None, first_epoch: int
-    ) -> None:
-        """Finds out now whether the buffer can hold enough gradients at each update."""
-        if steps is None or epochs is None:
-            return
-        for update in updates:
-            # The updates of a resumed run wait for the buffer.
-            resumed = first_epoch > self._schedule.start
-            before = (epochs - first_epoch) * steps if resumed else update.steps_before or 0
-            wanted = update.num_grads
-            if before < wanted:
-                raise ValueError(
-                    f"num_grads={wanted} gradients can't have been buffered by the update at epoch "
-                    f"{update.position:g}: only {before} steps come before it. "
-                    + (f"num_grads={before} would fit; " if before > 0 else "")
-                    + f"or set start_epoch to {first_epoch + wanted / steps:.3g} or later, or give data=."
-                )
 
     def _is_resumed(self) -> bool:
         """Whether updates are behind that an earlier run has made: this run's buffer starts empty, though."""
@@ -385,7 +366,7 @@ class WoodFisherPruning(HoldingCallback):
 
     def _log(self, logs: Any) -> None:
         if logs is not None:
-            logs["sparsity"] = self.sparsity if len(self._kin) == 1 else _sparsity_of(self._kin)
+            logs["sparsity"] = self.sparsity if len(self._kin) == 1 else sparsity_of([kin._active for kin in self._kin])
 
     def _let_go(self) -> None:
         super()._let_go()
@@ -405,16 +386,6 @@ class WoodFisherPruning(HoldingCallback):
         """The index of the first epoch at whose end the final sparsity is reached."""
         epoch, epochs = math.floor(self._schedule.end), self._progress.epochs
         return epoch if epochs is None else min(epoch, epochs - 1)
-
-
-def _sparsity_of(callbacks: Sequence[WoodFisherPruning]) -> float:
-    """The fraction of zeros over all variables that callbacks prune, together or one after the other."""
-    zeros: dict[int, tuple[int, int]] = {}
-    for pruner in (c._pruner for c in callbacks if c._pruner is not None):
-        for target, count in zip(pruner.targets, pruner.zeros, strict=True):
-            known = zeros.get(id(target.variable), (0, 0))
-            zeros[id(target.variable)] = max(known, (count, target.size))
-    return sum(count for count, _ in zeros.values()) / sum(size for _, size in zeros.values())
 
 
 def _plain(value: Any) -> Any:

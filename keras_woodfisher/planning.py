@@ -117,6 +117,36 @@ class Ramps:
         return list(planned.values())
 
 
+def check_buffer(
+    updates: Sequence[PlannedUpdate], steps: int | None, epochs: int | None, first_epoch: int, start: float
+) -> None:
+    """Finds out beforehand whether a run's own gradients are enough at each update.
+
+    Args:
+        updates: The plan.
+        steps: Steps an epoch; nothing is known without.
+        epochs: Index after the last epoch.
+        first_epoch: Index of the first epoch of this run.
+        start: Position of the schedule's first update.
+
+    Raises:
+        ValueError: If they aren't.
+    """
+    if steps is None or epochs is None:
+        return
+    for update in updates:
+        # The updates of a resumed run wait for the buffer.
+        before = (epochs - first_epoch) * steps if first_epoch > start else update.steps_before or 0
+        wanted = update.num_grads
+        if before < wanted:
+            raise ValueError(
+                f"num_grads={wanted} gradients can't have been buffered by the update at epoch "
+                f"{update.position:g}: only {before} steps come before it. "
+                + (f"num_grads={before} would fit; " if before > 0 else "")
+                + f"or set start_epoch to {first_epoch + wanted / steps:.3g} or later, or give data=."
+            )
+
+
 def _slot(position: float, steps: int | None, epochs: int | None, first_epoch: int) -> tuple[int, int | None]:
     """Where an update runs: the epoch and the batch before which it comes."""
     position = max(position, float(first_epoch))

@@ -159,3 +159,13 @@ def zeros_of(target: Target) -> np.ndarray:
     """The weights of a variable that are zero, in weight order; none if all of them are."""
     zero = target.read() == 0
     return np.zeros_like(zero) if zero.all() else zero
+
+
+def sparsity_of(pruners: Sequence[Pruner]) -> float:
+    """The fraction of zeros over all variables that pruners prune, together or one after the other."""
+    zeros: dict[int, tuple[int, int]] = {}
+    for pruner in pruners:
+        for target, number in zip(pruner.targets, pruner.zeros, strict=True):
+            known = zeros.get(id(target.variable), (0, 0))
+            zeros[id(target.variable)] = max(known, (number, target.size))
+    return sum(number for number, _ in zeros.values()) / sum(size for _, size in zeros.values())

@@ -5,7 +5,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from keras_woodfisher import companions
-from keras_woodfisher.recipe.modifiers import Modifier, Params, Position
+from keras_woodfisher.recipe.fields import Params, Position
+from keras_woodfisher.recipe.modifiers import Modifier
 
 
 class CompanionModifier(Modifier):

@@ -5,49 +5,15 @@ Whatever dialect a recipe is written in, `normal` gives the same modifier, with 
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from keras_woodfisher.levels import checked_levels
-from keras_woodfisher.options import PruningOptions, as_number, count, names
+from keras_woodfisher.options import PruningOptions, count, names
+from keras_woodfisher.recipe.fields import Gradients, Mask, Names, Params, Position, Sparsities, Whole
 from keras_woodfisher.schedule import checked_schedule
-from keras_woodfisher.targets import ALL, ALL_PRUNABLE
-
-
-def _whole(value: Any) -> Any:
-    """A whole number that arithmetic made a float."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _listed(value: Any) -> Any:
-    """A tuple of a list, or of a single name."""
-    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
-
-
-def _by_number(value: Any) -> Any:
-    """A mapping with numbers as keys, which JSON writes as strings."""
-    return {as_number(key): item for key, item in value.items()} if isinstance(value, Mapping) else value
-
-
-def _token(value: Any) -> Any:
-    """`__ALL__` and `__ALL_PRUNABLE__` in either case, alone or as the only item of a list."""
-    alone = value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
-    if isinstance(alone, str) and alone.upper() in (ALL, ALL_PRUNABLE):
-        return alone.upper()
-    return _listed(value)
-
-
-def _pair(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed, json_schema_input_type=str | list[str])]
-Params = Annotated[str | tuple[str, ...], BeforeValidator(_token, json_schema_input_type=str | list[str])]
-Gradients = Annotated[Whole | dict[float, Whole], BeforeValidator(_by_number)]
-Sparsities = Annotated[float | dict[float, Names], BeforeValidator(_by_number)]
-Position = Annotated[float, Field(description="In epochs, fractions allowed.")]
+from keras_woodfisher.targets import ALL_PRUNABLE
 
 
 class Modifier(BaseModel):
@@ -94,7 +60,7 @@ class PruningModifier(Modifier):
     inter_func: Literal["linear", "cubic", "inverse_cubic"] = "cubic"
     global_sparsity: bool | None = Field(None, description="Rank all weights together, or each variable by itself.")
     leave_enabled: bool = Field(True, description="Hold the zeros after end_epoch.")
-    mask_type: Annotated[str | tuple[Whole, Whole], BeforeValidator(_pair)] = "unstructured"
+    mask_type: Mask = "unstructured"
     exclude: Names = Field((), description="Names and patterns to leave out.")
     log_types: Any = Field(None, description="Accepted, without effect.")
     phased: Literal[False] = Field(False, description="Accepted where false.")

@@ -1,0 +1,45 @@
+"""The kinds of values that fields of modifiers hold, in every form that recipes write them in."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from keras_woodfisher.options import as_number
+from keras_woodfisher.targets import ALL, ALL_PRUNABLE
+
+
+def whole(value: Any) -> Any:
+    """A whole number that arithmetic made a float."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def listed(value: Any) -> Any:
+    """A tuple of a list, or of a single name."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+def by_number(value: Any) -> Any:
+    """A mapping with numbers as keys, which JSON writes as strings."""
+    return {as_number(key): item for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def token(value: Any) -> Any:
+    """`__ALL__` and `__ALL_PRUNABLE__` in either case, alone or as the only item of a list."""
+    alone = value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
+    if isinstance(alone, str) and alone.upper() in (ALL, ALL_PRUNABLE):
+        return alone.upper()
+    return listed(value)
+
+
+def pair(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Whole = Annotated[int, BeforeValidator(whole)]
+Names = Annotated[tuple[str, ...], BeforeValidator(listed, json_schema_input_type=str | list[str])]
+Params = Annotated[str | tuple[str, ...], BeforeValidator(token, json_schema_input_type=str | list[str])]
+Gradients = Annotated[Whole | dict[float, Whole], BeforeValidator(by_number)]
+Sparsities = Annotated[float | dict[float, Names], BeforeValidator(by_number)]
+Position = Annotated[float, Field(description="In epochs, fractions allowed.")]
+Mask = Annotated[str | tuple[Whole, Whole], BeforeValidator(pair)]
