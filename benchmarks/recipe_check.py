@@ -26,12 +26,12 @@ def main() -> None:
     without = []
     for _ in range(args.rounds):
         start = time.perf_counter()
-        kw.check_recipe(recipe, model, args.steps_per_epoch)
+        kw.check_recipe(recipe, model, args.steps_per_epoch, verbose=0)
         without.append(time.perf_counter() - start)
     ratios, seconds = [], []
     for _ in range(args.rounds):
         start = time.perf_counter()
-        found = kw.check_recipe(recipe, model, args.steps_per_epoch, data=train)
+        found = kw.check_recipe(recipe, model, args.steps_per_epoch, data=train, verbose=0)
         seconds.append(time.perf_counter() - start)
         entry = next(entry for entry in found.modifiers if entry.updates)
         samples = sum(update.num_grads for update in entry.updates)

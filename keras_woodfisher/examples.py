@@ -55,7 +55,7 @@ def open_examples(data: Any) -> Examples:
             f"data is a {type(data).__name__}, which can be read only once: sampling would use up what "
             "training needs. Give a callable that returns a fresh one: data=lambda: make_batches()."
         )
-    if isinstance(data, Iterable):
+    if isinstance(data, Iterable) and not isinstance(data, (str, bytes)):
         return StreamedExamples(lambda: iter(data), None)
     raise TypeError(
         f"data is a {type(data).__name__}. Give what `fit` takes: (x, y) arrays, a tf.data.Dataset, a torch "

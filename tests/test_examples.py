@@ -307,6 +307,7 @@ def test_what_can_be_read_once_is_refused(make, arrays):
 
 REFUSED = [
     (3, TypeError, "data is a int. Give what `fit` takes"),
+    ("train.npz", TypeError, "data is a str. Give what `fit` takes"),
     (lambda: 3, TypeError, "The callable in data returned a int. It must return a fresh iterator of batches"),
     ((np.ones(3), np.ones(4)), ValueError, r"The arrays in data hold \[3, 4\] examples.*the same, positive number"),
     ((np.ones((0, 2)), np.ones(0)), ValueError, r"hold \[0\] examples"),

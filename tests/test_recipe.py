@@ -152,6 +152,8 @@ REFUSED = [
     ({"grad_sampler_kwargs": {"size": 8}}, "grad_sampler_kwargs"),
     ({"grad_sampler_kwargs": {"batch_size": 2}, "grad_batch_size": 2}, "are the same field"),
     ({"num_recomputations": 0}, "num_recomputations must be at least 1"),
+    ({"log_types": "python"}, "log_types: got 'python', but it must be __ALL__ or be left out: what is logged goes"),
+    ({"log_types": ["__ALL__", "x"]}, "log_types: got a list, but it must be __ALL__"),
     ({"phased": True}, "phased: got True, but it should be False"),
     ({"score_type": "movement"}, "score_type must be MFAC, the score of a MFACPruningModifier, .*got 'movement'"),
     ({"score_type": "OBS"}, "score_type must be MFAC"),
@@ -181,6 +183,10 @@ def test_errors_name_the_line():
             kw.load_recipe({"modifiers": [{other: {"start_epoch": 0}}]})
     with pytest.raises(kw.RecipeError, match="global_sparsity: a MFACGlobalPruningModifier ranks all weights together"):
         kw.load_recipe(pruning("MFACGlobalPruningModifier", global_sparsity=False))
+    rate = {"learning_rate": 0.1, "log_types": "__all__", "constant_logging": False}
+    assert kw.load_recipe({"modifiers": [{"SetLearningRateModifier": rate}]}).modifiers
+    with pytest.raises(kw.RecipeError, match="constant_logging: got True, but it must be false or be left out"):
+        kw.load_recipe({"modifiers": [{"SetLearningRateModifier": rate | {"constant_logging": True}}]})
     with pytest.raises(kw.RecipeError, match="num_grads: there is no such field"):
         kw.load_recipe(pruning("GMPruningModifier", num_grads=3))
 

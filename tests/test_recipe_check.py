@@ -20,9 +20,9 @@ FIELDS = {
 }
 
 
-def check(model, *args, tag="MFACPruningModifier", others=(), data=None, loss=None, **fields):
+def check(model, *args, tag="MFACPruningModifier", others=(), data=None, loss=None, verbose=1, **fields):
     recipe = kw.load_recipe({"modifiers": [{tag: {**FIELDS, **fields}}, *others]})
-    return kw.check_recipe(recipe, model, *args, data=data, loss=loss)
+    return kw.check_recipe(recipe, model, *args, data=data, loss=loss, verbose=verbose)
 
 
 def test_what_it_tells(make_mlp, blobs):
@@ -54,6 +54,13 @@ def test_what_it_tells(make_mlp, blobs):
     for now, then in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(now, then)
     assert model.get_layer("hidden").kernel.constraint is None
+
+
+def test_it_prints_what_it_returns(make_mlp, capsys):
+    found = check(make_mlp(), 5)
+    assert capsys.readouterr().out == f"\n{found}\n"
+    check(make_mlp(), 5, verbose=0)
+    assert capsys.readouterr().out == ""
 
 
 def test_the_plan_of_several_modifiers(make_mlp):

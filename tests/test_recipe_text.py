@@ -414,6 +414,10 @@ class TestYaml:
 
 
 class TestStructure:
+    def test_a_scalar_is_a_variable_whatever_its_key(self):
+        (entry,) = entries("most_modifiers: 3\nmodifiers:\n  - !A\n    x: eval(most_modifiers + 1)\n")
+        assert entry.fields == {"x": 4}
+
     @pytest.mark.parametrize(
         ("text", "message", "line"),
         [
@@ -432,7 +436,7 @@ class TestStructure:
             ("s: {modifiers: [!A], t: {modifiers: [!B]}}\n", "'t' is a mapping in the stage 's'", 1),
             (ONE + "s: {modifiers: [!A]}\n", r"has stages \(s\) and groups outside of them \(modifiers\)", 4),
             ("modifiers: {A: {x: 1}}\n", "'modifiers' must hold a list of modifiers, .* got a mapping", 1),
-            ("modifiers: 3\n" + "b_" + ONE, "'modifiers' must hold a list of modifiers, .* got 3", 1),
+            ("modifiers: 3\n", "The recipe has no modifier: its keys are modifiers", None),
             ("1: 2\n" + ONE, "The name of a group, variable or stage must be a text, got 1", 1),
             ("'': 2\n" + ONE, "must be a text, got ''", 1),
         ],

@@ -16,7 +16,7 @@ def run(args: Namespace) -> Answer:
     model = files.load_model(args.model)
     data = files.load_data(args.data) if args.data else None
     result = kw.check_recipe(
-        recipe, model, steps_per_epoch=args.steps_per_epoch, epochs=args.epochs, data=data, loss=loss
+        recipe, model, steps_per_epoch=args.steps_per_epoch, epochs=args.epochs, data=data, loss=loss, verbose=0
     )
     document = {"command": "check", "recipe": args.recipe, "model": args.model, **result.as_dict()}
     return Answer(str(result), document, code=1 if result.problems else 0)

@@ -88,7 +88,9 @@ def _fine_tune(args: Namespace, model: keras.Model, data: Any, loss: Any, recipe
         model.compile(keras.optimizers.Adam(args.learning_rate or _LEARNING_RATE), loss)
     if recipe is not None:
         steps = math.ceil(len(data.y) / batch_size)
-        check = kw.check_recipe(recipe, model, steps_per_epoch=steps, epochs=args.epochs, data=data, loss=loss)
+        check = kw.check_recipe(
+            recipe, model, steps_per_epoch=steps, epochs=args.epochs, data=data, loss=loss, verbose=0
+        )
         if check.problems:
             raise ValueError("The recipe doesn't fit: " + " ".join(map(str, check.problems)))
         callbacks = recipe.callbacks(model, data=data, verbose=verbosity(args))

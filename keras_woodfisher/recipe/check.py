@@ -13,6 +13,7 @@ from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher.callback import WoodFisherPruning
 from keras_woodfisher.keep_zeros import KeepZeros
 from keras_woodfisher.memory import check_memory
+from keras_woodfisher.meter import say
 from keras_woodfisher.options import count
 from keras_woodfisher.planning import PlannedUpdate
 from keras_woodfisher.pruner import Pruner
@@ -36,8 +37,9 @@ def check_recipe(
     *,
     data: Any = None,
     loss: Any = None,
+    verbose: int = 1,
 ) -> RecipeCheck:
-    """Tells what a recipe will do to a model, what that costs, and everything that would fail. Nothing is changed.
+    """Prints what a recipe will do to a model, what that costs, and everything that would fail. Nothing is changed.
 
     Args:
         recipe: From `load_recipe`.
@@ -46,9 +48,11 @@ def check_recipe(
         epochs: Epochs of training; by default as many as the recipe takes.
         data: What will be given to `recipe.callbacks`; a batch of it is used to measure the time of a gradient.
         loss: For a model that isn't compiled yet.
+        verbose: 0 prints nothing.
 
     Returns:
-        Variables, updates, costs and problems; `print` it, or see its attributes. Where one modifier goes on with the
+        The same as data: variables, updates, costs and problems. An update without gradients finds nothing to prune,
+        or prunes by magnitude. Where one modifier goes on with the
         variables of another, the zeros that it finds are estimated.
 
     Raises:
@@ -64,7 +68,10 @@ def check_recipe(
     checked = [found[place] for place in sorted(found)]
     problems = [*run.problems_of_training(), *(p for entry in checked for p in entry.problems)]
     problems += [*_overlaps(checked), *_frozen(checked)]
-    return RecipeCheck(tuple(checked), tuple(problems), steps_per_epoch, epochs)
+    outcome = RecipeCheck(tuple(checked), tuple(problems), steps_per_epoch, epochs)
+    if verbose:
+        say(str(outcome))
+    return outcome
 
 
 class _Run:

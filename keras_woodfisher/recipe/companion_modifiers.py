@@ -5,23 +5,20 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from keras_woodfisher import companions
-from keras_woodfisher.recipe.fields import Params, Position
+from keras_woodfisher.recipe.fields import LogTypes, Off, Params, Position
 from keras_woodfisher.recipe.modifiers import Modifier
 
 
 class CompanionModifier(Modifier):
     """A modifier that one callback carries out; the callback checks its values."""
 
-    log_types: Any = Field(None, description="Accepted, without effect.")
-    constant_logging: Any = Field(None, description="Accepted, without effect.")
+    log_types: LogTypes = Field(None, description="Accepted where it says __ALL__.")
+    constant_logging: Off = Field(None, description="Accepted where false.")
 
     @model_validator(mode="after")
     def _check(self) -> "CompanionModifier":
         self.callback()
         return self
-
-    def normal(self) -> "Modifier":
-        return self.model_copy(update={"log_types": None, "constant_logging": None})
 
     def callback(self) -> Any:
         """The callback that does it, or None where there is nothing to do."""

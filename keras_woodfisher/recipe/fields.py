@@ -1,7 +1,7 @@
 """The kinds of values that fields of modifiers hold, in every form that recipes write them in."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -32,6 +32,22 @@ def token(value: Any) -> Any:
     return listed(value)
 
 
+def everything_logged(value: Any) -> Any:
+    """None for what asks for no more than every logger of `fit` gets anyway."""
+    if token(value) in (None, ALL, ()):
+        return None
+    raise ValueError(
+        "must be __ALL__ or be left out: what is logged goes to `logs`, where every callback of fit finds it"
+    )
+
+
+def off(value: Any) -> Any:
+    """None for what is switched off."""
+    if value is None or value is False:
+        return None
+    raise ValueError("must be false or be left out: the rate is logged at the end of each epoch, as Keras does")
+
+
 def pair(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
@@ -42,4 +58,6 @@ Params = Annotated[str | tuple[str, ...], BeforeValidator(token, json_schema_inp
 Gradients = Annotated[Whole | dict[float, Whole], BeforeValidator(by_number)]
 Sparsities = Annotated[float | dict[float, Names], BeforeValidator(by_number)]
 Position = Annotated[float, Field(description="In epochs, fractions allowed.")]
+LogTypes = Annotated[None, BeforeValidator(everything_logged, json_schema_input_type=str | list[str] | None)]
+Off = Annotated[None, BeforeValidator(off, json_schema_input_type=Literal[False] | None)]
 Mask = Annotated[str | tuple[Whole, Whole], BeforeValidator(pair)]

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from keras_woodfisher.levels import checked_levels
 from keras_woodfisher.options import PruningOptions, count, names
-from keras_woodfisher.recipe.fields import Gradients, Mask, Names, Params, Position, Sparsities, Whole
+from keras_woodfisher.recipe.fields import Gradients, LogTypes, Mask, Names, Params, Position, Sparsities, Whole
 from keras_woodfisher.schedule import checked_schedule
 from keras_woodfisher.targets import ALL_PRUNABLE
 
@@ -62,7 +62,7 @@ class PruningModifier(Modifier):
     leave_enabled: bool = Field(True, description="Hold the zeros after end_epoch.")
     mask_type: Mask = "unstructured"
     exclude: Names = Field((), description="Names and patterns to leave out.")
-    log_types: Any = Field(None, description="Accepted, without effect.")
+    log_types: LogTypes = Field(None, description="Accepted where it says __ALL__.")
     phased: Literal[False] = Field(False, description="Accepted where false.")
 
     @model_validator(mode="after")
@@ -99,7 +99,7 @@ class PruningModifier(Modifier):
     def _common(self, default_global: bool) -> dict[str, Any]:
         mask = "2:4" if self.mask_type == "tensorrt" else self.mask_type
         fields = {name: getattr(self, name) for name in PruningModifier.model_fields}
-        fields |= {"global_sparsity": self._is_global(default_global), "mask_type": mask, "log_types": None}
+        fields |= {"global_sparsity": self._is_global(default_global), "mask_type": mask}
         return fields | {"start_epoch": max(self.start_epoch, 0.0), "update_frequency": max(self.update_frequency, 0.0)}
 
 
@@ -270,16 +270,14 @@ class ConstantPruningModifier(Modifier):
     params: Params = ALL_PRUNABLE
     start_epoch: Position = 0.0
     end_epoch: Position = -1.0
-    update_frequency: Any = Field(None, description="Accepted, without effect: zeros are held at each step.")
-    log_types: Any = Field(None, description="Accepted, without effect.")
+    update_frequency: float | None = Field(None, description="Any number: zeros are held at each step.")
+    log_types: LogTypes = Field(None, description="Accepted where it says __ALL__.")
     exclude: Names = Field((), description="Names and patterns to leave out.")
     mask_type: Literal["unstructured"] = Field("unstructured", description="Accepted where it says unstructured.")
     leave_enabled: Literal[True] = Field(True, description="Accepted where true.")
 
     def normal(self) -> "Modifier":
-        return self.model_copy(
-            update={"start_epoch": max(self.start_epoch, 0.0), "update_frequency": None, "log_types": None}
-        )
+        return self.model_copy(update={"start_epoch": max(self.start_epoch, 0.0), "update_frequency": None})
 
 
 def _always_global(modifier: Any) -> Any:

@@ -91,7 +91,7 @@ def _parts(mapping: Pairs, stage: str) -> _Parts:
             )
         if name in METADATA:
             refuse_tags(node, name)
-        elif GROUP in name and not isinstance(node, Pairs):
+        elif GROUP in name and _is_group(node):
             parts.groups.append((name, _group(name, node, key.line)))
         elif not isinstance(node, Pairs):
             parts.variables[name] = node
@@ -103,9 +103,13 @@ def _parts(mapping: Pairs, stage: str) -> _Parts:
     return parts
 
 
-def _group(name: str, node: Items | Scalar, line: int | None) -> Items:
-    """The list of a group; nothing stands for an empty one."""
-    if node.tag or (isinstance(node, Scalar) and node.value is not None):
+def _is_group(node: Node) -> bool:
+    """Whether it holds a list, or nothing, which stands for an empty one; other scalars are variables."""
+    return isinstance(node, Items) or (isinstance(node, Scalar) and node.value is None)
+
+
+def _group(name: str, node: Node, line: int | None) -> Items:
+    if node.tag:
         raise RecipeError(
             f"{shown(name)} must hold a list of modifiers, each beginning with `- `, got {described(node)}.",
             line=line,
