@@ -1,7 +1,8 @@
 """The CPU kernel against a rank-one recurrence and against the machine's float64 GEMM rate.
 
 Time of `diag(F^-1)` over some blocks, all in turn in one process, both with the same threads. The gradients are normal
-numbers: speed doesn't depend on them. GEMM is one call with all threads of BLAS.
+numbers: speed doesn't depend on them. GEMM is one call with all threads of BLAS. A single block is one recurrence whose
+products use all threads.
 """
 
 import argparse
@@ -15,46 +16,70 @@ from recurrence import RankOneRecurrence
 from keras_woodfisher.fisher import BlockFisher, block_slices
 
 DAMP = 1e-2
+SHAPES = ("64x2000", "512x2000", "1024x2000", "1024x10000", "512xall")
 
 
 def main() -> None:
     args = argparse.ArgumentParser(description=__doc__)
-    args.add_argument("--shapes", nargs="+", default=["64x2000", "512x2000", "1024x2000"], help="m x B")
-    args.add_argument("--blocks", type=int, default=8)
+    args.add_argument("--shapes", nargs="+", default=SHAPES, help="m x B, or m x all: one block")
+    args.add_argument("--weights", type=int, default=270_896, help="d; by default as many as a ResNet-20 has")
+    args.add_argument("--most-mib", type=int, default=1200, help="fewer blocks where the gradients take more")
     args.add_argument("--rounds", type=int, default=7)
     args = args.parse_args()
     kernel = host_kernel()
-    recurrence = RankOneRecurrence(kernel.workers)
-    matrix = np.random.default_rng(1).normal(size=(2000, 2000))
+    recurrence = RankOneRecurrence(kernel.lanes)
+    single = np.random.default_rng(1).normal(size=(2000, 2000)).astype(np.float32)
+    double = single.astype(np.float64)
+    gemms = {"gemm": lambda: double @ double, "gemm_float32": lambda: single @ single}
     table = {}
     for shape in args.shapes:
-        m, width = map(int, shape.split("x"))
-        grads = np.random.default_rng(0).normal(size=(m, width * args.blocks)).astype(np.float32)
+        m = int(shape.partition("x")[0])
+        width = args.weights if shape.endswith("all") else int(shape.partition("x")[2])
+        count = max(1, min(args.weights, args.most_mib * 2**18 // m) // width)
+        grads = np.random.default_rng(0).normal(size=(m, width * count)).astype(np.float32)
         blocks = block_slices([grads.shape[1]], width)
         ours = BlockFisher(grads, blocks, DAMP, [kernel])
         theirs = BlockFisher(grads, blocks, DAMP, [recurrence])
-        truth = _dense(grads[:, blocks[0]])
-        errors = {
-            name: float(np.max(np.abs(fisher.inverse_diagonal()[blocks[0]] / truth - 1.0)))
-            for name, fisher in (("kernel", ours), ("recurrence", theirs))
-        }
+        errors = _errors(grads[:, blocks[0]], {"kernel": ours, "recurrence": theirs}, blocks[0])
         assert max(errors.values()) < 1e-3, errors
-        work = {"kernel": ours.inverse_diagonal, "recurrence": theirs.inverse_diagonal, "gemm": lambda: matrix @ matrix}
-        seconds = {name: np.array(times) for name, times in interleaved(work, args.rounds).items()}
-        useful = args.blocks * (2.0 * m**2 * width + 2.0 * m**3 / 3.0) * seconds["gemm"] / (2.0 * 2000**3)
+        work = {"kernel": ours.inverse_diagonal, "recurrence": theirs.inverse_diagonal}
+        # The recurrence over one block takes many seconds, the others are short.
+        seconds = interleaved(work | gemms, args.rounds if m * width < 10**7 else 3, warm_up=1)
+        times = {name: np.array(values) for name, values in seconds.items()}
+        rate = 2.0 * 2000**3 / times["gemm"]
+        useful = count * (2.0 * m**2 * width + 2.0 * m**3 / 3.0) / times["kernel"]
         table[shape] = {
-            "recurrence_over_kernel": median_spread(list(seconds["recurrence"] / seconds["kernel"])),
-            "share_of_gemm_rate": median_spread(list(useful / seconds["kernel"])),
-            "milliseconds_a_block": median_spread(list(1e3 * seconds["kernel"] / args.blocks)),
+            "blocks": count,
+            "recurrence_over_kernel": median_spread(list(times["recurrence"] / times["kernel"])),
+            "share_of_gemm_rate": median_spread(list(useful / rate)),
+            "milliseconds_a_block": median_spread(list(1e3 * times["kernel"] / count)),
+            "gemm_gflops": {
+                "float64": float(np.median(rate)) / 1e9,
+                "float32": 16.0 / np.median(times["gemm_float32"]),
+            },
             "largest_relative_error": errors,
         }
         print(shape, table[shape], flush=True)
-    record("kernel_speed", {"workers": kernel.workers, "blocks": args.blocks, "shapes": table})
+    record("kernel_speed", {"lanes": kernel.lanes, "weights": args.weights, "shapes": table})
 
 
-def _dense(grads: np.ndarray) -> np.ndarray:
+def _errors(grads: np.ndarray, fishers: dict[str, BlockFisher], block: slice) -> dict[str, float]:
+    """Against the dense float64 inverse; of a block that is too large for one, some columns by singular values."""
     double = grads.astype(np.float64)
-    return np.diag(np.linalg.inv(DAMP * np.eye(double.shape[1]) + double.T @ double / len(double)))
+    if grads.shape[1] <= 4000:
+        truth, chosen = (
+            np.diag(np.linalg.inv(DAMP * np.eye(grads.shape[1]) + double.T @ double / len(double))),
+            slice(None),
+        )
+    else:
+        chosen = np.arange(0, grads.shape[1], grads.shape[1] // 500)
+        values, left = np.linalg.eigh(double @ double.T)
+        rows = left.T @ double[:, chosen]
+        truth = (1.0 - (rows**2 / (values + len(double) * DAMP)[:, None]).sum(0)) / DAMP
+    return {
+        name: float(np.max(np.abs(fisher.inverse_diagonal()[block][chosen] / truth - 1.0)))
+        for name, fisher in fishers.items()
+    }
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ from keras_woodfisher_backends.numpy_backend import NumpyOperators
 class RankOneRecurrence(BlockKernel):
     """`diag(F^-1)` by Sherman-Morrison, `v_k = F_{k-1}^-1 g_k` kept for each gradient: O(m^2 B) time, O(m B) memory."""
 
-    def __init__(self, workers: int = 1):
-        super().__init__(NumpyOperators(), workers=workers)
+    def __init__(self, lanes: int = 1):
+        super().__init__(NumpyOperators(), lanes=lanes, on_host=True)
 
-    def inverse_diagonal(self, grads: np.ndarray, damp: float) -> np.ndarray:
+    def inverse_diagonal(self, grads: np.ndarray, damp: float, alone: bool = False) -> np.ndarray:
         """(B,) float64; `grads` (m, B) float32."""
         m, width = grads.shape
         v = np.empty((m, width), np.float32)

@@ -56,7 +56,7 @@ class WoodFisherPruning(HoldingCallback):
         update: `"joint"` corrects for all weights pruned in a block at once, `"independent"` adds up the single
             corrections, as in the papers.
         method: `"woodfisher"`, or `"magnitude"` (no gradients, no correction).
-        available_gpus: Devices for the inverse, such as `["cuda:0"]`; none means the CPU.
+        available_gpus: Devices that share the inverse, such as `["cuda:0"]`, or `"all"`: every GPU; none means the CPU.
         seed: Seed of the choice of examples from arrays; None chooses anew each time.
         verbose: 0 silent, 1 a progress bar at each update, 2 one line a phase.
 

@@ -1,14 +1,11 @@
 """The block-diagonal inverse Fisher over all chosen weights: which block works where."""
 
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 from keras_woodfisher_backends.kernel import BlockKernel
-from threadpoolctl import threadpool_limits
+from keras_woodfisher_backends.lanes import host_threads, side_by_side
 
 
 def block_slices(kept: Sequence[int], size: int | None) -> list[slice]:
@@ -64,7 +61,7 @@ class BlockFisher:
         out = np.empty(self._grads.shape[1])
 
         def work(kernel: BlockKernel, block: slice) -> None:
-            out[block] = kernel.inverse_diagonal(self._grads[:, block], self._damp)
+            out[block] = kernel.inverse_diagonal(self._grads[:, block], self._damp, alone=len(self._blocks) == 1)
 
         self._each(work, self._blocks)
         return out
@@ -83,45 +80,28 @@ class BlockFisher:
         """
         out = np.zeros(weights.shape)
 
+        blocks = [block for block in self._blocks if prune[block].any()]
+        alone = len(blocks) == 1
+
         def work(kernel: BlockKernel, block: slice) -> None:
             args = (self._grads[:, block], self._damp, weights[block], prune[block])
             if joint:
-                out[block] = kernel.joint_update(*args)
+                out[block] = kernel.joint_update(*args, alone=alone)
             else:
-                out[block] = kernel.independent_update(*args, diagonal[block])
+                out[block] = kernel.independent_update(*args, diagonal[block], alone=alone)
 
-        self._each(work, [block for block in self._blocks if prune[block].any()])
+        self._each(work, blocks)
         return out
 
     def _each(self, work: Callable[[BlockKernel, slice], Any], blocks: Sequence[slice]) -> None:
-        lanes = [kernel for kernel in self._kernels for _ in range(min(kernel.workers, len(blocks)))]
-        if len(lanes) <= 1:
-            for block in blocks:
-                work(lanes[0], block)
-                self._advance()
-            return
+        """Deals blocks out: whichever lane of whichever device is free takes the next one."""
 
-        stop = threading.Event()
+        def one(kernel: BlockKernel, block: slice) -> None:
+            work(kernel, block)
+            self._advance()
 
-        def share(kernel: BlockKernel, mine: Sequence[slice]) -> None:
-            for block in mine:
-                if stop.is_set():
-                    return
-                work(kernel, block)
-                self._advance()
-
-        count = len(lanes)
-        workers = max(kernel.workers for kernel in self._kernels)
-        with _blas_threads(workers // count), ThreadPoolExecutor(count) as pool:
-            jobs = [pool.submit(share, kernel, blocks[index::count]) for index, kernel in enumerate(lanes)]
-            try:
-                for job in as_completed(jobs):
-                    job.result()
-            finally:
-                # One failure, or an interrupt, ends the others too: leaving the pool waits for them.
-                stop.set()
-
-
-def _blas_threads(count: int) -> AbstractContextManager[Any]:
-    """Lets each call of the host's BLAS use `count` threads, so that calls side by side share the cores."""
-    return threadpool_limits(max(1, count), user_api="blas")
+        # The first lane of each device, then the second ones: few blocks use all devices.
+        most = max(kernel.lanes for kernel in self._kernels)
+        lanes = [kernel for turn in range(most) for kernel in self._kernels if turn < kernel.lanes]
+        if blocks:
+            side_by_side(lanes[: len(blocks)], blocks, one, cores=host_threads())

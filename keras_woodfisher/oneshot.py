@@ -62,7 +62,7 @@ def prune(
         fisher_block_size: Weights in one block (B); None means one block over everything.
         update: `"joint"` or `"independent"`.
         method: `"woodfisher"` or `"magnitude"`.
-        available_gpus: Devices for the inverse; none means the CPU.
+        available_gpus: Devices that share the inverse, or `"all"`: every GPU; none means the CPU.
         seed: Seed of the choice of examples from arrays.
         verbose: 0 silent, 1 a progress bar, 2 one line a phase.
 

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 from keras_woodfisher_backends import get_backend
+from keras_woodfisher_backends.devices import expand
 from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher_backends.protocol import Backend
 
@@ -16,6 +17,9 @@ from keras_woodfisher.options import PruningOptions
 from keras_woodfisher.report import PhaseReport
 from keras_woodfisher.sources import GradientSource
 from keras_woodfisher.targets import Target, find_targets
+
+_DEVICE_SHARE = 0.8
+"""Part of a device's free memory that the inverse Fisher may use."""
 
 
 class Pruner:
@@ -41,7 +45,7 @@ class Pruner:
         self._options = options
         self.backend: Backend = get_backend(keras.backend.backend())
         self.targets: list[Target] = find_targets(model, options.params, options.exclude)
-        self._devices = options.available_gpus or ("cpu",)
+        self._devices = expand(options.available_gpus, self.backend.devices())
         self._kernels: list[BlockKernel] = [self.backend.kernel(name) for name in self._devices]
         self._set([np.zeros(target.size, bool) for target in self.targets])
 
@@ -112,6 +116,7 @@ class Pruner:
         keep = np.concatenate(kept)
         grads = source.collect(kept, *draw, meter)
         blocks = block_slices([int(k.sum()) for k in kept], self._options.fisher_block_size)
+        self._fit_devices(len(grads))
         with meter.phase("inverse", len(blocks), "block") as advance:
             fisher = BlockFisher(grads, blocks, self._options.damp, self._kernels, advance)
             diagonal = fisher.inverse_diagonal()
@@ -127,6 +132,13 @@ class Pruner:
             joint = self._options.update == "joint"
             delta[keep] = fisher.update(weights[keep], prune, diagonal, joint)
         return new, delta, len(grads)
+
+    def _fit_devices(self, rows: int) -> None:
+        """Asks each device what it has free now, and makes the panels as narrow as that demands."""
+        for name, kernel in zip(self._devices, self._kernels, strict=True):
+            free = self.backend.free_memory(name)
+            if free is not None:
+                kernel.fit(rows, int(_DEVICE_SHARE * free / kernel.lanes))
 
     def _grow(self, scores: np.ndarray, sparsity: Sequence[float]) -> np.ndarray:
         sizes = [p.size for p in self.pruned]

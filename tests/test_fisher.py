@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import pytest
 from keras_woodfisher_backends.kernel import BlockKernel
-from keras_woodfisher_backends.numpy_backend import NumpyOperators, host_kernel, host_threads
+from keras_woodfisher_backends.lanes import host_threads
+from keras_woodfisher_backends.numpy_backend import NumpyOperators, host_kernel
 
 from keras_woodfisher.fisher import BlockFisher, block_slices
 
@@ -109,7 +110,7 @@ class Failing(BlockKernel):
     def __init__(self):
         super().__init__(NumpyOperators())
 
-    def inverse_diagonal(self, grads, damp):
+    def inverse_diagonal(self, grads, damp, alone=False):
         raise MemoryError("this device is full")
 
 
@@ -121,10 +122,10 @@ class Waiting(BlockKernel):
         self.failed = failed
         self.done = 0
 
-    def inverse_diagonal(self, grads, damp):
+    def inverse_diagonal(self, grads, damp, alone=False):
         self.failed.wait(10)
         self.done += 1
-        return super().inverse_diagonal(grads, damp)
+        return super().inverse_diagonal(grads, damp, alone)
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -132,10 +133,10 @@ def test_a_failing_device_ends_the_work(first):
     failed = threading.Event()
 
     class FailingLoudly(Failing):
-        def inverse_diagonal(self, grads, damp):
+        def inverse_diagonal(self, grads, damp, alone=False):
             # Long enough after the failure for the others to be told.
             threading.Timer(0.3, failed.set).start()
-            return super().inverse_diagonal(grads, damp)
+            return super().inverse_diagonal(grads, damp, alone)
 
     waiting = Waiting(failed)
     kernels = [FailingLoudly(), waiting] if first else [waiting, FailingLoudly()]
@@ -150,10 +151,10 @@ def test_workers_share_the_blocks_and_the_cores():
     seen = []
 
     class Watching(BlockKernel):
-        def inverse_diagonal(self, grads, damp):
+        def inverse_diagonal(self, grads, damp, alone=False):
             together.wait(10)
             seen.append((threading.get_ident(), host_threads()))
-            return super().inverse_diagonal(grads, damp)
+            return super().inverse_diagonal(grads, damp, alone)
 
     grads, blocks, _, _ = problem()
     alone = BlockFisher(grads, blocks, DAMP, [BlockKernel(NumpyOperators())]).inverse_diagonal()
@@ -162,7 +163,9 @@ def test_workers_share_the_blocks_and_the_cores():
     for kept in (blocks[:4], blocks[:2]):
         seen.clear()
         width = kept[-1].stop
-        shared = BlockFisher(grads[:, :width], kept, DAMP, [Watching(NumpyOperators(), workers=2)]).inverse_diagonal()
+        shared = BlockFisher(
+            grads[:, :width], kept, DAMP, [Watching(NumpyOperators(), lanes=2, on_host=True)]
+        ).inverse_diagonal()
         np.testing.assert_allclose(shared, alone[:width], rtol=1e-12)
         assert len({thread for thread, _ in seen}) == 2
         assert {threads for _, threads in seen} == {1}
@@ -174,13 +177,15 @@ def test_one_block_has_all_threads_of_blas():
     seen = []
 
     class Watching(BlockKernel):
-        def inverse_diagonal(self, grads, damp):
-            seen.append((threading.current_thread(), host_threads()))
-            return super().inverse_diagonal(grads, damp)
+        def inverse_diagonal(self, grads, damp, alone=False):
+            seen.append((alone, host_threads()))
+            return super().inverse_diagonal(grads, damp, alone)
 
     before = host_threads()
-    BlockFisher(grads, block_slices([31], None), DAMP, [Watching(NumpyOperators(), workers=4)]).inverse_diagonal()
-    assert seen == [(threading.main_thread(), before)]
+    BlockFisher(
+        grads, block_slices([31], None), DAMP, [Watching(NumpyOperators(), lanes=4, on_host=True)]
+    ).inverse_diagonal()
+    assert seen == [(True, before)]
 
 
 def test_gradients_are_left_unchanged(backend):

@@ -5,7 +5,7 @@ import threading
 import keras
 import numpy as np
 import pytest
-from keras_woodfisher_backends import devices, get_backend
+from keras_woodfisher_backends import get_backend
 from keras_woodfisher_backends import kernel as kernel_module
 from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher_backends.numpy_backend import NumpyOperators, host_kernel
@@ -216,28 +216,6 @@ def test_a_ridge_below_rounding_is_an_error(kernel):
     grads[1] *= -1.0
     with pytest.raises(np.linalg.LinAlgError, match="damp=1e-12"):
         kernel.inverse_diagonal(grads, 1e-12)
-
-
-def test_device_names(backend):
-    for name in backend.devices():
-        backend.kernel(name)
-    listed = ", ".join(backend.devices()[:2])
-    for wrong in ("cuda:77", "cpu:9", "gpu:x", "tpu:0", "nonsense", "cpu:-1"):
-        with pytest.raises(ValueError, match=f"no device '{wrong}' here. Devices that exist: {listed}"):
-            backend.kernel(wrong)
-
-
-def test_aliases_of_device_names():
-    assert [devices.resolve(name, 2, 1) for name in ("cuda", "gpu", "cuda:1", "GPU:1", " cpu ", "cpu:0")] == [
-        ("gpu", 0),
-        ("gpu", 0),
-        ("gpu", 1),
-        ("gpu", 1),
-        ("cpu", -1),
-        ("cpu", 0),
-    ]
-    with pytest.raises(ValueError, match="Devices that exist: cpu, cpu:0, gpu:0, gpu:1"):
-        devices.resolve("gpu:2", 2, 1)
 
 
 def test_memory_of_the_host_is_not_the_frameworks_to_tell(backend):

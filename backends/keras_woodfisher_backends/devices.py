@@ -1,6 +1,9 @@
-"""Names of devices, the same on every backend: "cpu", "cpu:0", "cuda:0" or "gpu:0"."""
+"""Names of devices, the same on every backend: "cpu", "cpu:0", "cuda:0" or "gpu:0", and "all" of them."""
 
 from collections.abc import Sequence
+
+LANES = 2
+"""Threads that feed one accelerator: the transfers of one overlap with the work of the other."""
 
 
 def resolve(name: str, accelerators: int, processors: int) -> tuple[str, int]:
@@ -31,3 +34,27 @@ def names(accelerators: int, processors: int, kind: str = "gpu") -> Sequence[str
     """All names that `resolve` accepts, the host's processor first."""
     logical = [f"cpu:{index}" for index in range(processors)]
     return ["cpu", *logical, *(f"{kind}:{index}" for index in range(accelerators))]
+
+
+def expand(wanted: Sequence[str], existing: Sequence[str]) -> tuple[str, ...]:
+    """The devices that a user asked for, each once.
+
+    >>> expand(["all"], ["cpu", "cpu:0", "gpu:0", "gpu:1"]), expand(["all"], ["cpu", "cpu:0"]), expand([], ["cpu"])
+    (('gpu:0', 'gpu:1'), ('cpu',), ('cpu',))
+
+    Args:
+        wanted: Names, or `"all"`: every GPU, or the host's processor where there is none. Nothing means the host's
+            processor.
+        existing: All devices of the backend.
+
+    Raises:
+        ValueError: If other devices stand beside `"all"`, or one is named twice.
+    """
+    plain = [name.strip().lower() for name in wanted]
+    if "all" in plain:
+        if len(plain) > 1:
+            raise ValueError(f"available_gpus must be 'all' or name devices, got both: {list(wanted)}.")
+        return tuple(name for name in existing if not name.startswith("cpu")) or ("cpu",)
+    if len(set(plain)) < len(plain):
+        raise ValueError(f"available_gpus names a device twice: {list(wanted)}. Name each once.")
+    return tuple(wanted) or ("cpu",)

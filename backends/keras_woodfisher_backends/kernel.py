@@ -8,14 +8,19 @@ the Woodbury identity gives `F^-1 = (I - G^T A^-1 G) / damp`, so that one Choles
 Gram matrices, Cholesky factors and solves are float64; `G` and the product `L^-1 G` are float32.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-PANEL = 8192
+from keras_woodfisher_backends.lanes import side_by_side
+from keras_woodfisher_backends.operators import Operators
+
+PANEL = 4096
 """Columns of `G` that are worked on at a time: it bounds the memory when one block spans everything."""
+
+SMALLEST_PANEL = 64
+"""A device that has no room for so many columns is too small."""
 
 RISKY_LEVERAGE = 0.95
 """Above this, `1 - leverage` would lose digits in float32, and the column is done again in float64."""
@@ -24,80 +29,43 @@ RISKY_ERROR = 1e-6
 """Where rounding in float32 may move `1 - leverage` by more than this, relatively, the same is done."""
 
 
-class Operators(Protocol):
-    """The few operators that a framework provides. Device arrays are opaque to the kernel."""
+class Samples(Protocol):
+    """The gradient samples of a block: an array, or what reads them from elsewhere panel by panel."""
 
-    def scope(self) -> AbstractContextManager[Any]:
-        """Entered around each call of the kernel: device placement and precision."""
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(m, B)."""
         ...
 
-    def load(self, panel: np.ndarray) -> Any:
-        """A float32 panel (m, c) on the device. Zero columns may be added on the right."""
+    def __getitem__(self, key: tuple[slice, slice]) -> np.ndarray:
+        """`samples[rows, columns]`, float32."""
         ...
 
-    def gram(self, panel: Any) -> Any:
-        """`P P^T` (m, m) in float64; what is above the diagonal may be missing."""
-        ...
 
-    def fisher(self, panel: Any) -> Any:
-        """`P^T P` (c, c) in float64."""
-        ...
-
-    def factor(self, matrix: Any, ridge: float) -> Any:
-        """The lower Cholesky factor of `matrix + ridge I`. May overwrite `matrix`.
-
-        Raises:
-            numpy.linalg.LinAlgError: If that isn't positive definite and finite.
-        """
-        ...
-
-    def leverage(self, factor: Any) -> Any:
-        """A function panel -> (leverage, spread), float32 products, as NumPy float64.
-
-        The leverage is the column sums of `(L^-1 P)^2`. The spread is `c @ P^2` with the column sums `c` of
-        `(L^-1)^2`: float32 rounding moves a column of `L^-1 P` by about `eps sqrt(spread)`, which is far more than
-        its own size tells if `L^-1` is large and most of it cancels (samples that are nearly equal).
-        """
-        ...
-
-    def leverage_float64(self, factor: Any, panel: Any) -> np.ndarray:
-        """The same, all in float64."""
-        ...
-
-    def inverse_diagonal(self, factor: Any) -> np.ndarray:
-        """The diagonal of `(L L^T)^-1`, as NumPy float64."""
-        ...
-
-    def solve(self, factor: Any, right: np.ndarray) -> np.ndarray:
-        """`(L L^T)^-1 right` in float64. `right` may be shorter than L: the rest is zero."""
-        ...
-
-    def combine(self, panel: Any, coefficients: np.ndarray) -> np.ndarray:
-        """`P u` (m,) in float64."""
-        ...
-
-    def project(self, panel: Any, dual: np.ndarray) -> np.ndarray:
-        """`P^T x` (c,) in float64."""
-        ...
+Result = TypeVar("Result")
 
 
 class BlockKernel:
     """Diagonal of the inverse and weight updates of one block, on one device.
 
+    Where the device's memory is full, the panel is halved and the block begins anew.
+
     Args:
         operators: The framework's operators, bound to the device.
         panel: Columns of `G` to hold on the device at a time.
-        workers: See the attribute.
+        lanes: See the attribute.
+        on_host: See the attribute.
 
     Attributes:
-        workers: How many threads may call it at the same time, each for a block of its own. Above 1 the work is the
-            host's, and is done faster that way than with several threads for one block.
+        lanes: How many threads should call it at the same time, each for a block of its own.
+        on_host: Whether its lanes share the cores of the host, and their BLAS threads.
     """
 
-    def __init__(self, operators: Operators, panel: int = PANEL, workers: int = 1):
+    def __init__(self, operators: Operators, panel: int = PANEL, lanes: int = 1, on_host: bool = False):
         self._ops = operators
-        self._panel = panel
-        self.workers = workers
+        self._widest = self._panel = panel
+        self.lanes = lanes
+        self.on_host = on_host
 
     def memory(self, samples: int, width: int) -> int:
         """Bytes that one block of (m, B) = (`samples`, `width`) takes at most, beside the gradients of the block."""
@@ -106,47 +74,37 @@ class BlockKernel:
         # Double panel, product of the panel, and Fisher or Gram matrix, factor, its inverse and a copy.
         return panel + panel // 2 + 4 * matrix
 
-    def inverse_diagonal(self, grads: np.ndarray, damp: float) -> np.ndarray:
+    def fit(self, samples: int, free: int) -> None:
+        """Makes the panel as narrow as the free memory of the device demands.
+
+        Args:
+            samples: Gradient samples (m).
+            free: Bytes that one lane may use.
+        """
+        self._panel = self._widest
+        while self._panel > SMALLEST_PANEL and self.memory(samples, self._panel) > free:
+            self._panel //= 2
+
+    def inverse_diagonal(self, grads: Samples, damp: float, alone: bool = False) -> np.ndarray:
         """`diag(F^-1)`.
 
         Args:
             grads: Float32 samples of the block, (m, B); may be a strided view. Left unchanged.
             damp: Ridge on the diagonal of the Fisher, positive.
+            alone: No other block is worked on meanwhile: the panels are shared among all lanes.
 
         Returns:
             (B,) float64.
 
         Raises:
             numpy.linalg.LinAlgError: If the matrix isn't positive definite in float64.
+            MemoryError: If the device has no room even for a narrow panel.
         """
-        m, width = grads.shape
-        ops = self._ops
-        with ops.scope():
-            if width <= m:
-                fisher = ops.fisher(ops.load(grads))
-                return ops.inverse_diagonal(self._factor(fisher, m, damp))[:width] * m
-            factor = self._dual_factor(grads, damp, None)
-            leverage = ops.leverage(factor)
-            out = np.empty(width)
-            for part in self._parts(width):
-                panel = grads[:, part]
-                sums, spread = (array[: panel.shape[1]] for array in leverage(ops.load(panel)))
-                rest = 1.0 - sums
-                error = 2.0 * np.finfo(np.float32).eps * np.sqrt(sums * spread)
-                risky = np.flatnonzero(~((sums <= RISKY_LEVERAGE) & (error <= RISKY_ERROR * rest)))
-                if risky.size:
-                    again = ops.leverage_float64(factor, ops.load(panel[:, risky]))[: risky.size]
-                    rest[risky] = np.maximum(1.0 - again, self._least(panel[:, risky], damp))
-                out[part] = rest / damp
-            return out
+        return self._within_memory(lambda: self._inverse_diagonal(grads, damp, alone))
 
-    @staticmethod
-    def _least(panel: np.ndarray, damp: float) -> np.ndarray:
-        """`damp / F_jj`: no `1 - leverage` is below it, whatever rounding says, so scores stay positive."""
-        ridge = panel.shape[0] * damp
-        return ridge / (ridge + np.square(panel.astype(np.float64)).sum(0))
-
-    def joint_update(self, grads: np.ndarray, damp: float, weights: np.ndarray, prune: np.ndarray) -> np.ndarray:
+    def joint_update(
+        self, grads: Samples, damp: float, weights: np.ndarray, prune: np.ndarray, alone: bool = False
+    ) -> np.ndarray:
         """The change of the kept weights that is optimal for the whole set that is pruned.
 
         Minimises `1/2 delta^T F delta` with `delta_Q = -w_Q`:
@@ -157,22 +115,22 @@ class BlockKernel:
             damp: Ridge on the diagonal of the Fisher.
             weights: (B,) weights of the block.
             prune: (B,) bool, the set Q.
+            alone: As in `inverse_diagonal`.
 
         Returns:
             (B,) float64, zero on the pruned weights.
         """
-        keep = ~prune
-        with self._ops.scope():
-            source = self._combine(grads, np.where(prune, weights, 0.0).astype(np.float64))
-            return self._respond(grads, damp, keep, source)
+        removed = np.where(prune, weights, 0.0).astype(np.float64)
+        return self._within_memory(lambda: self._respond(grads, damp, ~prune, removed, alone))
 
     def independent_update(
         self,
-        grads: np.ndarray,
+        grads: Samples,
         damp: float,
         weights: np.ndarray,
         prune: np.ndarray,
         diagonal: np.ndarray,
+        alone: bool = False,
     ) -> np.ndarray:
         """The sum of the changes that are optimal for each pruned weight by itself.
 
@@ -185,49 +143,113 @@ class BlockKernel:
             weights: (B,) weights of the block.
             prune: (B,) bool, the set Q.
             diagonal: (B,) `diag(F^-1)` as returned by `inverse_diagonal`.
+            alone: As in `inverse_diagonal`.
 
         Returns:
             (B,) float64, zero on the pruned weights.
         """
-        with self._ops.scope():
-            scaled = np.where(prune, weights / diagonal, 0.0)
-            source = self._combine(grads, scaled)
-            everything = np.ones(prune.shape, bool)
-            delta = self._respond(grads, damp, everything, source) / damp
+        scaled = np.where(prune, weights / diagonal, 0.0)
+        everything = np.ones(prune.shape, bool)
+        delta = self._within_memory(lambda: self._respond(grads, damp, everything, scaled, alone)) / damp
         delta[prune] = 0.0
         return delta
 
-    def _respond(self, grads: np.ndarray, damp: float, keep: np.ndarray, source: np.ndarray) -> np.ndarray:
-        """`G_K^T (m damp I + G_K G_K^T)^-1 source`, by the smaller of the two matrices."""
+    def _within_memory(self, work: Callable[[], Result]) -> Result:
+        while True:
+            panel = self._panel
+            try:
+                with self._ops.scope():
+                    return work()
+            except Exception as error:
+                if not self._ops.is_out_of_memory(error):
+                    raise
+                if panel <= SMALLEST_PANEL:
+                    raise MemoryError(
+                        f"A device has no room for the inverse Fisher of a block, {panel} columns at a time: {error}. "
+                        "Lower num_grads, or use another device (available_gpus)."
+                    ) from error
+            # Another lane may have halved it meanwhile.
+            self._panel = min(self._panel, panel // 2)
+
+    def _inverse_diagonal(self, grads: Samples, damp: float, alone: bool) -> np.ndarray:
+        m, width = grads.shape
+        ops = self._ops
+        if width <= m:
+            return ops.inverse_diagonal(self._primal_factor(grads, damp, None))[:width] * m
+        out = np.empty(width)
+        leverage = ops.leverage(factor := self._dual_factor(grads, damp, None, alone))
+
+        def work(part: slice, lane: int = 0) -> None:
+            panel = grads[:, part]
+            sums, spread = (array[: panel.shape[1]] for array in leverage(ops.load(panel)))
+            rest = 1.0 - sums
+            error = 2.0 * np.finfo(np.float32).eps * np.sqrt(sums * spread)
+            risky = np.flatnonzero(~((sums <= RISKY_LEVERAGE) & (error <= RISKY_ERROR * rest)))
+            if risky.size:
+                columns = np.take(panel, risky, axis=1)
+                again = ops.leverage_float64(factor, ops.load(columns))[: risky.size]
+                rest[risky] = np.maximum(1.0 - again, self._least(columns, damp))
+            out[part] = rest / damp
+
+        self._each_panel(work, width, alone)
+        return out
+
+    @staticmethod
+    def _least(panel: np.ndarray, damp: float) -> np.ndarray:
+        """`damp / F_jj`: no `1 - leverage` is below it, whatever rounding says, so scores stay positive."""
+        ridge = panel.shape[0] * damp
+        return ridge / (ridge + np.square(panel.astype(np.float64)).sum(0))
+
+    def _respond(self, grads: Samples, damp: float, keep: np.ndarray, removed: np.ndarray, alone: bool) -> np.ndarray:
+        """`G_K^T (m damp I + G_K G_K^T)^-1 G r`, by the smaller of the two matrices."""
         ops, m = self._ops, grads.shape[0]
         out = np.zeros(keep.size)
         kept = int(np.count_nonzero(keep))
         if kept == 0:
             return out
+        source = self._combine(grads, removed)
         if kept <= m:
-            panel = ops.load(grads if kept == keep.size else grads[:, keep])
-            factor = self._factor(ops.fisher(panel), m, damp)
-            out[keep] = ops.solve(factor, ops.project(panel, source)[:kept])[:kept]
+            factor = self._primal_factor(grads, damp, keep)
+            right = np.concatenate(list(self._projections(grads, keep, source)))
+            out[keep] = ops.solve(factor, right)[:kept]
             return out
-        dual = ops.solve(self._dual_factor(grads, damp, keep), source)
-        for part in self._parts(keep.size):
-            chosen = keep[part]
-            panel = self._select(grads[:, part], chosen)
-            if panel.shape[1]:
-                here = out[part]
-                here[chosen] = ops.project(ops.load(panel), dual)[: panel.shape[1]]
+        dual = ops.solve(self._dual_factor(grads, damp, keep, alone), source)
+        out[keep] = np.concatenate(list(self._projections(grads, keep, dual)))
         return out
 
-    def _dual_factor(self, grads: np.ndarray, damp: float, keep: np.ndarray | None) -> Any:
-        gram = None
-        for part in self._parts(grads.shape[1]):
-            panel = grads[:, part]
-            if keep is not None:
-                panel = self._select(panel, keep[part])
+    def _projections(self, grads: Samples, keep: np.ndarray, dual: np.ndarray) -> Iterator[np.ndarray]:
+        """`G_K^T x`, panel by panel."""
+        for part in self._parts(keep.size):
+            panel = _chosen(grads[:, part], keep[part])
             if panel.shape[1]:
-                product = self._ops.gram(self._ops.load(panel))
-                gram = product if gram is None else gram + product
-        return self._factor(gram, grads.shape[0], damp)
+                yield self._ops.project(self._ops.load(panel), dual)[: panel.shape[1]]
+
+    def _dual_factor(self, grads: Samples, damp: float, keep: np.ndarray | None, alone: bool) -> Any:
+        """Of `m damp I + G_K G_K^T` (m, m)."""
+        totals: dict[int, Any] = {}
+
+        def work(part: slice, lane: int = 0) -> None:
+            panel = grads[:, part] if keep is None else _chosen(grads[:, part], keep[part])
+            if panel.shape[1]:
+                totals[lane] = self._ops.gram(self._ops.load(panel), totals.get(lane))
+
+        self._each_panel(work, grads.shape[1], alone)
+        first, *others = totals.values()
+        for total in others:
+            first += total
+        return self._factor(first, grads.shape[0], damp)
+
+    def _primal_factor(self, grads: Samples, damp: float, keep: np.ndarray | None) -> Any:
+        """Of `m F_KK = m damp I + G_K^T G_K`, for few weights and any number of samples."""
+        total = None
+        for rows in self._parts(grads.shape[0]):
+            panels = [
+                grads[rows, part] if keep is None else _chosen(grads[rows, part], keep[part])
+                for part in self._parts(grads.shape[1])
+            ]
+            panel = panels[0] if len(panels) == 1 else np.concatenate(panels, axis=1)
+            total = self._ops.fisher(self._ops.load(panel), total)
+        return self._factor(total, grads.shape[0], damp)
 
     def _factor(self, matrix: Any, samples: int, damp: float) -> Any:
         try:
@@ -238,19 +260,35 @@ class BlockKernel:
                 "that damp, or not finite. Give a larger damp."
             ) from error
 
-    def _combine(self, grads: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+    def _combine(self, grads: Samples, coefficients: np.ndarray) -> np.ndarray:
         total = np.zeros(grads.shape[0])
         for part in self._parts(grads.shape[1]):
             used = coefficients[part] != 0
             if used.any():
-                panel = self._select(grads[:, part], used)
-                total += self._ops.combine(self._ops.load(panel), coefficients[part][used])
+                panel = self._ops.load(_chosen(grads[:, part], used))
+                total += self._ops.combine(panel, coefficients[part][used])[: len(total)]
         return total
 
-    @staticmethod
-    def _select(panel: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        return panel if columns.all() else panel[:, columns]
+    def _each_panel(self, work: Callable[..., None], width: int, alone: bool) -> None:
+        """Calls `work(columns, lane)` for each panel."""
+        parts = list(self._parts(width))
+        lanes = min(self.lanes, len(parts)) if alone else 1
+        if lanes == 1:
+            for part in parts:
+                work(part)
+            return
 
-    def _parts(self, width: int) -> Iterator[slice]:
-        for start in range(0, width, self._panel):
-            yield slice(start, min(start + self._panel, width))
+        def within(lane: int, part: slice) -> None:
+            with self._ops.scope():
+                work(part, lane)
+
+        side_by_side(range(lanes), parts, within, cores=self.lanes if self.on_host else lanes)
+
+    def _parts(self, size: int) -> Iterator[slice]:
+        for start in range(0, size, self._panel):
+            yield slice(start, min(start + self._panel, size))
+
+
+def _chosen(panel: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    # `panel[:, columns]` would be laid out column after column, which is slow to work on.
+    return panel if columns.all() else np.take(panel, np.flatnonzero(columns), axis=1)

@@ -1,105 +1,125 @@
-"""The reference kernel, on NumPy and SciPy: exact everywhere, and the fastest one on a CPU."""
+"""The reference kernel, on NumPy: exact everywhere, and the fastest one on a CPU."""
 
+import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 
 import numpy as np
-import scipy.linalg
-from scipy.linalg import lapack
-from threadpoolctl import threadpool_info
 
-from keras_woodfisher_backends.kernel import BlockKernel, Operators
+from keras_woodfisher_backends.kernel import BlockKernel
+from keras_woodfisher_backends.lanes import host_threads
+from keras_woodfisher_backends.operators import Operators
+from keras_woodfisher_backends.triangular import inverse_factor
 
-_ROW_PANELS = 4
-_SMALL = 64
+_ROWS = 64
+"""Rows of `L^-1` in one product: those that a panel of them doesn't reach are left out."""
 
 
 class NumpyOperators:
     """`Operators` on the host's processor.
 
-    What takes time goes through NumPy, not SciPy: each brings a BLAS of its own, and the threads of one that still
-    spin after a call slow down the other. NumPy also lets other threads run meanwhile.
+    A factor is `L^-1` in float64. Large arrays are kept from one block to the next, since fresh ones cost as much time
+    (the system hands out memory page by page) as some of the products; each thread has its own.
     """
+
+    def __init__(self) -> None:
+        self._arrays = _Workspace()
 
     def scope(self) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def is_out_of_memory(self, error: Exception) -> bool:
+        return isinstance(error, MemoryError)
+
     def load(self, panel: np.ndarray) -> np.ndarray:
         return panel
 
-    def gram(self, panel: np.ndarray) -> np.ndarray:
-        double = panel.astype(np.float64)
-        gram = np.zeros((len(double), len(double)))
-        for low, high in _row_panels(len(double)):
-            # The lower triangle is all that the Cholesky factorisation reads.
-            np.matmul(double[low:high], double[:high].T, out=gram[low:high, :high])
-        return gram
+    def gram(self, panel: np.ndarray, total: np.ndarray | None) -> np.ndarray:
+        return self._add_square(self._double(panel), total)
 
-    def fisher(self, panel: np.ndarray) -> np.ndarray:
-        double = panel.astype(np.float64)
-        return double.T @ double
+    def fisher(self, panel: np.ndarray, total: np.ndarray | None) -> np.ndarray:
+        return self._add_square(self._double(panel).T, total)
 
     def factor(self, matrix: np.ndarray, ridge: float) -> np.ndarray:
-        matrix.flat[:: matrix.shape[0] + 1] += ridge
-        factor = np.linalg.cholesky(matrix)
+        size = len(matrix)
+        matrix.flat[:: size + 1] += ridge
+        inverse = self._arrays.take("inverse", (size, size))
+        inverse_factor(matrix, inverse, self._arrays.take("product", (size * size // 2 + size,)))
         # Some LAPACKs let NaN pass; it always reaches the last entry.
-        if not np.isfinite(factor[-1, -1]):
+        if not np.isfinite(inverse[-1, -1]):
             raise np.linalg.LinAlgError("Not finite.")
-        return factor
+        return inverse
 
     def leverage(self, factor: np.ndarray) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-        inverse = _triangular_inverse(factor).astype(np.float32)
+        inverse = self._arrays.take("single", factor.shape, np.float32)
+        np.copyto(inverse, factor, casting="same_kind")
         columns = np.einsum("ij,ij->j", inverse, inverse)
 
         def column_sums(panel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            total = np.zeros(panel.shape[1])
+            total, spread = np.zeros(panel.shape[1]), np.zeros(panel.shape[1])
             for low, high in _row_panels(len(inverse)):
+                rows = self._arrays.take("rows", (high - low, panel.shape[1]), np.float32)
                 # L^-1 is lower triangular: rows below `high` use only that many rows of G.
-                rows = inverse[low:high, :high] @ panel[:high]
+                np.matmul(inverse[low:high, :high], panel[:high], out=rows)
                 total += np.einsum("ij,ij->j", rows, rows)
-            return total, (columns @ np.square(panel)).astype(np.float64)
+                np.square(panel[low:high], out=rows)
+                spread += columns[low:high] @ rows
+            return total, spread
 
         return column_sums
 
     def leverage_float64(self, factor: np.ndarray, panel: np.ndarray) -> np.ndarray:
-        rows = scipy.linalg.solve_triangular(
-            factor, panel.astype(np.float64), lower=True, overwrite_b=True, check_finite=False
-        )
+        rows = factor @ panel.astype(np.float64)
         return np.einsum("ij,ij->j", rows, rows)
 
     def inverse_diagonal(self, factor: np.ndarray) -> np.ndarray:
-        inverse = _triangular_inverse(factor)
-        return np.einsum("ij,ij->j", inverse, inverse)
+        return np.einsum("ij,ij->j", factor, factor)
 
     def solve(self, factor: np.ndarray, right: np.ndarray) -> np.ndarray:
-        return scipy.linalg.cho_solve((factor, True), right, check_finite=False)
+        return (factor @ right) @ factor
 
     def combine(self, panel: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
-        return panel.astype(np.float64) @ coefficients
+        return self._double(panel) @ coefficients
 
     def project(self, panel: np.ndarray, dual: np.ndarray) -> np.ndarray:
-        return dual @ panel.astype(np.float64)
+        return dual @ self._double(panel)
+
+    def _add_square(self, left: np.ndarray, total: np.ndarray | None) -> np.ndarray:
+        size = len(left)
+        out = self._arrays.take("matrix" if total is None else "product", (size, size))
+        # NumPy computes half of a product with its own transpose, and mirrors it.
+        np.matmul(left, left.T, out=out)
+        if total is None:
+            return out
+        total += out
+        return total
+
+    def _double(self, panel: np.ndarray) -> np.ndarray:
+        double = self._arrays.take("double", panel.shape)
+        np.copyto(double, panel)
+        return double
+
+
+class _Workspace(threading.local):
+    """Arrays by name, of each thread; they go when the thread ends."""
+
+    def __init__(self) -> None:
+        self._flat: dict[str, np.ndarray] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: type = np.float64) -> np.ndarray:
+        """An array that holds anything, and is the same one whenever this is called with its name."""
+        size = math.prod(shape)
+        flat = self._flat.get(name)
+        if flat is None or flat.size < size:
+            self._flat.pop(name, None)
+            flat = self._flat[name] = np.empty(size, dtype)
+        return flat[:size].reshape(shape)
 
 
 def _row_panels(rows: int) -> Iterator[tuple[int, int]]:
-    return pairwise(np.linspace(0, rows, _ROW_PANELS + 1).astype(int).tolist())
-
-
-def _triangular_inverse(factor: np.ndarray) -> np.ndarray:
-    """`L^-1`, halved until it is small: nearly all of the work is matrix products."""
-    size = len(factor)
-    if size <= _SMALL:
-        inverse, info = lapack.dtrtri(factor, lower=1)
-        if info:
-            raise np.linalg.LinAlgError(f"The Cholesky factor is singular at row {info}.")
-        return inverse
-    half = size // 2
-    inverse = np.zeros_like(factor)
-    inverse[:half, :half] = _triangular_inverse(factor[:half, :half])
-    inverse[half:, half:] = _triangular_inverse(factor[half:, half:])
-    inverse[half:, :half] = -inverse[half:, half:] @ (factor[half:, :half] @ inverse[:half, :half])
-    return inverse
+    return pairwise([*range(0, rows, _ROWS), rows])
 
 
 _: type[Operators] = NumpyOperators
@@ -107,9 +127,4 @@ _: type[Operators] = NumpyOperators
 
 def host_kernel() -> BlockKernel:
     """The kernel that runs on the host's processor, on as many blocks at a time as its BLAS has threads."""
-    return BlockKernel(NumpyOperators(), workers=host_threads())
-
-
-def host_threads() -> int:
-    """Threads that BLAS uses now (OMP_NUM_THREADS and the like set it), 1 where that isn't known."""
-    return max((pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"), default=1)
+    return BlockKernel(NumpyOperators(), lanes=host_threads(), on_host=True)

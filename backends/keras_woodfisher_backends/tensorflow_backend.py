@@ -1,7 +1,6 @@
-"""TensorFlow: `tf.function` with `vectorized_map`, and `tf.linalg` on the chosen device."""
+"""TensorFlow: devices, and gradients in `tf.function`."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,85 +10,12 @@ from keras import tree
 
 from keras_woodfisher_backends import devices
 from keras_woodfisher_backends.capture import Capture, Differentiation
-from keras_woodfisher_backends.kernel import BlockKernel, Operators
+from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher_backends.nest import arrays
 from keras_woodfisher_backends.numpy_backend import host_kernel
 from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
-from keras_woodfisher_backends.shared_setting import SharedSetting
+from keras_woodfisher_backends.tensorflow_operators import TensorFlowOperators
 from keras_woodfisher_backends.verified import VerifiedSampler
-
-
-class TensorFlowOperators:
-    """`Operators` on one TensorFlow device."""
-
-    def __init__(self, device: str):
-        self._device = device
-
-    @contextmanager
-    def scope(self) -> Iterator[None]:
-        with _full_precision.changed(), tf.device(self._device):
-            yield
-
-    def load(self, panel: np.ndarray) -> Any:
-        return tf.convert_to_tensor(panel)
-
-    def gram(self, panel: Any) -> Any:
-        double = tf.cast(panel, tf.float64)
-        return tf.matmul(double, double, transpose_b=True)
-
-    def fisher(self, panel: Any) -> Any:
-        double = tf.cast(panel, tf.float64)
-        return tf.matmul(double, double, transpose_a=True)
-
-    def factor(self, matrix: Any, ridge: float) -> Any:
-        try:
-            factor = tf.linalg.cholesky(tf.linalg.set_diag(matrix, tf.linalg.diag_part(matrix) + ridge))
-        except tf.errors.InvalidArgumentError as error:
-            raise np.linalg.LinAlgError("Not positive definite.") from error
-        if not bool(tf.math.is_finite(factor[-1, -1])):
-            raise np.linalg.LinAlgError("Not positive definite.")
-        return factor
-
-    def leverage(self, factor: Any) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]:
-        inverse = tf.cast(_triangular_inverse(factor), tf.float32)
-        columns = tf.reduce_sum(tf.square(inverse), axis=0)
-        return lambda panel: (
-            _column_sums(tf.matmul(inverse, panel)),
-            np.array(tf.linalg.matvec(tf.square(panel), columns, transpose_a=True), np.float64),
-        )
-
-    def leverage_float64(self, factor: Any, panel: Any) -> np.ndarray:
-        return _column_sums(tf.linalg.triangular_solve(factor, tf.cast(panel, tf.float64)))
-
-    def inverse_diagonal(self, factor: Any) -> np.ndarray:
-        return _column_sums(_triangular_inverse(factor))
-
-    def solve(self, factor: Any, right: np.ndarray) -> np.ndarray:
-        return tf.linalg.cholesky_solve(factor, right[:, None])[:, 0].numpy()
-
-    def combine(self, panel: Any, coefficients: np.ndarray) -> np.ndarray:
-        return tf.linalg.matvec(tf.cast(panel, tf.float64), coefficients).numpy()
-
-    def project(self, panel: Any, dual: np.ndarray) -> np.ndarray:
-        return tf.linalg.matvec(tf.cast(panel, tf.float64), dual, transpose_a=True).numpy()
-
-
-def _triangular_inverse(factor: Any) -> Any:
-    return tf.linalg.triangular_solve(factor, tf.eye(factor.shape[0], dtype=factor.dtype))
-
-
-def _column_sums(rows: Any) -> np.ndarray:
-    return np.array(tf.reduce_sum(tf.square(rows), axis=0), np.float64)
-
-
-def _without_tf32() -> Callable[[], Any]:
-    # TF32 has 10 bits of mantissa: a product in it would lose the small eigenvalues.
-    before = tf.config.experimental.tensor_float_32_execution_enabled()
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    return partial(tf.config.experimental.enable_tensor_float_32_execution, before)
-
-
-_full_precision = SharedSetting(_without_tf32)
 
 
 class TensorFlowBackend:
@@ -102,7 +28,9 @@ class TensorFlowBackend:
 
     def kernel(self, device: str) -> BlockKernel:
         found = self._device(device)
-        return host_kernel() if found is None else BlockKernel(TensorFlowOperators(found))
+        if found is None:
+            return host_kernel()
+        return BlockKernel(TensorFlowOperators(found), lanes=devices.LANES if "GPU" in found else 1)
 
     def free_memory(self, device: str) -> int | None:
         # TensorFlow reserves nearly all of a GPU for itself and doesn't tell the size of its pool.
@@ -197,6 +125,5 @@ def _logical(kind: str) -> list[Any]:
     return tf.config.list_logical_devices(kind)
 
 
-_operators: type[Operators] = TensorFlowOperators
 _backend: type[Backend] = TensorFlowBackend
 _differentiation: Callable[..., Differentiation] = _Tape

@@ -1,6 +1,6 @@
-"""PyTorch: captured layer inputs and output gradients, `torch.linalg` on the chosen device."""
+"""PyTorch: devices, and gradients by captured layer inputs and output gradients."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,99 +10,13 @@ from keras import ops
 
 from keras_woodfisher_backends import devices
 from keras_woodfisher_backends.capture import Capture, Differentiation
-from keras_woodfisher_backends.kernel import BlockKernel, Operators
+from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher_backends.nest import arrays, map_arrays, take
 from keras_woodfisher_backends.numpy_backend import host_kernel
 from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
-from keras_woodfisher_backends.shared_setting import SharedSetting
+from keras_woodfisher_backends.torch_devices import CudaDevices
+from keras_woodfisher_backends.torch_operators import TorchOperators
 from keras_woodfisher_backends.verified import VerifiedSampler
-
-
-class TorchOperators:
-    """`Operators` on one torch device."""
-
-    def __init__(self, device: str):
-        self._device = torch.device(device)
-
-    @contextmanager
-    def scope(self) -> Iterator[None]:
-        with _full_precision.changed(), torch.no_grad():
-            yield
-
-    def load(self, panel: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(panel)).to(self._device)
-
-    def gram(self, panel: torch.Tensor) -> torch.Tensor:
-        double = panel.double()
-        return double @ double.T
-
-    def fisher(self, panel: torch.Tensor) -> torch.Tensor:
-        double = panel.double()
-        return double.T @ double
-
-    def factor(self, matrix: torch.Tensor, ridge: float) -> torch.Tensor:
-        matrix.diagonal().add_(ridge)
-        factor, info = torch.linalg.cholesky_ex(matrix)
-        if int(info):
-            raise np.linalg.LinAlgError(f"Not positive definite at row {int(info)}.")
-        return factor
-
-    def leverage(self, factor: torch.Tensor) -> Callable[[torch.Tensor], tuple[np.ndarray, np.ndarray]]:
-        inverse = _triangular_inverse(factor).float()
-        columns = inverse.square().sum(0)
-        return lambda panel: (_column_sums(inverse @ panel), _host(columns @ panel.square()))
-
-    def leverage_float64(self, factor: torch.Tensor, panel: torch.Tensor) -> np.ndarray:
-        return _column_sums(torch.linalg.solve_triangular(factor, panel.double(), upper=False))
-
-    def inverse_diagonal(self, factor: torch.Tensor) -> np.ndarray:
-        return _column_sums(_triangular_inverse(factor))
-
-    def solve(self, factor: torch.Tensor, right: np.ndarray) -> np.ndarray:
-        column = torch.from_numpy(right).to(self._device)[:, None]
-        return torch.cholesky_solve(column, factor)[:, 0].cpu().numpy()
-
-    def combine(self, panel: torch.Tensor, coefficients: np.ndarray) -> np.ndarray:
-        return (panel.double() @ torch.from_numpy(coefficients).to(self._device)).cpu().numpy()
-
-    def project(self, panel: torch.Tensor, dual: np.ndarray) -> np.ndarray:
-        return (panel.double().T @ torch.from_numpy(dual).to(self._device)).cpu().numpy()
-
-
-def _triangular_inverse(factor: torch.Tensor) -> torch.Tensor:
-    identity = torch.eye(factor.shape[0], dtype=factor.dtype, device=factor.device)
-    return torch.linalg.solve_triangular(factor, identity, upper=False)
-
-
-def _column_sums(rows: torch.Tensor) -> np.ndarray:
-    return _host(rows.square().sum(0))
-
-
-def _host(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.double().cpu().numpy()
-
-
-def _without_tf32() -> Callable[[], Any]:
-    # TF32 has 10 bits of mantissa: a product in it would lose the small eigenvalues.
-    try:
-        before = torch.get_float32_matmul_precision()
-    except RuntimeError:
-        # The user chose it by `fp32_precision`, which torch refuses to mix with the older interface.
-        backends: Any = torch.backends
-        places = (backends.cuda.matmul, backends.mkldnn.matmul)
-        chosen = [place.fp32_precision for place in places]
-        _set_precisions(places, ["ieee"] * len(places))
-        return lambda: _set_precisions(places, chosen)
-    torch.set_float32_matmul_precision("highest")
-    return lambda: torch.set_float32_matmul_precision(before)
-
-
-def _set_precisions(places: Sequence[Any], values: Sequence[str]) -> None:
-    for place, value in zip(places, values, strict=True):
-        place.fp32_precision = value
-
-
-_full_precision = SharedSetting(_without_tf32)
 
 
 class TorchBackend:
@@ -110,22 +24,27 @@ class TorchBackend:
 
     name = "torch"
 
+    def __init__(self, accelerators: CudaDevices | None = None):
+        self._accelerators = accelerators or CudaDevices()
+
     def devices(self) -> list[str]:
-        return list(devices.names(torch.cuda.device_count(), 1, "cuda"))
+        return list(devices.names(self._accelerators.count(), 1, "cuda"))
 
     def kernel(self, device: str) -> BlockKernel:
-        kind, index = devices.resolve(device, torch.cuda.device_count(), 1)
+        kind, index = self._resolve(device)
         if index < 0:
             return host_kernel()
-        return BlockKernel(TorchOperators("cpu" if kind == "cpu" else f"cuda:{index}"))
+        if kind == "cpu":
+            return BlockKernel(TorchOperators(torch.device("cpu")))
+        return BlockKernel(TorchOperators(self._accelerators.place(index)), lanes=devices.LANES)
 
     def free_memory(self, device: str) -> int | None:
-        kind, index = devices.resolve(device, torch.cuda.device_count(), 1)
-        return torch.cuda.mem_get_info(index)[0] if kind == "gpu" else None
+        kind, index = self._resolve(device)
+        return self._accelerators.free_memory(index) if kind == "gpu" else None
 
     def peak_memory(self, device: str) -> int | None:
-        kind, index = devices.resolve(device, torch.cuda.device_count(), 1)
-        return torch.cuda.max_memory_allocated(index) if kind == "gpu" else None
+        kind, index = self._resolve(device)
+        return self._accelerators.peak_memory(index) if kind == "gpu" else None
 
     def sampler(self, loss: Loss, model: Any, variables: Sequence[Any]) -> Sampler:
         gradients = _TorchGradients(loss, model, variables)
@@ -136,6 +55,9 @@ class TorchBackend:
 
     def write_row(self, buffer: Any, slot: Any, row: Any) -> None:
         buffer.value.index_copy_(0, slot.reshape(1).long(), row[None])
+
+    def _resolve(self, device: str) -> tuple[str, int]:
+        return devices.resolve(device, self._accelerators.count(), 1)
 
 
 class _TorchGradients:
@@ -191,6 +113,5 @@ def _evaluating(model: Any) -> Iterator[None]:
             module.training = training
 
 
-_operators: type[Operators] = TorchOperators
 _backend: type[Backend] = TorchBackend
 _differentiation: type[Differentiation] = _Autograd

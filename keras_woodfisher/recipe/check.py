@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 from keras_woodfisher_backends import get_backend
+from keras_woodfisher_backends.devices import expand
 from keras_woodfisher_backends.kernel import BlockKernel
 
 from keras_woodfisher.callback import WoodFisherPruning
@@ -177,7 +178,12 @@ class _Run:
         backend = get_backend(keras.backend.backend())
         kernels: dict[str, BlockKernel] = {}
         problems = []
-        for name in getattr(modifier, "available_gpus", None) or ("cpu",):
+        try:
+            wanted = expand(getattr(modifier, "available_gpus", None) or (), backend.devices())
+        except ValueError as error:
+            wanted = ()
+            problems.append(_problem(modifier, error))
+        for name in wanted:
             try:
                 kernels[name] = backend.kernel(name)
             except ValueError as error:

@@ -70,7 +70,7 @@ def cost_of(
     ring = _FLOAT * max(options.most_gradients, 1) * total if buffered else 0
     blocks = {u: [b.stop - b.start for b in block_slices(_kept(sizes, u), options.fisher_block_size)] for u in working}
     workspace = {
-        name: max(k.memory(u.num_grads, max(widths)) * min(k.workers, len(widths)) for u, widths in blocks.items())
+        name: max(k.memory(u.num_grads, max(widths)) * min(k.lanes, len(widths)) for u, widths in blocks.items())
         for name, k in kernels.items()
     }
     seconds = None

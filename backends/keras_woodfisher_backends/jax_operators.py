@@ -1,0 +1,123 @@
+"""JAX: the block-wise mathematics by `jax.scipy.linalg` in float64, on the chosen device."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.linalg import cho_solve, solve_triangular
+
+from keras_woodfisher_backends.operators import Operators
+
+_SMALLEST_PANEL = 128
+_ROWS = 32
+
+
+class JaxOperators:
+    """`Operators` on one JAX device. Panels are padded, so that few shapes are ever compiled."""
+
+    def __init__(self, device: Any):
+        self._device = device
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        with (
+            jax.enable_x64(True),
+            jax.default_device(self._device),
+            jax.default_matmul_precision("highest"),
+        ):
+            yield
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+    def load(self, panel: np.ndarray) -> jax.Array:
+        rows, columns = panel.shape
+        width = max(_SMALLEST_PANEL, 1 << (columns - 1).bit_length())
+        # A sample that was dropped changes the number of rows.
+        padded = np.zeros((-(-rows // _ROWS) * _ROWS, width), np.float32)
+        padded[:rows, :columns] = panel
+        return jax.device_put(padded, self._device)
+
+    def gram(self, panel: jax.Array, total: jax.Array | None) -> jax.Array:
+        return _gram(panel) if total is None else total + _gram(panel)
+
+    def fisher(self, panel: jax.Array, total: jax.Array | None) -> jax.Array:
+        return self.gram(panel.T, total)
+
+    def factor(self, matrix: jax.Array, ridge: float) -> jax.Array:
+        factor = _factor(matrix, ridge)
+        if not bool(jnp.isfinite(factor[-1, -1])):
+            raise np.linalg.LinAlgError("Not positive definite.")
+        return factor
+
+    def leverage(self, factor: jax.Array) -> Callable[[jax.Array], tuple[np.ndarray, np.ndarray]]:
+        inverse = _triangular_inverse(factor).astype(jnp.float32)
+
+        def column_sums(panel: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+            leverage, spread = _product_sums(inverse, panel)
+            return np.array(leverage, np.float64), np.array(spread, np.float64)
+
+        return column_sums
+
+    def leverage_float64(self, factor: jax.Array, panel: jax.Array) -> np.ndarray:
+        return np.array(_solved_sums(factor, panel))
+
+    def inverse_diagonal(self, factor: jax.Array) -> np.ndarray:
+        return np.array(jnp.square(_triangular_inverse(factor)).sum(0))
+
+    def solve(self, factor: jax.Array, right: np.ndarray) -> np.ndarray:
+        return np.array(_solve(factor, _padded(right, factor.shape[0])))
+
+    def combine(self, panel: jax.Array, coefficients: np.ndarray) -> np.ndarray:
+        return np.array(_apply(panel, _padded(coefficients, panel.shape[1])))
+
+    def project(self, panel: jax.Array, dual: np.ndarray) -> np.ndarray:
+        return np.array(_apply(panel.T, _padded(dual, panel.shape[0])))
+
+
+def _padded(vector: np.ndarray, size: int) -> np.ndarray:
+    return np.pad(vector, (0, size - vector.size))
+
+
+@jax.jit
+def _gram(panel: jax.Array) -> jax.Array:
+    double = panel.astype(jnp.float64)
+    return double @ double.T
+
+
+@jax.jit
+def _factor(matrix: jax.Array, ridge: float) -> jax.Array:
+    return jnp.linalg.cholesky(matrix + ridge * jnp.eye(matrix.shape[0], dtype=matrix.dtype))
+
+
+@jax.jit
+def _triangular_inverse(factor: jax.Array) -> jax.Array:
+    identity = jnp.eye(factor.shape[0], dtype=factor.dtype)
+    return solve_triangular(factor, identity, lower=True)
+
+
+@jax.jit
+def _product_sums(inverse: jax.Array, panel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.square(inverse @ panel).sum(0), jnp.square(inverse).sum(0) @ jnp.square(panel)
+
+
+@jax.jit
+def _solved_sums(factor: jax.Array, panel: jax.Array) -> jax.Array:
+    rows = solve_triangular(factor, panel.astype(jnp.float64), lower=True)
+    return jnp.square(rows).sum(0)
+
+
+@jax.jit
+def _solve(factor: jax.Array, right: jax.Array) -> jax.Array:
+    return cho_solve((factor, True), right)
+
+
+@jax.jit
+def _apply(panel: jax.Array, vector: jax.Array) -> jax.Array:
+    return panel.astype(jnp.float64) @ vector
+
+
+_: type[Operators] = JaxOperators

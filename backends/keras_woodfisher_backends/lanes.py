@@ -1,0 +1,74 @@
+"""Work side by side: threads that share a list of jobs, and the host's BLAS threads among them."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager
+from functools import cache
+from typing import Any, TypeVar
+
+from threadpoolctl import ThreadpoolController
+
+Lane = TypeVar("Lane")
+Job = TypeVar("Job")
+
+
+def side_by_side(lanes: Sequence[Lane], jobs: Iterable[Job], work: Callable[[Lane, Job], Any], cores: int = 1) -> None:
+    """Does each job once, on whichever lane is free: a lane is a thread of its own.
+
+    Args:
+        lanes: What `work` gets as its first argument, one a thread.
+        jobs: Taken in their order.
+        work: Called with a lane and a job.
+        cores: BLAS threads that the lanes share. They are dealt out for as long as this lasts, so that calls side by
+            side don't fight for the cores.
+
+    Raises:
+        BaseException: What the first failing job raised; no new job is begun after that.
+    """
+    queue = iter(jobs)
+    lock, stop = threading.Lock(), threading.Event()
+
+    def share(lane: Lane) -> None:
+        for job in _shared(queue, lock):
+            if stop.is_set():
+                return
+            work(lane, job)
+
+    with blas_threads(cores // len(lanes)), ThreadPoolExecutor(len(lanes)) as pool:
+        try:
+            for done in as_completed([pool.submit(share, lane) for lane in lanes]):
+                done.result()
+        finally:
+            # One failure, or an interrupt, ends the others too: leaving the pool waits for them.
+            stop.set()
+
+
+def _shared(queue: Iterator[Job], lock: threading.Lock) -> Iterator[Job]:
+    while True:
+        with lock:
+            try:
+                job = next(queue)
+            except StopIteration:
+                return
+        yield job
+
+
+def blas_threads(count: int) -> AbstractContextManager[Any]:
+    """Lets each call of the host's BLAS use `count` threads, at least one."""
+    return _controller().limit(limits=max(1, count), user_api="blas")
+
+
+def host_threads() -> int:
+    """Threads that BLAS uses now (OMP_NUM_THREADS and the like set it), 1 where that isn't known."""
+    return max((pool.num_threads for pool in _blas()), default=1)
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    # Looking for the libraries takes milliseconds. Those of NumPy and SciPy are there by now: this package needs them.
+    return ThreadpoolController()
+
+
+def _blas() -> Sequence[Any]:
+    return _controller().select(user_api="blas").lib_controllers

@@ -1,0 +1,70 @@
+"""What a framework provides for the block-wise mathematics: a dozen operators on one device."""
+
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Operators(Protocol):
+    """The few operators that a framework provides. Device arrays are opaque to the kernel."""
+
+    def scope(self) -> AbstractContextManager[Any]:
+        """Entered around each call of the kernel: device placement and precision."""
+        ...
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        """Whether an error says that the device's memory is full. What can be given back to the device is."""
+        ...
+
+    def load(self, panel: np.ndarray) -> Any:
+        """A float32 panel (m, c) on the device. Zero rows and columns may be added at the end."""
+        ...
+
+    def gram(self, panel: Any, total: Any) -> Any:
+        """`total + P P^T` (m, m) in float64; what is above the diagonal may be missing.
+
+        `total` is None or what an earlier call returned, and may be overwritten.
+        """
+        ...
+
+    def fisher(self, panel: Any, total: Any) -> Any:
+        """`total + P^T P` (c, c) in the same way."""
+        ...
+
+    def factor(self, matrix: Any, ridge: float) -> Any:
+        """What the next four operators need of `matrix + ridge I = L L^T`. May overwrite `matrix`.
+
+        Raises:
+            numpy.linalg.LinAlgError: If that isn't positive definite and finite.
+        """
+        ...
+
+    def leverage(self, factor: Any) -> Any:
+        """A function panel -> (leverage, spread), float32 products, as NumPy float64.
+
+        The leverage is the column sums of `(L^-1 P)^2`. The spread is `c @ P^2` with the column sums `c` of
+        `(L^-1)^2`: float32 rounding moves a column of `L^-1 P` by about `eps sqrt(spread)`, which is far more than
+        its own size tells if `L^-1` is large and most of it cancels (samples that are nearly equal).
+        """
+        ...
+
+    def leverage_float64(self, factor: Any, panel: Any) -> np.ndarray:
+        """The same, all in float64."""
+        ...
+
+    def inverse_diagonal(self, factor: Any) -> np.ndarray:
+        """The diagonal of `(L L^T)^-1`, as NumPy float64."""
+        ...
+
+    def solve(self, factor: Any, right: np.ndarray) -> np.ndarray:
+        """`(L L^T)^-1 right` in float64. `right` may be shorter than L: the rest is zero."""
+        ...
+
+    def combine(self, panel: Any, coefficients: np.ndarray) -> np.ndarray:
+        """`P u` (m,) in float64."""
+        ...
+
+    def project(self, panel: Any, dual: np.ndarray) -> np.ndarray:
+        """`P^T x` (c,) in float64."""
+        ...

@@ -1,0 +1,95 @@
+"""TensorFlow: the block-wise mathematics by `tf.linalg`, on the chosen device."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_woodfisher_backends.operators import Operators
+from keras_woodfisher_backends.shared_setting import SharedSetting
+
+
+class TensorFlowOperators:
+    """`Operators` on one TensorFlow device."""
+
+    def __init__(self, device: str):
+        self._device = device
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        with _full_precision.changed(), tf.device(self._device):
+            yield
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        return isinstance(error, tf.errors.ResourceExhaustedError)
+
+    def load(self, panel: np.ndarray) -> Any:
+        return tf.convert_to_tensor(panel)
+
+    def gram(self, panel: Any, total: Any) -> Any:
+        double = tf.cast(panel, tf.float64)
+        return _sum(total, tf.matmul(double, double, transpose_b=True))
+
+    def fisher(self, panel: Any, total: Any) -> Any:
+        double = tf.cast(panel, tf.float64)
+        return _sum(total, tf.matmul(double, double, transpose_a=True))
+
+    def factor(self, matrix: Any, ridge: float) -> Any:
+        try:
+            factor = tf.linalg.cholesky(tf.linalg.set_diag(matrix, tf.linalg.diag_part(matrix) + ridge))
+        except tf.errors.InvalidArgumentError as error:
+            raise np.linalg.LinAlgError("Not positive definite.") from error
+        if not bool(tf.math.is_finite(factor[-1, -1])):
+            raise np.linalg.LinAlgError("Not positive definite.")
+        return factor
+
+    def leverage(self, factor: Any) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]:
+        inverse = tf.cast(_triangular_inverse(factor), tf.float32)
+        columns = tf.reduce_sum(tf.square(inverse), axis=0)
+        return lambda panel: (
+            _column_sums(tf.matmul(inverse, panel)),
+            np.array(tf.linalg.matvec(tf.square(panel), columns, transpose_a=True), np.float64),
+        )
+
+    def leverage_float64(self, factor: Any, panel: Any) -> np.ndarray:
+        return _column_sums(tf.linalg.triangular_solve(factor, tf.cast(panel, tf.float64)))
+
+    def inverse_diagonal(self, factor: Any) -> np.ndarray:
+        return _column_sums(_triangular_inverse(factor))
+
+    def solve(self, factor: Any, right: np.ndarray) -> np.ndarray:
+        return tf.linalg.cholesky_solve(factor, right[:, None])[:, 0].numpy()
+
+    def combine(self, panel: Any, coefficients: np.ndarray) -> np.ndarray:
+        return tf.linalg.matvec(tf.cast(panel, tf.float64), coefficients).numpy()
+
+    def project(self, panel: Any, dual: np.ndarray) -> np.ndarray:
+        return tf.linalg.matvec(tf.cast(panel, tf.float64), dual, transpose_a=True).numpy()
+
+
+def _sum(total: Any, product: Any) -> Any:
+    return product if total is None else total + product
+
+
+def _triangular_inverse(factor: Any) -> Any:
+    return tf.linalg.triangular_solve(factor, tf.eye(factor.shape[0], dtype=factor.dtype))
+
+
+def _column_sums(rows: Any) -> np.ndarray:
+    return np.array(tf.reduce_sum(tf.square(rows), axis=0), np.float64)
+
+
+def _without_tf32() -> Callable[[], Any]:
+    # TF32 has 10 bits of mantissa: a product in it would lose the small eigenvalues.
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    return partial(tf.config.experimental.enable_tensor_float_32_execution, before)
+
+
+_full_precision = SharedSetting(_without_tf32)
+
+
+_: type[Operators] = TensorFlowOperators

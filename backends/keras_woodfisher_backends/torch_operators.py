@@ -1,0 +1,116 @@
+"""PyTorch: the block-wise mathematics by `torch.linalg`, on the chosen device."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+
+from keras_woodfisher_backends.operators import Operators
+from keras_woodfisher_backends.shared_setting import SharedSetting
+
+
+class TorchOperators:
+    """`Operators` on one torch device."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._streams = threading.local()
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        with _full_precision.changed(), torch.no_grad(), self._stream():
+            yield
+
+    def _stream(self) -> AbstractContextManager[Any]:
+        """A stream of the thread's own: one thread's transfers overlap with another's work."""
+        if self._device.type != "cuda":
+            return nullcontext()
+        if not hasattr(self._streams, "own"):
+            self._streams.own = torch.cuda.Stream(self._device)
+        return torch.cuda.stream(self._streams.own)
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        full = isinstance(error, torch.OutOfMemoryError)
+        if full and self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        return full
+
+    def load(self, panel: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(panel)).to(self._device)
+
+    def gram(self, panel: torch.Tensor, total: torch.Tensor | None) -> torch.Tensor:
+        double = panel.double()
+        return double @ double.T if total is None else total.addmm_(double, double.T)
+
+    def fisher(self, panel: torch.Tensor, total: torch.Tensor | None) -> torch.Tensor:
+        return self.gram(panel.T, total)
+
+    def factor(self, matrix: torch.Tensor, ridge: float) -> torch.Tensor:
+        matrix.diagonal().add_(ridge)
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        if int(info):
+            raise np.linalg.LinAlgError(f"Not positive definite at row {int(info)}.")
+        return factor
+
+    def leverage(self, factor: torch.Tensor) -> Callable[[torch.Tensor], tuple[np.ndarray, np.ndarray]]:
+        inverse = _triangular_inverse(factor).float()
+        columns = inverse.square().sum(0)
+        return lambda panel: (_column_sums(inverse @ panel), _host(columns @ panel.square()))
+
+    def leverage_float64(self, factor: torch.Tensor, panel: torch.Tensor) -> np.ndarray:
+        return _column_sums(torch.linalg.solve_triangular(factor, panel.double(), upper=False))
+
+    def inverse_diagonal(self, factor: torch.Tensor) -> np.ndarray:
+        return _column_sums(_triangular_inverse(factor))
+
+    def solve(self, factor: torch.Tensor, right: np.ndarray) -> np.ndarray:
+        column = torch.from_numpy(right).to(self._device)[:, None]
+        return torch.cholesky_solve(column, factor)[:, 0].cpu().numpy()
+
+    def combine(self, panel: torch.Tensor, coefficients: np.ndarray) -> np.ndarray:
+        return (panel.double() @ torch.from_numpy(coefficients).to(self._device)).cpu().numpy()
+
+    def project(self, panel: torch.Tensor, dual: np.ndarray) -> np.ndarray:
+        return (panel.double().T @ torch.from_numpy(dual).to(self._device)).cpu().numpy()
+
+
+def _triangular_inverse(factor: torch.Tensor) -> torch.Tensor:
+    identity = torch.eye(factor.shape[0], dtype=factor.dtype, device=factor.device)
+    return torch.linalg.solve_triangular(factor, identity, upper=False)
+
+
+def _column_sums(rows: torch.Tensor) -> np.ndarray:
+    return _host(rows.square().sum(0))
+
+
+def _host(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.double().cpu().numpy()
+
+
+def _without_tf32() -> Callable[[], Any]:
+    # TF32 has 10 bits of mantissa: a product in it would lose the small eigenvalues.
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        # The user chose it by `fp32_precision`, which torch refuses to mix with the older interface.
+        backends: Any = torch.backends
+        places = (backends.cuda.matmul, backends.mkldnn.matmul)
+        chosen = [place.fp32_precision for place in places]
+        _set_precisions(places, ["ieee"] * len(places))
+        return lambda: _set_precisions(places, chosen)
+    torch.set_float32_matmul_precision("highest")
+    return lambda: torch.set_float32_matmul_precision(before)
+
+
+def _set_precisions(places: Sequence[Any], values: Sequence[str]) -> None:
+    for place, value in zip(places, values, strict=True):
+        place.fp32_precision = value
+
+
+_full_precision = SharedSetting(_without_tf32)
+
+
+_: type[Operators] = TorchOperators

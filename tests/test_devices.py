@@ -1,0 +1,192 @@
+"""Devices: their names, several at once, and what happens where one is full."""
+
+import threading
+
+import keras
+import numpy as np
+import pytest
+from keras_woodfisher_backends import devices, get_backend
+from keras_woodfisher_backends import kernel as kernel_module
+from keras_woodfisher_backends.kernel import BlockKernel
+from keras_woodfisher_backends.numpy_backend import NumpyOperators
+
+import keras_woodfisher as kw
+from keras_woodfisher import pruner as pruner_module
+
+NAME = keras.backend.backend()
+DAMP = 1e-3
+
+
+def test_device_names(backend):
+    for name in backend.devices():
+        backend.kernel(name)
+    listed = ", ".join(backend.devices()[:2])
+    for wrong in ("cuda:77", "cpu:9", "gpu:x", "tpu:0", "nonsense", "cpu:-1"):
+        with pytest.raises(ValueError, match=f"no device '{wrong}' here. Devices that exist: {listed}"):
+            backend.kernel(wrong)
+
+
+def test_aliases_of_device_names():
+    assert [devices.resolve(name, 2, 1) for name in ("cuda", "gpu", "cuda:1", "GPU:1", " cpu ", "cpu:0")] == [
+        ("gpu", 0),
+        ("gpu", 0),
+        ("gpu", 1),
+        ("gpu", 1),
+        ("cpu", -1),
+        ("cpu", 0),
+    ]
+    with pytest.raises(ValueError, match="Devices that exist: cpu, cpu:0, gpu:0, gpu:1"):
+        devices.resolve("gpu:2", 2, 1)
+
+
+def test_all_devices():
+    assert devices.expand(["all"], ["cpu", "cpu:0", "gpu:0", "gpu:1"]) == ("gpu:0", "gpu:1")
+    assert devices.expand(["ALL"], ["cpu", "cpu:0"]) == ("cpu",)
+    assert devices.expand([], ["cpu", "cpu:0", "gpu:0"]) == ("cpu",)
+    assert devices.expand(["cuda:1", "cpu"], ["cpu", "cuda:0", "cuda:1"]) == ("cuda:1", "cpu")
+    with pytest.raises(ValueError, match="must be 'all' or name devices, got both"):
+        devices.expand(["all", "cpu"], ["cpu"])
+    with pytest.raises(ValueError, match=r"names a device twice: \['cpu:0', 'CPU:0'\]. Name each once"):
+        devices.expand(["cpu:0", "CPU:0"], ["cpu", "cpu:0"])
+
+
+class Accelerators:
+    """Stands in for GPUs: names, places on the host's processor, and memory of a chosen size."""
+
+    def __init__(self, free=None):
+        self.free = free
+        self.used = []
+
+    def backend(self):
+        """The adapter of the backend under test, with two of these."""
+        if NAME == "torch":
+            from keras_woodfisher_backends.torch_backend import TorchBackend
+
+            return TorchBackend(self)
+        adapter = get_backend(NAME)
+        kernel, seen = adapter.kernel, {"gpu:0": "cpu:0", "gpu:1": "cpu:1"}
+        adapter.devices = lambda: ["cpu", *seen]
+        adapter.kernel = lambda name: (self.used.append(int(name[-1])), kernel(seen[name]))[1]
+        adapter.free_memory = lambda name: self.free
+        adapter.peak_memory = lambda name: 0
+        return adapter
+
+    def count(self):
+        return 2
+
+    def place(self, index):
+        import torch
+
+        self.used.append(index)
+        return torch.device("cpu")
+
+    def free_memory(self, index):
+        return self.free
+
+    def peak_memory(self, index):
+        return 0
+
+
+def prune(make_mlp, blobs, **kwargs):
+    keras.utils.set_random_seed(0)
+    model = make_mlp(units=64)
+    kw.prune(model, blobs, 0.6, num_grads=16, verbose=0, fisher_block_size=100, **kwargs)
+    return model.get_weights()
+
+
+@pytest.mark.parametrize("free", [10**9, 20_000])
+def test_all_accelerators_share_the_blocks(monkeypatch, make_mlp, blobs, free):
+    plain = prune(make_mlp, blobs)
+    accelerators = Accelerators(free)
+    monkeypatch.setattr(pruner_module, "get_backend", lambda name: accelerators.backend())
+    panels, loads, threads = set(), [], set()
+
+    def load(original):
+        def loading(self, panel):
+            loads.append(panel.shape[1])
+            threads.add(threading.get_ident())
+            return original(self, panel)
+
+        return loading
+
+    kernel = get_backend(NAME).kernel("cpu:0")
+    monkeypatch.setattr(type(kernel._ops), "load", load(type(kernel._ops).load))
+    original = BlockKernel.fit
+    monkeypatch.setattr(BlockKernel, "fit", lambda self, *args: (original(self, *args), panels.add(self._panel))[0])
+    dealt = prune(make_mlp, blobs, available_gpus="all")
+    assert sorted(accelerators.used) == [0, 1]
+    assert len(threads) >= 2
+    for one, other in zip(dealt, plain, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+    if free == 10**9:
+        assert panels == {kernel_module.PANEL}
+        assert max(loads) == 100
+    else:
+        # 12 bytes a column and sample, and the matrices: 64 columns are the fewest that are tried.
+        assert panels == {64}
+        assert max(loads) == 64
+
+
+def full():
+    """What the framework raises where its memory is full."""
+    if NAME == "torch":
+        import torch
+
+        return torch.OutOfMemoryError("CUDA out of memory.")
+    if NAME == "tensorflow":
+        import tensorflow as tf
+
+        return tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+    import jax
+
+    return jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+def test_a_full_device_takes_half_as_much_at_a_time(backend, monkeypatch, device):
+    error = MemoryError("no room") if device == "cpu" else full()
+    operators = backend.kernel(device)._ops
+    original, widths = operators.load, []
+
+    def load(panel):
+        widths.append(panel.shape[1])
+        if panel.shape[1] > 90:
+            raise error
+        return original(panel)
+
+    monkeypatch.setattr(operators, "load", load)
+    rng = np.random.default_rng(0)
+    grads = rng.normal(size=(12, 300)).astype(np.float32)
+    double = grads.astype(np.float64)
+    fisher = DAMP * np.eye(300) + double.T @ double / 12
+    kernel = BlockKernel(operators, panel=256)
+    np.testing.assert_allclose(kernel.inverse_diagonal(grads, DAMP), np.diag(np.linalg.inv(fisher)), rtol=2e-6)
+    assert widths[:4] == [256, 128, 64, 64]
+    monkeypatch.setattr(operators, "load", lambda panel: (_ for _ in ()).throw(error))
+    with pytest.raises(MemoryError, match=r"no room for the inverse Fisher of a block, 64 columns .*Lower num_grads"):
+        kernel.inverse_diagonal(grads, DAMP)
+
+
+def test_other_errors_are_not_taken_for_a_full_device(backend):
+    for device in ("cpu", "cpu:0"):
+        operators = backend.kernel(device)._ops
+        for error in (ValueError("x"), RuntimeError("x"), np.linalg.LinAlgError("x")):
+            assert not operators.is_out_of_memory(error)
+    assert NumpyOperators().is_out_of_memory(MemoryError())
+
+
+def test_one_block_is_shared_among_the_lanes_of_a_device(backend):
+    rng = np.random.default_rng(0)
+    grads, weights = rng.normal(size=(12, 300)).astype(np.float32), rng.normal(size=300)
+    prune = rng.random(300) < 0.5
+    for device in ("cpu", "cpu:0"):
+        operators = backend.kernel(device)._ops
+        alone = BlockKernel(operators, panel=32)
+        shared = BlockKernel(operators, panel=32, lanes=3, on_host=True)
+        diagonal = alone.inverse_diagonal(grads, DAMP)
+        np.testing.assert_allclose(shared.inverse_diagonal(grads, DAMP, alone=True), diagonal, rtol=1e-9)
+        np.testing.assert_allclose(
+            shared.joint_update(grads, DAMP, weights, prune, alone=True),
+            alone.joint_update(grads, DAMP, weights, prune),
+            rtol=1e-9,
+        )
