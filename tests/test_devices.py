@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras_woodfisher_backends import devices, get_backend
-from keras_woodfisher_backends import kernel as kernel_module
+from keras_woodfisher_backends import panels
 from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher_backends.numpy_backend import NumpyOperators
 
@@ -99,7 +99,7 @@ def test_all_accelerators_share_the_blocks(monkeypatch, make_mlp, blobs, free):
     plain = prune(make_mlp, blobs)
     accelerators = Accelerators(free)
     monkeypatch.setattr(pruner_module, "get_backend", lambda name: accelerators.backend())
-    panels, loads, threads = set(), [], set()
+    widths, loads, threads = set(), [], set()
 
     def load(original):
         def loading(self, panel):
@@ -112,18 +112,18 @@ def test_all_accelerators_share_the_blocks(monkeypatch, make_mlp, blobs, free):
     kernel = get_backend(NAME).kernel("cpu:0")
     monkeypatch.setattr(type(kernel._ops), "load", load(type(kernel._ops).load))
     original = BlockKernel.fit
-    monkeypatch.setattr(BlockKernel, "fit", lambda self, *args: (original(self, *args), panels.add(self._panel))[0])
+    monkeypatch.setattr(BlockKernel, "fit", lambda self, *args: (original(self, *args), widths.add(self._panel))[0])
     dealt = prune(make_mlp, blobs, available_gpus="all")
     assert sorted(accelerators.used) == [0, 1]
     assert len(threads) >= 2
     for one, other in zip(dealt, plain, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
     if free == 10**9:
-        assert panels == {kernel_module.PANEL}
+        assert widths == {panels.PANEL}
         assert max(loads) == 100
     else:
         # 12 bytes a column and sample, and the matrices: 64 columns are the fewest that are tried.
-        assert panels == {64}
+        assert widths == {64}
         assert max(loads) == 64
 
 

@@ -320,3 +320,20 @@ def test_precision_chosen_by_the_newer_interface_of_torch_is_kept(backend):
         assert matmul.fp32_precision == "tf32"
     finally:
         matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("panel", [7, 4096])
+@pytest.mark.parametrize("m, width", [(12, 40), (40, 12)])
+def test_products_over_some_columns(kernel, m, width, panel):
+    kernel = BlockKernel(kernel._ops, panel=panel, lanes=2, on_host=True)
+    grads, _, prune = problem(m, width)
+    prune[:7] = True  # a whole panel
+    kept = grads[:, ~prune].astype(np.float64)
+    np.testing.assert_allclose(kernel.gram(grads, ~prune), kept @ kept.T, rtol=1e-12, atol=1e-12)
+    rng = np.random.default_rng(4)
+    for shape in ((), (3,)):
+        dual, coefficients = rng.normal(size=(m, *shape)), rng.normal(size=(width, *shape))
+        coefficients[14:21] = 0.0
+        np.testing.assert_allclose(kernel.project(grads, ~prune, dual), kept.T @ dual, rtol=1e-10, atol=1e-12)
+        found = kernel.combine(grads, coefficients)
+        np.testing.assert_allclose(found, grads.astype(np.float64) @ coefficients, rtol=1e-10, atol=1e-12)

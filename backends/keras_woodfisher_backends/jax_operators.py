@@ -71,6 +71,9 @@ class JaxOperators:
     def solve(self, factor: jax.Array, right: np.ndarray) -> np.ndarray:
         return np.array(_solve(factor, _padded(right, factor.shape[0])))
 
+    def host(self, matrix: jax.Array) -> np.ndarray:
+        return np.array(matrix)
+
     def combine(self, panel: jax.Array, coefficients: np.ndarray) -> np.ndarray:
         return np.array(_apply(panel, _padded(coefficients, panel.shape[1])))
 
@@ -79,7 +82,8 @@ class JaxOperators:
 
 
 def _padded(vector: np.ndarray, size: int) -> np.ndarray:
-    return np.pad(vector, (0, size - vector.size))
+    """Zero rows at the end."""
+    return np.pad(vector, [(0, size - len(vector))] + [(0, 0)] * (vector.ndim - 1))
 
 
 @jax.jit

@@ -8,19 +8,11 @@ the Woodbury identity gives `F^-1 = (I - G^T A^-1 G) / damp`, so that one Choles
 Gram matrices, Cholesky factors and solves are float64; `G` and the product `L^-1 G` are float32.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 
-from keras_woodfisher_backends.lanes import side_by_side
-from keras_woodfisher_backends.operators import Operators
-
-PANEL = 4096
-"""Columns of `G` that are worked on at a time: it bounds the memory when one block spans everything."""
-
-SMALLEST_PANEL = 64
-"""A device that has no room for so many columns is too small."""
+from keras_woodfisher_backends.panels import Panels, Samples, chosen
 
 RISKY_LEVERAGE = 0.95
 """Above this, `1 - leverage` would lose digits in float32, and the column is done again in float64."""
@@ -29,61 +21,8 @@ RISKY_ERROR = 1e-6
 """Where rounding in float32 may move `1 - leverage` by more than this, relatively, the same is done."""
 
 
-class Samples(Protocol):
-    """The gradient samples of a block: an array, or what reads them from elsewhere panel by panel."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(m, B)."""
-        ...
-
-    def __getitem__(self, key: tuple[slice, slice]) -> np.ndarray:
-        """`samples[rows, columns]`, float32."""
-        ...
-
-
-Result = TypeVar("Result")
-
-
-class BlockKernel:
-    """Diagonal of the inverse and weight updates of one block, on one device.
-
-    Where the device's memory is full, the panel is halved and the block begins anew.
-
-    Args:
-        operators: The framework's operators, bound to the device.
-        panel: Columns of `G` to hold on the device at a time.
-        lanes: See the attribute.
-        on_host: See the attribute.
-
-    Attributes:
-        lanes: How many threads should call it at the same time, each for a block of its own.
-        on_host: Whether its lanes share the cores of the host, and their BLAS threads.
-    """
-
-    def __init__(self, operators: Operators, panel: int = PANEL, lanes: int = 1, on_host: bool = False):
-        self._ops = operators
-        self._widest = self._panel = panel
-        self.lanes = lanes
-        self.on_host = on_host
-
-    def memory(self, samples: int, width: int) -> int:
-        """Bytes that one block of (m, B) = (`samples`, `width`) takes at most, beside the gradients of the block."""
-        matrix = 8 * min(samples, width) ** 2
-        panel = 8 * samples * min(width, self._panel)
-        # Double panel, product of the panel, and Fisher or Gram matrix, factor, its inverse and a copy.
-        return panel + panel // 2 + 4 * matrix
-
-    def fit(self, samples: int, free: int) -> None:
-        """Makes the panel as narrow as the free memory of the device demands.
-
-        Args:
-            samples: Gradient samples (m).
-            free: Bytes that one lane may use.
-        """
-        self._panel = self._widest
-        while self._panel > SMALLEST_PANEL and self.memory(samples, self._panel) > free:
-            self._panel //= 2
+class BlockKernel(Panels):
+    """Diagonal of the inverse and weight updates of one block, on one device; see `Panels` for its arguments."""
 
     def inverse_diagonal(self, grads: Samples, damp: float, alone: bool = False) -> np.ndarray:
         """`diag(F^-1)`.
@@ -154,23 +93,6 @@ class BlockKernel:
         delta[prune] = 0.0
         return delta
 
-    def _within_memory(self, work: Callable[[], Result]) -> Result:
-        while True:
-            panel = self._panel
-            try:
-                with self._ops.scope():
-                    return work()
-            except Exception as error:
-                if not self._ops.is_out_of_memory(error):
-                    raise
-                if panel <= SMALLEST_PANEL:
-                    raise MemoryError(
-                        f"A device has no room for the inverse Fisher of a block, {panel} columns at a time: {error}. "
-                        "Lower num_grads, or use another device (available_gpus)."
-                    ) from error
-            # Another lane may have halved it meanwhile.
-            self._panel = min(self._panel, panel // 2)
-
     def _inverse_diagonal(self, grads: Samples, damp: float, alone: bool) -> np.ndarray:
         m, width = grads.shape
         ops = self._ops
@@ -191,7 +113,7 @@ class BlockKernel:
                 rest[risky] = np.maximum(1.0 - again, self._least(columns, damp))
             out[part] = rest / damp
 
-        self._each_panel(work, width, alone)
+        self._each(work, width, alone)
         return out
 
     @staticmethod
@@ -210,41 +132,22 @@ class BlockKernel:
         source = self._combine(grads, removed)
         if kept <= m:
             factor = self._primal_factor(grads, damp, keep)
-            right = np.concatenate(list(self._projections(grads, keep, source)))
-            out[keep] = ops.solve(factor, right)[:kept]
+            out[keep] = ops.solve(factor, self._project(grads, keep, source))[:kept]
             return out
         dual = ops.solve(self._dual_factor(grads, damp, keep, alone), source)
-        out[keep] = np.concatenate(list(self._projections(grads, keep, dual)))
+        out[keep] = self._project(grads, keep, dual)
         return out
-
-    def _projections(self, grads: Samples, keep: np.ndarray, dual: np.ndarray) -> Iterator[np.ndarray]:
-        """`G_K^T x`, panel by panel."""
-        for part in self._parts(keep.size):
-            panel = _chosen(grads[:, part], keep[part])
-            if panel.shape[1]:
-                yield self._ops.project(self._ops.load(panel), dual)[: panel.shape[1]]
 
     def _dual_factor(self, grads: Samples, damp: float, keep: np.ndarray | None, alone: bool) -> Any:
         """Of `m damp I + G_K G_K^T` (m, m)."""
-        totals: dict[int, Any] = {}
-
-        def work(part: slice, lane: int = 0) -> None:
-            panel = grads[:, part] if keep is None else _chosen(grads[:, part], keep[part])
-            if panel.shape[1]:
-                totals[lane] = self._ops.gram(self._ops.load(panel), totals.get(lane))
-
-        self._each_panel(work, grads.shape[1], alone)
-        first, *others = totals.values()
-        for total in others:
-            first += total
-        return self._factor(first, grads.shape[0], damp)
+        return self._factor(self._gram(grads, keep, alone), grads.shape[0], damp)
 
     def _primal_factor(self, grads: Samples, damp: float, keep: np.ndarray | None) -> Any:
         """Of `m F_KK = m damp I + G_K^T G_K`, for few weights and any number of samples."""
         total = None
         for rows in self._parts(grads.shape[0]):
             panels = [
-                grads[rows, part] if keep is None else _chosen(grads[rows, part], keep[part])
+                grads[rows, part] if keep is None else chosen(grads[rows, part], keep[part])
                 for part in self._parts(grads.shape[1])
             ]
             panel = panels[0] if len(panels) == 1 else np.concatenate(panels, axis=1)
@@ -259,36 +162,3 @@ class BlockKernel:
                 f"The Fisher of a block isn't positive definite with damp={damp:g}: its gradients are too large for "
                 "that damp, or not finite. Give a larger damp."
             ) from error
-
-    def _combine(self, grads: Samples, coefficients: np.ndarray) -> np.ndarray:
-        total = np.zeros(grads.shape[0])
-        for part in self._parts(grads.shape[1]):
-            used = coefficients[part] != 0
-            if used.any():
-                panel = self._ops.load(_chosen(grads[:, part], used))
-                total += self._ops.combine(panel, coefficients[part][used])[: len(total)]
-        return total
-
-    def _each_panel(self, work: Callable[..., None], width: int, alone: bool) -> None:
-        """Calls `work(columns, lane)` for each panel."""
-        parts = list(self._parts(width))
-        lanes = min(self.lanes, len(parts)) if alone else 1
-        if lanes == 1:
-            for part in parts:
-                work(part)
-            return
-
-        def within(lane: int, part: slice) -> None:
-            with self._ops.scope():
-                work(part, lane)
-
-        side_by_side(range(lanes), parts, within, cores=self.lanes if self.on_host else lanes)
-
-    def _parts(self, size: int) -> Iterator[slice]:
-        for start in range(0, size, self._panel):
-            yield slice(start, min(start + self._panel, size))
-
-
-def _chosen(panel: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    # `panel[:, columns]` would be laid out column after column, which is slow to work on.
-    return panel if columns.all() else np.take(panel, np.flatnonzero(columns), axis=1)

@@ -80,11 +80,14 @@ class NumpyOperators:
     def solve(self, factor: np.ndarray, right: np.ndarray) -> np.ndarray:
         return (factor @ right) @ factor
 
+    def host(self, matrix: np.ndarray) -> np.ndarray:
+        return matrix
+
     def combine(self, panel: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
         return self._double(panel) @ coefficients
 
     def project(self, panel: np.ndarray, dual: np.ndarray) -> np.ndarray:
-        return dual @ self._double(panel)
+        return self._double(panel).T @ dual
 
     def _add_square(self, left: np.ndarray, total: np.ndarray | None) -> np.ndarray:
         size = len(left)

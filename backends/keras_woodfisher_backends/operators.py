@@ -61,10 +61,14 @@ class Operators(Protocol):
         """`(L L^T)^-1 right` in float64. `right` may be shorter than L: the rest is zero."""
         ...
 
+    def host(self, matrix: Any) -> np.ndarray:
+        """What `gram` returned, as NumPy float64."""
+        ...
+
     def combine(self, panel: Any, coefficients: np.ndarray) -> np.ndarray:
-        """`P u` (m,) in float64."""
+        """`P u` in float64, for `u` of shape (c,) or (c, k); it may be shorter than the panel: the rest is zero."""
         ...
 
     def project(self, panel: Any, dual: np.ndarray) -> np.ndarray:
-        """`P^T x` (c,) in float64."""
+        """`P^T x` in float64, for `x` of shape (m,) or (m, k), in the same way."""
         ...

@@ -63,11 +63,20 @@ class TensorFlowOperators:
     def solve(self, factor: Any, right: np.ndarray) -> np.ndarray:
         return tf.linalg.cholesky_solve(factor, right[:, None])[:, 0].numpy()
 
+    def host(self, matrix: Any) -> np.ndarray:
+        return matrix.numpy()
+
     def combine(self, panel: Any, coefficients: np.ndarray) -> np.ndarray:
-        return tf.linalg.matvec(tf.cast(panel, tf.float64), coefficients).numpy()
+        return _apply(panel, coefficients, transpose=False)
 
     def project(self, panel: Any, dual: np.ndarray) -> np.ndarray:
-        return tf.linalg.matvec(tf.cast(panel, tf.float64), dual, transpose_a=True).numpy()
+        return _apply(panel, dual, transpose=True)
+
+
+def _apply(panel: Any, right: np.ndarray, transpose: bool) -> np.ndarray:
+    columns = right.reshape(len(right), -1)
+    product = tf.matmul(tf.cast(panel, tf.float64), columns, transpose_a=transpose).numpy()
+    return product.reshape(-1, *right.shape[1:])
 
 
 def _sum(total: Any, product: Any) -> Any:

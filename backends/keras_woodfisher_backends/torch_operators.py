@@ -70,6 +70,9 @@ class TorchOperators:
         column = torch.from_numpy(right).to(self._device)[:, None]
         return torch.cholesky_solve(column, factor)[:, 0].cpu().numpy()
 
+    def host(self, matrix: torch.Tensor) -> np.ndarray:
+        return _host(matrix)
+
     def combine(self, panel: torch.Tensor, coefficients: np.ndarray) -> np.ndarray:
         return (panel.double() @ torch.from_numpy(coefficients).to(self._device)).cpu().numpy()
 

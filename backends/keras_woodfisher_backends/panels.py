@@ -1,0 +1,184 @@
+"""The gradient samples of a block, panel by panel: what bounds the memory of a device, and fills its lanes."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from keras_woodfisher_backends.lanes import side_by_side
+from keras_woodfisher_backends.operators import Operators
+
+PANEL = 4096
+"""Columns of `G` that are worked on at a time: it bounds the memory when one block spans everything."""
+
+SMALLEST_PANEL = 64
+"""A device that has no room for so many columns is too small."""
+
+
+class Samples(Protocol):
+    """The gradient samples of a block: an array, or what reads them from elsewhere panel by panel."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(m, B)."""
+        ...
+
+    def __getitem__(self, key: tuple[slice, slice]) -> np.ndarray:
+        """`samples[rows, columns]`, float32."""
+        ...
+
+
+Result = TypeVar("Result")
+
+
+class Panels:
+    """Sums and products over the columns of `G`, on one device.
+
+    Where the device's memory is full, the panel is halved and the work begins anew.
+
+    Args:
+        operators: The framework's operators, bound to the device.
+        panel: Columns of `G` to hold on the device at a time.
+        lanes: See the attribute.
+        on_host: See the attribute.
+
+    Attributes:
+        lanes: How many threads should call it at the same time, each for a block of its own.
+        on_host: Whether its lanes share the cores of the host, and their BLAS threads.
+    """
+
+    def __init__(self, operators: Operators, panel: int = PANEL, lanes: int = 1, on_host: bool = False):
+        self._ops = operators
+        self._widest = self._panel = panel
+        self.lanes = lanes
+        self.on_host = on_host
+
+    def memory(self, samples: int, width: int) -> int:
+        """Bytes that one block of (m, B) = (`samples`, `width`) takes at most, beside the gradients of the block."""
+        matrix = 8 * min(samples, width) ** 2
+        panel = 8 * samples * min(width, self._panel)
+        # Double panel, product of the panel, and Fisher or Gram matrix, factor, its inverse and a copy.
+        return panel + panel // 2 + 4 * matrix
+
+    def fit(self, samples: int, free: int) -> None:
+        """Makes the panel as narrow as the free memory of the device demands.
+
+        Args:
+            samples: Gradient samples (m).
+            free: Bytes that one lane may use.
+        """
+        self._panel = self._widest
+        while self._panel > SMALLEST_PANEL and self.memory(samples, self._panel) > free:
+            self._panel //= 2
+
+    def gram(self, grads: Samples, keep: np.ndarray) -> np.ndarray:
+        """`G_K G_K^T`, (m, m) float64, with the panels shared among all lanes.
+
+        Args:
+            grads: (m, B) float32.
+            keep: (B,) bool, the set K; not empty.
+        """
+        lower = self._within_memory(lambda: self._ops.host(self._gram(grads, keep, alone=True)))
+        size = grads.shape[0]
+        lower = np.tril(lower[:size, :size])
+        return lower + np.tril(lower, -1).T
+
+    def combine(self, grads: Samples, coefficients: np.ndarray) -> np.ndarray:
+        """`G u`, float64.
+
+        Args:
+            grads: (m, B) float32.
+            coefficients: (B,) or (B, k).
+
+        Returns:
+            (m,) or (m, k).
+        """
+        return self._within_memory(lambda: self._combine(grads, coefficients))
+
+    def project(self, grads: Samples, keep: np.ndarray, dual: np.ndarray) -> np.ndarray:
+        """`G_K^T x`, float64.
+
+        Args:
+            grads: (m, B) float32.
+            keep: (B,) bool, the set K; not empty.
+            dual: (m,) or (m, k).
+
+        Returns:
+            One row a kept column: (K,) or (K, k).
+        """
+        return self._within_memory(lambda: self._project(grads, keep, dual))
+
+    def _within_memory(self, work: Callable[[], Result]) -> Result:
+        while True:
+            panel = self._panel
+            try:
+                with self._ops.scope():
+                    return work()
+            except Exception as error:
+                if not self._ops.is_out_of_memory(error):
+                    raise
+                if panel <= SMALLEST_PANEL:
+                    raise MemoryError(
+                        f"A device has no room for the inverse Fisher of a block, {panel} columns at a time: {error}. "
+                        "Lower num_grads, or use another device (available_gpus)."
+                    ) from error
+            # Another lane may have halved it meanwhile.
+            self._panel = min(self._panel, panel // 2)
+
+    def _gram(self, grads: Samples, keep: np.ndarray | None, alone: bool) -> Any:
+        totals: dict[int, Any] = {}
+
+        def work(part: slice, lane: int = 0) -> None:
+            panel = grads[:, part] if keep is None else chosen(grads[:, part], keep[part])
+            if panel.shape[1]:
+                totals[lane] = self._ops.gram(self._ops.load(panel), totals.get(lane))
+
+        self._each(work, grads.shape[1], alone)
+        first, *others = totals.values()
+        for total in others:
+            first += total
+        return first
+
+    def _project(self, grads: Samples, keep: np.ndarray, dual: np.ndarray) -> np.ndarray:
+        out = []
+        for part in self._parts(keep.size):
+            panel = chosen(grads[:, part], keep[part])
+            if panel.shape[1]:
+                out.append(self._ops.project(self._ops.load(panel), dual)[: panel.shape[1]])
+        return np.concatenate(out)
+
+    def _combine(self, grads: Samples, coefficients: np.ndarray) -> np.ndarray:
+        size = grads.shape[0]
+        total = np.zeros((size, *coefficients.shape[1:]))
+        for part in self._parts(grads.shape[1]):
+            here = coefficients[part]
+            used: np.ndarray = (here.reshape(len(here), -1) != 0).any(axis=1)
+            if used.any():
+                panel = self._ops.load(chosen(grads[:, part], used))
+                total += self._ops.combine(panel, here[used])[:size]
+        return total
+
+    def _each(self, work: Callable[..., None], width: int, alone: bool) -> None:
+        """Calls `work(columns, lane)` for each panel."""
+        parts = list(self._parts(width))
+        lanes = min(self.lanes, len(parts)) if alone else 1
+        if lanes == 1:
+            for part in parts:
+                work(part)
+            return
+
+        def within(lane: int, part: slice) -> None:
+            with self._ops.scope():
+                work(part, lane)
+
+        side_by_side(range(lanes), parts, within, cores=self.lanes if self.on_host else lanes)
+
+    def _parts(self, size: int) -> Iterator[slice]:
+        for start in range(0, size, self._panel):
+            yield slice(start, min(start + self._panel, size))
+
+
+def chosen(panel: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Some columns of a panel."""
+    # `panel[:, columns]` would be laid out column after column, which is slow to work on.
+    return panel if columns.all() else np.take(panel, np.flatnonzero(columns), axis=1)
