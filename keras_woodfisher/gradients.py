@@ -36,7 +36,7 @@ class ModelLoss:
         chosen = {id(v) for v in self._targets}
         self._others = [v for v in _all_variables(model) if id(v) not in chosen]
         self._trainer = model if loss is None else _trainer_with(loss, model)
-        if loss is None and not _has_loss(model):
+        if loss is None and not has_loss(model):
             raise ValueError(
                 f"The model {model.name!r} isn't compiled with a loss, so there is nothing to take gradients of. "
                 "Compile it, or give `loss=`; where a custom train_step computes its own loss, override "
@@ -233,9 +233,18 @@ def _all_variables(model: keras.Model) -> list[Any]:
     return list({id(v): v for v in model.variables}.values())
 
 
-def _has_loss(model: keras.Model) -> bool:
+def has_loss(model: keras.Model) -> bool:
+    """Whether a model is compiled with a loss, or computes one of its own."""
     overridden = type(model).compute_loss is not keras.Model.compute_loss
     return model.compiled and (model._compile_loss is not None or overridden)
+
+
+def may_have_loss(model: keras.Model) -> bool:
+    """Whether training may find a loss: the compiled one, that of a layer, or one that the user's own code computes."""
+    layers = model._flatten_layers()
+    own_code = any(not type(layer).__module__.startswith("keras.") for layer in layers)
+    activity = any(getattr(layer, "activity_regularizer", None) is not None for layer in model._flatten_layers())
+    return has_loss(model) or own_code or activity or bool(model.losses)
 
 
 def _trainer_with(loss: Any, model: keras.Model) -> keras.Model:

@@ -24,7 +24,7 @@ class HoldingCallback(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         model = self.model
         self._let_go()
-        _check_trainable_here(model)
+        check_trainable_here(model)
         self._started = self._released = False
         try:
             targets = self._prepare(model)
@@ -97,7 +97,12 @@ def _in_force(beside: tuple[list[Any], list[Any]]) -> list[Enforcement]:
     return [callback._enforcement for callback in holding if callback._enforcement is not None]
 
 
-def _check_trainable_here(model: keras.Model) -> None:
+def check_trainable_here(model: keras.Model) -> None:
+    """Refuses a model whose training a pruning callback can't follow.
+
+    Raises:
+        ValueError: If it isn't compiled with an optimizer, or is trained on several replicas.
+    """
     if not getattr(model, "compiled", False) or model.optimizer is None:
         raise ValueError(
             "The model must be compiled with an optimizer before training with a pruning callback: "

@@ -142,8 +142,8 @@ def check_buffer(
             raise ValueError(
                 f"num_grads={wanted} gradients can't have been buffered by the update at epoch "
                 f"{update.position:g}: only {before} steps come before it. "
-                + (f"num_grads={before} would fit; " if before > 0 else "")
-                + f"or set start_epoch to {first_epoch + wanted / steps:.3g} or later, or give data=."
+                + (f"num_grads={before} would fit; or set " if before > 0 else "Set ")
+                + f"start_epoch to {first_epoch + wanted / steps:.3g} or later, or give data=."
             )
 
 

@@ -57,6 +57,20 @@ class Pruner:
         """The pruned weights of each variable, bool in the variable's shape."""
         return [t.unflatten(p) for t, p in zip(self.targets, self.pruned, strict=True)]
 
+    def check_weights(self) -> np.ndarray:
+        """The weights of all variables, in weight order.
+
+        Raises:
+            FloatingPointError: If one isn't finite.
+        """
+        for target in self.targets:
+            if wrong := int((~np.isfinite(target.read())).sum()):
+                raise FloatingPointError(
+                    f"The model's weights aren't finite: {wrong} of {target.size} of {target.name!r}; nothing was "
+                    "pruned. Load weights from before training diverged, or lower the learning rate."
+                )
+        return np.concatenate([target.read() for target in self.targets])
+
     def prunes(self, sparsity: Sequence[float]) -> bool:
         """Whether an update to a sparsity would prune anything."""
         counts = self.zeros
@@ -88,9 +102,7 @@ class Pruner:
         if not self.prunes(sparsity):
             return [], 0
         meter = Meter(self.backend, self._devices, self._options.verbose)
-        weights = np.concatenate([target.read() for target in self.targets])
-        if not np.isfinite(weights).all():
-            raise FloatingPointError("The model's weights aren't finite; nothing was pruned.")
+        weights = self.check_weights()
         if source is None:
             new = self._grow(np.abs(weights), sparsity)
             delta, samples = np.zeros(weights.shape), 0

@@ -10,6 +10,7 @@ FROM_PARAM = "__FROM_PARAM__"
 """As `init_sparsity`: the zeros that are there when training begins."""
 
 _GRID_TOLERANCE = 1e-9
+_MOST_UPDATES = 1_000_000
 
 
 def _linear(x: float) -> float:
@@ -96,7 +97,7 @@ def checked_schedule(init: Any, final: Any, start: Any, end: Any, frequency: Any
     """A schedule of what a user wrote, whose special values mean: start -1 at once, frequency -1 every step.
 
     Raises:
-        ValueError, TypeError: If a value is out of range or of the wrong kind.
+        ValueError, TypeError: If a value is out of range or of the wrong kind, or there are too many updates to plan.
     """
     final = fraction("final_sparsity", final)
     if init != FROM_PARAM:
@@ -116,6 +117,12 @@ def checked_schedule(init: Any, final: Any, start: Any, end: Any, frequency: Any
     if frequency < 0 and frequency != -1:
         raise ValueError(
             f"update_frequency must be a positive number of epochs, or 0 or -1 for every step, got {frequency:g}."
+        )
+    gap = frequency if frequency > 0 else 1.0
+    if (end - start) / gap > _MOST_UPDATES:
+        raise ValueError(
+            f"update_frequency={frequency:g} makes more than {_MOST_UPDATES:,} updates from epoch {start:g} to "
+            f"{end:g}. Write 0 for an update at every step, or check end_epoch."
         )
     one_of("inter_func", interpolation, tuple(INTERPOLATIONS))
     return Schedule(0.0 if init == FROM_PARAM else init, final, start, end, max(frequency, 0.0), interpolation)

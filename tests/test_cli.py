@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 
 import keras
 import numpy as np
@@ -332,6 +333,26 @@ def test_wrong_recipes_are_one_line(cli, tmp_path):
     (tmp_path / "old.md").write_text(OLD)
     err = cli("check old.md model.keras --var gaol=1")[2]
     assert "gaol" in err and "goal" in err, "the nearest is named"
+
+
+def test_a_file_that_names_the_optimizer_of_torch(tmp_path):
+    # As Keras writes it there; any other backend then fails in the first step.
+    model = keras.Sequential([layers.Input((3,)), layers.Dense(2)])
+    model.compile(keras.optimizers.Adam(0.125), "mse", metrics=["mae"])
+    model.save(tmp_path / "here.keras")
+    with zipfile.ZipFile(tmp_path / "here.keras") as here, zipfile.ZipFile(tmp_path / "torch.keras", "w") as there:
+        for name in here.namelist():
+            content = here.read(name)
+            if name == "config.json":
+                config = json.loads(content)
+                config["compile_config"]["optimizer"]["module"] = "keras.src.backend.torch.optimizers.torch_adam"
+                content = json.dumps(config).encode()
+            there.writestr(name, content)
+    loaded = files.load_model(str(tmp_path / "torch.keras"))
+    loaded.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
+    assert type(loaded.optimizer) is type(model.optimizer)
+    assert loaded.optimizer.get_config()["learning_rate"] == 0.125
+    assert "mae" in loaded.evaluate(np.ones((4, 3)), np.ones((4, 2)), verbose=0, return_dict=True)
 
 
 def test_values_of_variables_are_numbers_lists_or_text(cli, monkeypatch):

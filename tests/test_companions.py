@@ -359,7 +359,7 @@ BAD = [
     ),
     (lambda: ramp("sine"), ValueError, "lr_func must be one of 'linear', 'cosine', 'cyclic_linear', got 'sine'"),
     (lambda: ramp(start=3), ValueError, "end_epoch=2.5 lies before start_epoch=3"),
-    (lambda: ramp(cycle_epochs=0), ValueError, "cycle_epochs must be above 0, got 0"),
+    (lambda: ramp(cycle_epochs=0), ValueError, "cycle_epochs must be at least 1e-06, got 0"),
     (lambda: LearningRateSchedule("PolyLR", {}, init_lr=1), ValueError, "lr_class must be one of 'StepLR'.*'PolyLR'"),
     (lambda: LearningRateSchedule("StepLR", {}, init_lr=1), ValueError, "StepLR must have 'step_size', got {}"),
     (lambda: LearningRateSchedule("StepLR", {"step": 1}, init_lr=1), ValueError, "'step', but .* mean 'step_size'"),

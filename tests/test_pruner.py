@@ -279,7 +279,7 @@ def test_weights_that_arent_finite_change_nothing():
     kernel[0, 0] = np.nan
     model.layers[0].kernel.assign(kernel)
     pruner, before = make(model), bits(model)
-    with pytest.raises(FloatingPointError, match="weights aren't finite; nothing was pruned"):
+    with pytest.raises(FloatingPointError, match=r"weights aren't finite: 1 of .* nothing was pruned"):
         pruner.update([0.5] * 2, GivenGradients(samples(pruner)), 12)
     assert bits(model) == before
 

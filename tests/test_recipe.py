@@ -297,6 +297,21 @@ second:
     assert kw.load_recipe({"modifiers": [{"ConstantPruningModifier": {}}]}).epochs == 0
 
 
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (
+            {"update_frequency": 1e-9},
+            "=1e-09 makes more than 1,000,000 updates from epoch 0 to 1. Write 0",
+        ),
+        ({"end_epoch": 1e308}, r"end_epoch: got 1e\+308, but it should be less than or equal to 1000000"),
+    ],
+)
+def test_what_would_never_end_is_refused(fields, message):
+    with pytest.raises(kw.RecipeError, match=message):
+        kw.load_recipe(pruning(**fields))
+
+
 def one_hot_blobs(count):
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, count).astype("int32")

@@ -6,6 +6,7 @@ import re
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 import keras_woodfisher as kw
 
@@ -125,7 +126,7 @@ def test_what_is_frozen_can_not_be_pruned(make_mlp, blobs):
         run = {"epochs": 4, "batch_size": 12, "verbose": 0, "callbacks": recipe.callbacks(model, data, verbose=0)}
         if problems:
             assert "'sequential" in problems[0].message
-            assert "is frozen by TrainableParamsModifier while" in problems[0].message
+            assert re.search("is frozen at epoch .* by TrainableParamsModifier while", problems[0].message)
             with pytest.raises(ValueError, match="frozen"):
                 model.fit(*blobs, **run)
         else:
@@ -213,3 +214,107 @@ def test_problems_of_the_data_and_of_training(make_mlp, blobs):
     assert "start_epoch=4 lies after the last epoch" in problem.message
     (problem,) = check(make_mlp(), 5, others=[{"TrainableParamsModifier": {"params": ["x/kernel"]}}]).problems
     assert "x/kernel" in problem.message
+
+
+def both(make, items, data, message, run=(5, None), **fit):
+    """The dry run and `fit` refuse the same, or neither does."""
+    recipe = kw.load_recipe({"modifiers": items})
+    found = kw.check_recipe(recipe, make(), *run, verbose=0)
+    if message is None:
+        assert not found.problems
+    else:
+        assert any(re.search(message, p.message) for p in found.problems), found.problems
+    model = make()
+    run_it = {"batch_size": 24, "epochs": run[1] or recipe.epochs, "verbose": 0}
+    return lambda: model.fit(*data, callbacks=recipe.callbacks(model, verbose=0), **run_it)
+
+
+def without_loss(make_mlp):
+    model = make_mlp(compile=False)
+    model.compile("sgd")
+    return model
+
+
+def with_nan(make_mlp):
+    model = make_mlp()
+    kernel = ops.convert_to_numpy(model.layers[0].kernel).copy()
+    kernel[0, 0] = np.nan
+    model.layers[0].kernel.assign(kernel)
+    return model
+
+
+def with_two_optimizers(make_mlp):
+    model = make_mlp(compile=False)
+    model.layers[0].trainable = False
+    parts = [keras.optimizers.SGD(0.1), keras.optimizers.Adam()]
+    optimizer = keras.optimizers.MultiOptimizer(lambda variable: parts["hidden" in variable.path])
+    optimizer._inner_optimizers.extend(parts)
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def test_a_model_that_can_not_be_trained(make_mlp, blobs):
+    magnitude = [entry("GMPruningModifier")]
+    fit = both(lambda: without_loss(make_mlp), magnitude, blobs, "compiled without a loss.*Compile it with one")
+    if keras.backend.backend() != "jax":  # where nothing is lowered, without a word
+        with pytest.raises(ValueError, match="No loss to compute"):
+            fit()
+    for tag in ("GMPruningModifier", "MFACPruningModifier"):
+        fit = both(lambda: with_nan(make_mlp), [entry(tag, num_grads=4)], blobs, "weights aren't finite: 1 of 192 of")
+        with pytest.raises(FloatingPointError, match="weights aren't finite"):
+            fit()
+    bare = make_mlp(compile=False)
+    bare.compile(optimizer=None, loss="mse")
+    (problem,) = kw.check_recipe(kw.load_recipe({"modifiers": magnitude}), bare).problems
+    assert "must be compiled with an optimizer" in problem.message
+    grow = [{"TrainableParamsModifier": {"params": ["hidden/kernel"], "start_epoch": 1}}]
+    message = "was frozen when the MultiOptimizer was built"
+    fit = both(lambda: with_two_optimizers(make_mlp), grow, blobs, message, run=(4, 2))
+    with pytest.raises(ValueError, match=message):
+        fit()
+
+
+class OwnLoss(keras.layers.Layer):
+    def call(self, x):
+        self.add_loss(ops.mean(x**2))
+        return x
+
+
+def test_a_loss_that_is_not_compiled_is_no_problem(blobs):
+    inputs = keras.Input((12,))
+    own = keras.Model(inputs, OwnLoss()(keras.layers.Dense(3)(inputs)))
+    regular = keras.Sequential([inputs, keras.layers.Dense(3, kernel_regularizer="l2")])
+    active = keras.Sequential([inputs, keras.layers.Dense(3, activity_regularizer="l2")])
+    recipe = kw.load_recipe({"modifiers": [entry("GMPruningModifier")]})
+    for model in (own, regular, active):
+        model.compile("sgd")
+        assert not kw.check_recipe(recipe, model).problems
+        model.fit(blobs[0], epochs=3, verbose=0, callbacks=recipe.callbacks(model, verbose=0))
+        assert kw.sparsity_report(model).sparsity == 0.5
+
+
+def test_a_rate_that_overflows(make_mlp, blobs):
+    rate = {"lr_class": "ExponentialLR", "lr_kwargs": {"gamma": 1e300}, "init_lr": 1.0}
+    fit = both(make_mlp, [{"LearningRateModifier": rate}], blobs, "rate is infinite by epoch 4. Lower gamma", (4, 4))
+    with pytest.raises(OverflowError):
+        fit()
+    both(make_mlp, [{"LearningRateModifier": rate | {"end_epoch": 1.0}}], blobs, None, (4, 4))()
+
+
+def test_freezing_that_ends_in_time_is_no_problem(make_mlp, blobs):
+    freeze = {"params": ["hidden/kernel"], "trainable": False}
+    prune = entry("GMPruningModifier")
+    after = {"TrainableParamsModifier": freeze | {"start_epoch": 3}}
+    both(make_mlp, [prune, after], blobs, None, (4, 4))()
+    # Of two that name one variable, the one that began last holds.
+    thaw = {"TrainableParamsModifier": {"params": "__ALL__", "start_epoch": 0.5}}
+    both(make_mlp, [prune, {"TrainableParamsModifier": freeze}, thaw], blobs, None)()
+    amid = {"TrainableParamsModifier": freeze | {"start_epoch": 2}}
+    fit = both(make_mlp, [prune, thaw, amid], blobs, "is frozen at epoch 2 by")
+    with pytest.raises(ValueError, match="is frozen at epoch 2 by"):
+        fit()
+
+
+def test_a_buffer_that_is_empty_at_the_first_update(make_mlp):
+    (problem,) = check(make_mlp(), 4, start_epoch=0.0).problems
+    assert "only 0 steps come before it. Set start_epoch to 1 or later, or give data=." in problem.message

@@ -32,9 +32,11 @@ def load_model(path: str, compile: bool = True) -> keras.Model:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} isn't a .keras file (a zip archive). Save the model with model.save('model.keras').")
     try:
-        return keras.models.load_model(path, compile=compile, safe_mode=True)
+        model = keras.models.load_model(path, compile=compile, safe_mode=True)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} can't be loaded: {_why(str(error))}") from error
+    _suit_backend(model)
+    return model
 
 
 def load_data(path: str) -> Data:
@@ -104,6 +106,16 @@ def _check_input(path: str, endings: Sequence[str]) -> None:
         raise FileNotFoundError(f"There is no file {path}.")
     if Path(path).suffix not in endings or Path(path).is_dir():
         raise ValueError(f"{path} must be a file that ends in {' or '.join(endings)}.")
+
+
+def _suit_backend(model: keras.Model) -> None:
+    """Compiles a model anew whose file names torch's own optimizer, as Keras writes there, for another backend."""
+    optimizer = getattr(model, "optimizer", None)
+    if keras.backend.backend() == "torch" or not type(optimizer).__module__.startswith("keras.src.backend.torch."):
+        return
+    config = model.get_compile_config()
+    config["optimizer"] |= {"module": "keras.optimizers", "registered_name": None}
+    model.compile_from_config(config)
 
 
 def _plain_array(path: str, file: Mapping[str, np.ndarray], name: str) -> np.ndarray:

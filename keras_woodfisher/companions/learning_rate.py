@@ -1,5 +1,6 @@
 """Callbacks that set the learning rate."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,9 @@ from keras_woodfisher.companions.assignment import assign_between_steps
 from keras_woodfisher.companions.companion import TOLERANCE, Companion, end_of, known_parts, start_of
 from keras_woodfisher.neighbours import callbacks_beside
 from keras_woodfisher.options import number, one_of
+
+_LARGEST_RATE = 3e38
+"""What float32 holds."""
 
 
 class RateCallback(Companion):
@@ -53,6 +57,19 @@ class RateCallback(Companion):
                     f"{type(rate).__name__}. Compile the model with a number, such as "
                     f"{type(part).__name__}(learning_rate=0.01)."
                 )
+
+    def check_rates(self, epochs: int) -> None:
+        """Refuses rates that are infinite before so many epochs are over. All rates that grow do so to the end.
+
+        Raises:
+            ValueError: If they are.
+        """
+        try:
+            rate = self.value_at(float(epochs)) or 0.0
+        except OverflowError:
+            rate = math.inf
+        if rate > _LARGEST_RATE:
+            raise ValueError(f"The learning rate is infinite by epoch {epochs}. Lower gamma, or end earlier.")
 
     def _prepare(self) -> None:
         before, after = callbacks_beside(self)
@@ -146,7 +163,7 @@ class LearningRateFunction(RateCallback):
             "final_lr": number("final_lr", final_lr, least=0.0),
             "start_epoch": float(start_epoch),
             "end_epoch": end,
-            "cycle_epochs": number("cycle_epochs", cycle_epochs, above=0.0),
+            "cycle_epochs": number("cycle_epochs", cycle_epochs, least=1e-6),
         }
 
     def get_config(self) -> dict[str, Any]:

@@ -86,6 +86,11 @@ class Participation:
         wanted = [p.trainable for p in self._plans if p.holds(position) and any(v is variable for v in p.variables)]
         return wanted[-1] if wanted else found[1]
 
+    def frozen_at(self, variable: Any, start: float, end: float) -> float | None:
+        """Where a variable isn't trained between two positions, the end excluded unless it is the start; or None."""
+        positions = [start, *(edge for edge in self.boundaries if start < edge < end)]
+        return next((p for p in positions if not self.trainable_at(variable, p)), None)
+
     def due(self, position: float, unfreeze_only: bool = False) -> list[tuple[Any, bool]]:
         """The variables to change at a position, with what they become."""
         plans = [plan for plan in self._plans if plan.holds(position)]

@@ -18,6 +18,27 @@ _NOT_SLOTS = ("_variables", _LIST)
 _AVERAGES, _SUMS = "_model_variables_moving_average", "_accumulated_gradients"
 
 
+def check_growth(model: keras.Model, variables: Sequence[Any]) -> None:
+    """Refuses variables for which an optimizer can't get state.
+
+    Raises:
+        ValueError: If a `MultiOptimizer` doesn't know them.
+    """
+    optimizer = model.optimizer
+    if isinstance(inner_optimizer(optimizer), keras.optimizers.MultiOptimizer):
+        known = {id(v) for v in (optimizer._trainable_variables if optimizer.built else model.trainable_variables)}
+        _refuse([v for v in variables if id(v) not in known])
+
+
+def _refuse(unknown: Sequence[Any]) -> None:
+    if unknown:
+        raise ValueError(
+            f"{unknown[0].path!r} was frozen when the MultiOptimizer was built, which can't take up more "
+            "variables. Compile the model while it is trainable, and freeze it with "
+            "TrainableParams(trainable=False, end_epoch=...)."
+        )
+
+
 class Rosters:
     """The rosters of a model's optimizer, of what it wraps and of its parts.
 
@@ -54,11 +75,7 @@ class Rosters:
 
     def _grow(self, inner: Any, unknown: list[Any]) -> None:
         if isinstance(inner, keras.optimizers.MultiOptimizer):
-            raise ValueError(
-                f"{unknown[0].path!r} was frozen when the MultiOptimizer was built, which can't take up more "
-                "variables. Compile the model while it is trainable, and freeze it with "
-                "TrainableParams(trainable=False, end_epoch=...)."
-            )
+            _refuse(unknown)
         # As another optimizer of its kind would begin.
         fresh = type(inner).from_config(inner.get_config())
         fresh.build(unknown)

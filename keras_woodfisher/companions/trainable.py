@@ -8,6 +8,7 @@ import keras
 from keras_woodfisher.callback import WoodFisherPruning
 from keras_woodfisher.companions.companion import Companion, end_of, start_of
 from keras_woodfisher.companions.participation import Participation, Plan
+from keras_woodfisher.companions.roster import check_growth
 from keras_woodfisher.neighbours import callbacks_beside
 from keras_woodfisher.options import flag, names
 from keras_woodfisher.targets import ALL, Target, all_targets, named_targets
@@ -86,6 +87,7 @@ class TrainableParams(Companion):
                 f"{chosen[0].name!r} can't be trained, since the model as a whole is frozen (model.trainable is "
                 "False). Set model.trainable = True, and freeze its layers instead."
             )
+        check_growth(model, [t.variable for t in chosen] if self._value else [])
 
     def _prepare(self) -> None:
         chosen = self._chosen(self._model)
@@ -144,12 +146,11 @@ def _refuse_pruning_of_frozen(callback: WoodFisherPruning, participation: Partic
     if callback._buffer is not None:
         # Without data, gradients are collected from the first step on.
         start = 0.0
-    positions = [start, *(edge for edge in participation.boundaries if start < edge < end)]
     for target in callback._active.targets:
-        frozen = [p for p in positions if not participation.trainable_at(target.variable, p)]
-        if frozen:
+        frozen = participation.frozen_at(target.variable, start, end)
+        if frozen is not None:
             raise ValueError(
-                f"{target.name!r} is frozen at epoch {frozen[0]:g} by TrainableParams, while WoodFisherPruning "
+                f"{target.name!r} is frozen at epoch {frozen:g} by TrainableParams, while WoodFisherPruning "
                 f"{'collects its gradients or ' if callback._buffer is not None else ''}prunes it from epoch "
                 f"{start:g} to {end:g}. Freeze it at other times, or put it in `exclude`."
             )

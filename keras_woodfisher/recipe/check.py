@@ -1,6 +1,5 @@
 """A dry run of a recipe: everything that can be known, and everything that would fail, before any training."""
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +11,9 @@ from keras_woodfisher_backends.devices import expand
 from keras_woodfisher_backends.kernel import BlockKernel
 
 from keras_woodfisher.callback import WoodFisherPruning
+from keras_woodfisher.companions.learning_rate import RateCallback
+from keras_woodfisher.gradients import may_have_loss
+from keras_woodfisher.holding import check_trainable_here
 from keras_woodfisher.keep_zeros import KeepZeros
 from keras_woodfisher.memory import check_memory
 from keras_woodfisher.meter import say
@@ -20,14 +22,19 @@ from keras_woodfisher.planning import PlannedUpdate
 from keras_woodfisher.pruner import Pruner
 from keras_woodfisher.recipe.building import buffers, callback_of, not_built
 from keras_woodfisher.recipe.check_report import CheckedModifier, Problem, RecipeCheck
-from keras_woodfisher.recipe.companion_modifiers import TrainableParamsModifier
+from keras_woodfisher.recipe.conflicts import conflicts
 from keras_woodfisher.recipe.costs import Cost, cost_of, probed_seconds
 from keras_woodfisher.recipe.matching import near_misses, targets_of
-from keras_woodfisher.recipe.modifiers import ConstantPruningModifier, Modifier, PruningModifier
+from keras_woodfisher.recipe.modifiers import (
+    ConstantPruningModifier,
+    Modifier,
+    PruningModifier,
+    WoodFisherPruningModifier,
+)
 from keras_woodfisher.recipe.recipe import Recipe
 from keras_woodfisher.sources import SampledGradients
 
-_REFUSALS = (ValueError, TypeError, KeyError, MemoryError, NotImplementedError)
+_REFUSALS = (ValueError, TypeError, KeyError, MemoryError, NotImplementedError, FloatingPointError)
 
 
 def check_recipe(
@@ -67,8 +74,8 @@ def check_recipe(
     places = sorted(range(len(recipe.modifiers)), key=lambda i: getattr(recipe.modifiers[i], "start_epoch", 0.0))
     found = {place: run.checked(recipe.modifiers[place]) for place in places}
     checked = [found[place] for place in sorted(found)]
-    problems = [*run.problems_of_training(), *(p for entry in checked for p in entry.problems)]
-    problems += [*_overlaps(checked), *_frozen(checked)]
+    problems = [*run.problems_of_training(recipe.modifiers), *(p for entry in checked for p in entry.problems)]
+    problems += conflicts(model, checked)
     outcome = RecipeCheck(tuple(checked), tuple(problems), steps_per_epoch, epochs)
     if verbose:
         say(str(outcome))
@@ -86,9 +93,27 @@ class _Run:
         self._loss = loss
         self._zeros: dict[int, int] = {}
 
-    def problems_of_training(self) -> Iterator[Problem]:
-        if not getattr(self._model, "compiled", False) and self._loss is None:
-            yield Problem("", "The model isn't compiled: call model.compile(optimizer=..., loss=...) before training.")
+    def problems_of_training(self, modifiers: Sequence[Modifier]) -> Iterator[Problem]:
+        model = self._model
+        if not getattr(model, "compiled", False):
+            if self._loss is None:
+                yield Problem(
+                    "", "The model isn't compiled: call model.compile(optimizer=..., loss=...) before training."
+                )
+            return
+        sampled = any(isinstance(m, WoodFisherPruningModifier) and not buffers(m, self._data) for m in modifiers)
+        if not sampled and not may_have_loss(model):
+            # Sampling says so itself.
+            yield Problem(
+                "",
+                f"The model {model.name!r} is compiled without a loss, so training has nothing to lower. "
+                "Compile it with one: model.compile(optimizer=..., loss=...).",
+            )
+        if any(isinstance(m, (PruningModifier, ConstantPruningModifier)) for m in modifiers):
+            try:
+                check_trainable_here(model)
+            except ValueError as error:
+                yield Problem("", str(error))
 
     def checked(self, modifier: Modifier) -> CheckedModifier:
         entry = CheckedModifier(modifier)
@@ -115,6 +140,8 @@ class _Run:
                 callback.check(self._model, self._epochs)
             elif callback is not None and getattr(self._model, "compiled", False):
                 callback.check(self._model)
+            if isinstance(callback, RateCallback) and self._epochs is not None:
+                callback.check_rates(self._epochs)
         except _REFUSALS as error:
             yield _problem(modifier, error)
 
@@ -134,6 +161,7 @@ class _Run:
             callback = callback_of(plain, self._data, 0)
             assert isinstance(callback, WoodFisherPruning)
             pruner = Pruner(self._model, callback.options)
+            pruner.check_weights()
             updates = callback.plan(self._model, self._steps, self._epochs, pruned=self._zeros)
             try:
                 callback.check_plan(updates, self._steps, self._epochs)
@@ -196,36 +224,3 @@ def _problem(modifier: Modifier, error: BaseException) -> Problem:
     # Keras colours its messages.
     message = re.sub(r"\x1b\[[0-9;]*m", "", str(error.args[0]) if error.args else type(error).__name__)
     return Problem(modifier.tag, message.removeprefix(modifier.tag).lstrip(".: "))
-
-
-def _overlaps(checked: Sequence[CheckedModifier]) -> Iterator[Problem]:
-    """Two prunings of one variable at the same time."""
-    pruning = [e for e in checked if isinstance(e.modifier, (PruningModifier, ConstantPruningModifier))]
-    for place, one in enumerate(pruning):
-        for other in pruning[place + 1 :]:
-            (a, b), (c, d) = one.window, other.window
-            shared = set(one.keys) & set(other.keys)
-            if shared and a < d and c < b:
-                name = next(n for n, key in zip(one.variables, one.keys, strict=True) if key in shared)
-                yield Problem(
-                    other.modifier.tag,
-                    f"{name!r} and {len(shared) - 1} other variables are pruned by {one.modifier.tag} at the same "
-                    f"time, from epoch {max(a, c):g} on. Give each its own variables, or let one begin where the other "
-                    "ends.",
-                )
-
-
-def _frozen(checked: Sequence[CheckedModifier]) -> Iterator[Problem]:
-    """Variables that are frozen while they are pruned, or while their gradients are buffered for that."""
-    freezing = [(e, e.modifier) for e in checked if isinstance(e.modifier, TrainableParamsModifier)]
-    for entry, freeze in ((e, m) for e, m in freezing if not m.trainable):
-        begin, end = freeze.start_epoch, math.inf if freeze.end_epoch == -1 else freeze.end_epoch
-        for other in (e for e in checked if isinstance(e.modifier, PruningModifier)):
-            first, last = 0.0 if other.source == "buffer" else other.window[0], other.window[1]
-            if set(entry.keys) & set(other.keys) and begin <= last and first < end:
-                name = next(n for n, key in zip(entry.variables, entry.keys, strict=True) if key in other.keys)
-                yield Problem(
-                    other.modifier.tag,
-                    f"{name!r} is frozen by {freeze.tag} while it is pruned, or while its gradients are collected "
-                    f"(epochs {first:g} to {last:g}). Freeze it at another time, or leave it out of one of them.",
-                )

@@ -57,7 +57,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(listed, json_schema_input_typ
 Params = Annotated[str | tuple[str, ...], BeforeValidator(token, json_schema_input_type=str | list[str])]
 Gradients = Annotated[Whole | dict[float, Whole], BeforeValidator(by_number)]
 Sparsities = Annotated[float | dict[float, Names], BeforeValidator(by_number)]
-Position = Annotated[float, Field(description="In epochs, fractions allowed.")]
+Position = Annotated[float, Field(le=1e6, description="In epochs, fractions allowed.")]
 LogTypes = Annotated[None, BeforeValidator(everything_logged, json_schema_input_type=str | list[str] | None)]
 Off = Annotated[None, BeforeValidator(off, json_schema_input_type=Literal[False] | None)]
 Mask = Annotated[str | tuple[Whole, Whole], BeforeValidator(pair)]
