@@ -10,6 +10,8 @@ import numpy as np
 from keras_woodfisher_backends.kernel import BlockKernel
 from threadpoolctl import threadpool_limits
 
+from keras_woodfisher.stores.store import GradientStore, as_store
+
 
 def block_slices(kept: Sequence[int], size: int | None) -> list[slice]:
     """Cuts columns into blocks that never span two variables (but for `size=None`: one block).
@@ -38,7 +40,7 @@ class BlockFisher:
     section 3), M-FAC (arXiv 2107.03356).
 
     Args:
-        grads: (m, d) float32 gradient samples of the unpruned weights.
+        grads: (m, d) float32 gradient samples of the unpruned weights: an array, or the store that they are in.
         blocks: Columns of each block.
         damp: Ridge on the diagonal of the Fisher.
         kernels: One kernel a device.
@@ -47,13 +49,13 @@ class BlockFisher:
 
     def __init__(
         self,
-        grads: np.ndarray,
+        grads: np.ndarray | GradientStore,
         blocks: Sequence[slice],
         damp: float,
         kernels: Sequence[BlockKernel],
         advance: Callable[[], None] = lambda: None,
     ):
-        self._grads = grads
+        self._grads = as_store(grads)
         self._blocks = blocks
         self._damp = damp
         self._kernels = kernels
@@ -64,9 +66,10 @@ class BlockFisher:
         out = np.empty(self._grads.shape[1])
 
         def work(kernel: BlockKernel, block: slice) -> None:
-            out[block] = kernel.inverse_diagonal(self._grads[:, block], self._damp)
+            out[block] = kernel.inverse_diagonal(self._grads.block(block), self._damp)
 
-        self._each(work, self._blocks)
+        for blocks in self._grads.groups(self._blocks):
+            self._each(work, blocks)
         return out
 
     def update(self, weights: np.ndarray, prune: np.ndarray, diagonal: np.ndarray, joint: bool) -> np.ndarray:
@@ -84,13 +87,14 @@ class BlockFisher:
         out = np.zeros(weights.shape)
 
         def work(kernel: BlockKernel, block: slice) -> None:
-            args = (self._grads[:, block], self._damp, weights[block], prune[block])
+            args = (self._grads.block(block), self._damp, weights[block], prune[block])
             if joint:
                 out[block] = kernel.joint_update(*args)
             else:
                 out[block] = kernel.independent_update(*args, diagonal[block])
 
-        self._each(work, [block for block in self._blocks if prune[block].any()])
+        for blocks in self._grads.groups([block for block in self._blocks if prune[block].any()]):
+            self._each(work, blocks)
         return out
 
     def _each(self, work: Callable[[BlockKernel, slice], Any], blocks: Sequence[slice]) -> None:
