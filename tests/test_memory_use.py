@@ -168,7 +168,7 @@ def test_rows_that_are_dropped_are_the_same_in_each_pass(wide, monkeypatch):
             limit = limit_for(storage, model, (x, y), **options)
         with pytest.warns(UserWarning, match="gradient samples are zero or not finite") as warned:
             results.append(pruned((model, (x, y)), memory_limit=limit, **options))
-        messages.append([str(w.message) for w in warned])
+        messages.append([text for text in (str(w.message) for w in warned) if "gradient samples" in text])
     assert [len(listed) for listed in messages] == [1, 1]
     assert messages[0] == messages[1]
     assert (results[0][1].storage, results[1][1].storage) == ("memory", "recomputed")
