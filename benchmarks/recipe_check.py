@@ -7,10 +7,10 @@ import numpy as np
 from common import load, median_spread, parser, record
 
 import keras_woodfisher as kw
-from keras_woodfisher.meter import Meter
 from keras_woodfisher.options import PruningOptions
 from keras_woodfisher.pruner import Pruner
 from keras_woodfisher.sources import SampledGradients
+from keras_woodfisher.stores.store import MemoryStore
 
 RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
 
@@ -57,11 +57,12 @@ def _collect(model: object, data: tuple, rows: int) -> tuple[float, int]:
     pruner = Pruner(model, options)
     source = SampledGradients(model, pruner.targets, options, pruner.backend, data)
     kept = [np.ones(target.size, bool) for target in pruner.targets]
-    meter = Meter(pruner.backend, ["cpu"], 0)
-    source.collect(kept, pruner.backend.chunk_groups(1), 0, meter)
+    size = sum(target.size for target in pruner.targets)
+    chunk = pruner.backend.chunk_groups(1)
+    source.fill(MemoryStore((chunk, size), chunk), kept, chunk, 0, lambda number: None)
     start = time.perf_counter()
-    grads = source.collect(kept, rows, 1, meter)
-    return time.perf_counter() - start, grads.nbytes
+    source.fill(MemoryStore((rows, size), chunk), kept, rows, 1, lambda number: None)
+    return time.perf_counter() - start, 4 * rows * size
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 BACKENDS = ("torch", "tensorflow", "jax")
-BENCHMARKS = ("update_cost", "zeros_cost", "recipe_check", "kernel_accuracy", "one_shot", "gradual")
+BENCHMARKS = ("update_cost", "zeros_cost", "recipe_check", "kernel_accuracy", "memory", "one_shot", "gradual")
 
 
 def main() -> None:
@@ -50,6 +50,7 @@ def _rows() -> list[str]:
             "held_over_plain",
             "plain_over_plain",
             "largest_relative_error",
+            "largest_growth_over_plan",
             "mean",
         ):
             if key in result:

@@ -1,12 +1,15 @@
 """The gradient samples that an update would use, for benchmarks of what comes after them."""
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 
-from keras_woodfisher.meter import Meter
+from keras_woodfisher.footprint import Footprint
 from keras_woodfisher.options import PruningOptions
 from keras_woodfisher.pruner import Pruner
 from keras_woodfisher.sources import SampledGradients
+from keras_woodfisher.stores.store import GradientStore, MemoryStore, add_rows
 
 
 def gradients(model: keras.Model, data: tuple, rows: int, seed: int = 0) -> tuple[np.ndarray, list[int]]:
@@ -17,8 +20,9 @@ def gradients(model: keras.Model, data: tuple, rows: int, seed: int = 0) -> tupl
     source = SampledGradients(model, pruner.targets, options, pruner.backend, data)
     source.check(rows)
     kept = [~pruned for pruned in pruner.pruned]
-    grads = source.collect(kept, rows, 0, Meter(pruner.backend, ["cpu"], 0))
-    return grads, [int(mask.sum()) for mask in kept]
+    store = MemoryStore((rows, int(sum(mask.sum() for mask in kept))), rows)
+    source.fill(store, kept, rows, 0, lambda number: None)
+    return store.block(slice(0, store.shape[1])), [int(mask.sum()) for mask in kept]
 
 
 class GivenGradients:
@@ -30,6 +34,11 @@ class GivenGradients:
     def check(self, rows: int) -> None:
         """Nothing to check."""
 
-    def collect(self, kept: list[np.ndarray], rows: int, draw: int, meter: Meter) -> np.ndarray:
+    def footprint(self, rows: int) -> Footprint:
+        """Nothing beside what is there already."""
+        return Footprint(rows, 0)
+
+    def fill(self, store: GradientStore, kept: list, rows: int, draw: int, advance: Callable[[int], None]) -> None:
         """The samples that were given."""
-        return self._grads[:rows]
+        add_rows(store, self._grads[:rows], np.ones(min(rows, len(self._grads)), bool))
+        advance(rows)

@@ -1,6 +1,6 @@
 """Gradient samples without extra work: the training run's own most recent gradients."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -43,11 +43,26 @@ class GradientBuffer:
         """How many rows hold a gradient."""
         return min(int(ops.convert_to_numpy(self._seen)), self._rows.shape[0])
 
-    def latest(self, count: int) -> np.ndarray:
-        """The `count` newest rows, or as many as there are: (rows, d) float32 in weight order."""
-        seen, capacity = int(ops.convert_to_numpy(self._seen)), self._rows.shape[0]
-        wanted = np.arange(max(0, seen - min(count, capacity)), seen) % capacity
-        return ops.convert_to_numpy(self._rows)[wanted]
+    @property
+    def capacity(self) -> int:
+        """Rows of the ring."""
+        return int(self._rows.shape[0])
+
+    def latest(self, count: int, chunk: int | None = None) -> Iterator[np.ndarray]:
+        """The `count` newest rows, or as many as there are, oldest first: parts (n, d) float32 in weight order.
+
+        Args:
+            count: How many.
+            chunk: The most rows of a part: no more than those are copied at a time.
+        """
+        seen = int(ops.convert_to_numpy(self._seen))
+        place = max(0, seen - min(count, self.capacity))
+        while place < seen:
+            slot = place % self.capacity
+            number = min(seen - place, self.capacity - slot, chunk or self.capacity)
+            part = ops.slice(ops.convert_to_tensor(self._rows), (slot, 0), (number, self._rows.shape[1]))
+            yield ops.convert_to_numpy(part)
+            place += number
 
     def detach(self) -> None:
         """Takes the hook and the ring out of the optimizer."""

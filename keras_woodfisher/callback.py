@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_woodfisher.footprint import buffered_footprint
 from keras_woodfisher.holding import HoldingCallback, keep_edits
 from keras_woodfisher.levels import arguments_of, checked_levels, finals_of
 from keras_woodfisher.meter import say
@@ -15,7 +16,7 @@ from keras_woodfisher.neighbours import callbacks_beside, warn, warn_about_neigh
 from keras_woodfisher.options import PruningOptions, flag
 from keras_woodfisher.planning import PlannedUpdate, Ramps, check_buffer
 from keras_woodfisher.progress import Progress
-from keras_woodfisher.pruner import Pruner, sparsity_of
+from keras_woodfisher.pruner import Pruner, sparsity_of, zeros_of
 from keras_woodfisher.schedule import FROM_PARAM, checked_schedule
 from keras_woodfisher.sources import BufferedGradients, GradientSource, SampledGradients
 from keras_woodfisher.targets import Target
@@ -57,6 +58,14 @@ class WoodFisherPruning(HoldingCallback):
             corrections, as in the papers.
         method: `"woodfisher"`, or `"magnitude"` (no gradients, no correction).
         available_gpus: Devices that share the inverse, such as `["cuda:0"]`, or `"all"`: every GPU; none means the CPU.
+        memory_limit: Bytes of the host's memory that updates may take beside the training's own, or a text such as
+            `"4GiB"`; by default a quarter of what is free when training begins. Gradients that don't fit go to a
+            temporary file, or are taken again for a part of the weights at a time.
+        grads_device: Where gradients are kept: `"cpu"` (memory, or disk as the limit has it), `"disk"`, or a device
+            such as `"cuda:0"`.
+        grads_dtype: `"float32"`, or `"float16"` with a scale for each sample: half the memory, less accuracy.
+        num_pages: Where one block spans everything, keep one of so many pages of the gradients' columns in memory,
+            and the others on disk.
         seed: Seed of the choice of examples from arrays; None chooses anew each time.
         verbose: 0 silent, 1 a progress bar at each update, 2 one line a phase.
 
@@ -88,6 +97,10 @@ class WoodFisherPruning(HoldingCallback):
         update: str = "joint",
         method: str = "woodfisher",
         available_gpus: str | Sequence[str] | None = None,
+        memory_limit: int | str | None = None,
+        grads_device: str = "cpu",
+        grads_dtype: str = "float32",
+        num_pages: int = 1,
         seed: int | None = 0,
         verbose: int = 1,
     ):
@@ -107,6 +120,10 @@ class WoodFisherPruning(HoldingCallback):
             damp=damp,
             fisher_block_size=fisher_block_size,
             available_gpus=available_gpus,  # type: ignore[arg-type]
+            memory_limit=memory_limit,
+            grads_device=grads_device,
+            grads_dtype=grads_dtype,
+            num_pages=num_pages,
             seed=seed,
             verbose=verbose,
         )
@@ -288,12 +305,25 @@ class WoodFisherPruning(HoldingCallback):
                 f"grad_batch_size={options.grad_batch_size} needs data to sample from. Without data, each step of "
                 "training gives one gradient, averaged over its batch."
             )
+        uses = self._uses(pruner)
         if self._data is None:
+            footprint = buffered_footprint(targets, options.most_gradients)
+            pruner.plan_memory(footprint, uses or [(options.most_gradients, 1)])
             self._buffer = BufferedGradients(model, targets, options.most_gradients, pruner.backend)
             return self._buffer
         source = SampledGradients(model, targets, options, pruner.backend, self._data)
         source.check(options.most_gradients)
+        if uses:
+            pruner.plan_memory(source.footprint(max(rows for rows, _ in uses)), uses)
         return source
+
+    def _uses(self, pruner: Pruner) -> list[tuple[int, int]]:
+        """Samples and unpruned weights of each update to come, as far as they can be foreseen."""
+        zeros = [int(zeros_of(target).sum()) for target in pruner.targets]
+        if self._init == FROM_PARAM:
+            self._ramps.start_from(zeros)
+        updates = self._ramps.plan(zeros, self._progress.steps, self._progress.epochs)
+        return [(update.num_grads, update.kept) for update in updates if update.num_grads]
 
     def _start(self, epoch: int) -> list[np.ndarray]:
         self._first_epoch = epoch

@@ -7,6 +7,8 @@ import numpy as np
 from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher_backends.lanes import host_threads, side_by_side
 
+from keras_woodfisher.stores.store import GradientStore, as_store
+
 
 def block_slices(kept: Sequence[int], size: int | None) -> list[slice]:
     """Cuts columns into blocks that never span two variables (but for `size=None`: one block).
@@ -35,7 +37,7 @@ class BlockFisher:
     section 3), M-FAC (arXiv 2107.03356).
 
     Args:
-        grads: (m, d) float32 gradient samples of the unpruned weights.
+        grads: (m, d) float32 gradient samples of the unpruned weights: an array, or the store that they are in.
         blocks: Columns of each block.
         damp: Ridge on the diagonal of the Fisher.
         kernels: One kernel a device.
@@ -44,13 +46,13 @@ class BlockFisher:
 
     def __init__(
         self,
-        grads: np.ndarray,
+        grads: np.ndarray | GradientStore,
         blocks: Sequence[slice],
         damp: float,
         kernels: Sequence[BlockKernel],
         advance: Callable[[], None] = lambda: None,
     ):
-        self._grads = grads
+        self._grads = as_store(grads)
         self._blocks = blocks
         self._damp = damp
         self._kernels = kernels
@@ -61,9 +63,10 @@ class BlockFisher:
         out = np.empty(self._grads.shape[1])
 
         def work(kernel: BlockKernel, block: slice) -> None:
-            out[block] = kernel.inverse_diagonal(self._grads[:, block], self._damp, alone=len(self._blocks) == 1)
+            out[block] = kernel.inverse_diagonal(self._grads.block(block), self._damp, alone=len(self._blocks) == 1)
 
-        self._each(work, self._blocks)
+        for blocks in self._grads.groups(self._blocks):
+            self._each(work, blocks)
         return out
 
     def update(self, weights: np.ndarray, prune: np.ndarray, diagonal: np.ndarray, joint: bool) -> np.ndarray:
@@ -84,13 +87,14 @@ class BlockFisher:
         alone = len(blocks) == 1
 
         def work(kernel: BlockKernel, block: slice) -> None:
-            args = (self._grads[:, block], self._damp, weights[block], prune[block])
+            args = (self._grads.block(block), self._damp, weights[block], prune[block])
             if joint:
                 out[block] = kernel.joint_update(*args, alone=alone)
             else:
                 out[block] = kernel.independent_update(*args, diagonal[block], alone=alone)
 
-        self._each(work, blocks)
+        for group in self._grads.groups(blocks):
+            self._each(work, group)
         return out
 
     def _each(self, work: Callable[[BlockKernel, slice], Any], blocks: Sequence[slice]) -> None:

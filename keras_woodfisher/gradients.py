@@ -1,9 +1,9 @@
 """Gradient samples of a Keras model: the loss as a pure function, and G filled chunk by chunk."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
@@ -13,6 +13,7 @@ from keras_woodfisher_backends.protocol import Backend, Sampler
 
 from keras_woodfisher.chunks import chunk_size, even_chunks
 from keras_woodfisher.examples import Batch
+from keras_woodfisher.stores.store import GradientStore
 from keras_woodfisher.targets import Target
 
 _HALF = ("float16", "bfloat16")
@@ -118,10 +119,11 @@ def sample_gradients(
     backend: Backend,
     groups: Iterator[Batch],
     kept: Sequence[tuple[Target, np.ndarray]],
-    shape: tuple[int, int],
+    wanted: int,
+    store: GradientStore,
     advance: Callable[[int], None],
-) -> np.ndarray:
-    """Fills G.
+) -> None:
+    """Fills G with the samples that are finite and not zero.
 
     Args:
         loss: What to differentiate.
@@ -129,22 +131,19 @@ def sample_gradients(
         backend: Tells how many groups a chunk should hold.
         groups: Chunks of any size, leaves (n, b, ...).
         kept: Each variable with the bool mask of its unpruned weights, in weight order.
-        shape: (m, d): most rows, and number of unpruned weights.
+        wanted: How many samples there should be (m).
+        store: Takes the samples of the d unpruned weights.
         advance: Called with the number of rows that were added.
-
-    Returns:
-        (rows, d) float32 of the samples that are finite and not zero; `rows <= m`.
 
     Raises:
         ValueError: If no usable sample is left.
     """
-    grads = np.empty(shape, np.float32)
     values, others = loss.values()
-    filled = dropped = 0
+    dropped = 0
     with loss.sampling_mode():
-        for batch, number in even_chunks(groups, lambda b: chunk_size(backend, values, b)):
+        for batch, number in even_chunks(groups, lambda b: min(store.chunk, chunk_size(backend, values, b))):
             rows = sampler(values, others, batch)
-            into = grads[filled : filled + number]
+            into = store.room(number)
             start = 0
             for (target, mask), row in zip(kept, rows, strict=True):
                 flat = target.flatten(np.asarray(row[:number], np.float32))
@@ -153,19 +152,23 @@ def sample_gradients(
                 start = stop
             good = usable_rows(into)
             dropped += number - int(good.sum())
-            grads[filled : filled + int(good.sum())] = into[good]
-            filled += int(good.sum())
+            # Not beside the samples of the next chunk.
+            del rows, row, flat
+            store.keep(good)
             advance(number)
-    return checked(grads[:filled], dropped, shape[0])
+    checked(store, dropped, wanted)
 
 
 def usable_rows(rows: np.ndarray) -> np.ndarray:
     """Which samples are finite and not all zero, (n,) bool."""
-    norms = np.abs(rows).max(axis=1, initial=0.0)
+    norms = np.maximum(rows.max(axis=1, initial=0.0), -rows.min(axis=1, initial=0.0))
     return np.isfinite(norms) & (norms > 0)
 
 
-def checked(grads: np.ndarray, dropped: int, wanted: int) -> np.ndarray:
+Grads = TypeVar("Grads", bound=Sized)
+
+
+def checked(grads: Grads, dropped: int, wanted: int) -> Grads:
     """Warns of samples that are missing, and refuses to go on without any.
 
     Raises:

@@ -1,34 +1,74 @@
-"""Whether the gradients fit, known before any is taken."""
+"""Memory as people write it, and how much of it is free."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 SHARE = 0.25
-"""The gradients' share of the free memory (the rule of the recipes' tutorial)."""
+"""The share of the free memory that is used where no limit is given (the rule of the recipes' tutorial)."""
+
+_UNITS = {"": 1, "B": 1} | {
+    f"{prefix}{kind}": base ** (power + 1)
+    for power, prefix in enumerate("KMGT")
+    for kind, base in (("IB", 1024), ("B", 1000))
+}
 
 
-def check_memory(rows: int, columns: int, copies: int = 1, free: int | None = None) -> None:
-    """Refuses gradients that would take more than their share of the free memory.
+def parse_bytes(name: str, value: Any) -> int:
+    """Bytes, from a number or a text with a unit.
+
+    >>> parse_bytes("memory_limit", "1.5 GiB"), parse_bytes("memory_limit", "20MB"), parse_bytes("memory_limit", 7)
+    (1610612736, 20000000, 7)
+
+    Raises:
+        TypeError: If it is neither a whole number nor a text.
+        ValueError: If the text isn't a size, or nothing is left of it.
+    """
+    rule = 'Give bytes, or a text such as "4GiB" or "500 MB".'
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise TypeError(f"{name} must be a size, got {value!r}. {rule}")
+    size = float(value) if isinstance(value, int) else 0.0
+    if isinstance(value, str):
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+        if found is None or found[2].upper() not in _UNITS:
+            raise ValueError(f"{name} must be a size, got {value!r}. {rule}")
+        size = float(found[1]) * _UNITS[found[2].upper()]
+    if size < 1:
+        raise ValueError(f"{name} must be at least one byte, got {value!r}. {rule}")
+    return int(size)
+
+
+def size_text(size: float) -> str:
+    """A size for people.
+
+    >>> size_text(3 * 2**30), size_text(2**20)
+    ('3.00 GiB', '1.0 MiB')
+    """
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def check_device_memory(rows: int, columns: int, device: str, free: int | None) -> None:
+    """Refuses gradients that would take more than their share of what is free on a device.
 
     Args:
         rows: Gradient samples (m).
         columns: Weights (d).
-        copies: How many times they are held.
-        free: Free bytes where they are held; by default the host's.
+        device: Its name.
+        free: Its free bytes; None where the framework can't tell.
 
     Raises:
         MemoryError: With the number of gradients that would fit.
     """
-    free = free_memory() if free is None else free
-    row = 4 * columns * copies
-    if rows * row > SHARE * free:
+    row = 4 * columns
+    if free is not None and rows * row > SHARE * free:
         fitting = int(SHARE * free // row)
         mend = f"num_grads={fitting} would fit; " if fitting else ""
         raise MemoryError(
-            f"num_grads={rows} takes {_text(rows * row)} for {columns:,} weights (float32"
-            f"{', twice' if copies == 2 else ''}), but gradients may use a quarter of the free memory: "
-            f"{_text(SHARE * free)} of {_text(free)}. {mend}params or exclude choose fewer weights."
+            f"num_grads={rows} takes {size_text(rows * row)} for {columns:,} weights on {device}, but gradients may "
+            f"use a quarter of its free memory: {size_text(SHARE * free)} of {size_text(free)}. {mend}"
+            "params or exclude choose fewer weights."
         )
 
 
@@ -51,7 +91,3 @@ def free_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
             continue
         free = min(free, max(0, allowed - used + int(counters.get(cache, 0))))
     return free
-
-
-def _text(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -32,6 +32,10 @@ def prune(
     update: str = "joint",
     method: str = "woodfisher",
     available_gpus: str | Sequence[str] | None = None,
+    memory_limit: int | str | None = None,
+    grads_device: str = "cpu",
+    grads_dtype: str = "float32",
+    num_pages: int = 1,
     seed: int | None = 0,
     verbose: int = 1,
 ) -> PruningReport:
@@ -63,6 +67,10 @@ def prune(
         update: `"joint"` or `"independent"`.
         method: `"woodfisher"` or `"magnitude"`.
         available_gpus: Devices that share the inverse, or `"all"`: every GPU; none means the CPU.
+        memory_limit: Bytes, or a text such as `"4GiB"`.
+        grads_device: Where gradients are kept: `"cpu"`, `"disk"` or a device.
+        grads_dtype: `"float32"` or `"float16"`.
+        num_pages: Pages of the gradients, where one block spans everything.
         seed: Seed of the choice of examples from arrays.
         verbose: 0 silent, 1 a progress bar, 2 one line a phase.
 
@@ -89,6 +97,10 @@ def prune(
         damp=damp,
         fisher_block_size=fisher_block_size,
         available_gpus=available_gpus,  # type: ignore[arg-type]
+        memory_limit=memory_limit,
+        grads_device=grads_device,
+        grads_dtype=grads_dtype,
+        num_pages=num_pages,
         seed=seed,
         verbose=verbose,
     )
@@ -107,6 +119,9 @@ def prune(
         if num_grads is None and source.available is not None:
             rows = max(1, min(rows, source.available))
         source.check(rows)
+        kept = sum(p.size - zeros for p, zeros in zip(pruner.pruned, pruner.zeros, strict=True))
+        if pruner.prunes(finals):
+            pruner.plan_memory(source.footprint(rows), [(rows, kept)])
     phases, samples = pruner.update(finals, source, rows)
     _constrain(pruner)
     return PruningReport(count_zeros(pruner.targets), tuple(phases), samples)

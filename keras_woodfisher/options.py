@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
+from keras_woodfisher.memory import parse_bytes
+
 METHODS = ("woodfisher", "magnitude")
 UPDATES = ("joint", "independent")
+GRADS_DTYPES = ("float32", "float16")
 PATTERN = "re:"
 
 
@@ -26,6 +29,10 @@ class PruningOptions:
     damp: float = 1e-5
     fisher_block_size: int | None = 2000
     available_gpus: tuple[str, ...] = ()
+    memory_limit: int | str | None = None
+    grads_device: str = "cpu"
+    grads_dtype: str = "float32"
+    num_pages: int = 1
     seed: int | None = 0
     verbose: int = 1
 
@@ -45,6 +52,18 @@ class PruningOptions:
             # Recipes write 0 for "one block over everything".
             size = count("fisher_block_size", self.fisher_block_size, "Write None for one block.", least=0)
             set_field(self, "fisher_block_size", size or None)
+        if self.memory_limit is not None:
+            parse_bytes("memory_limit", self.memory_limit)
+        if not isinstance(self.grads_device, str):
+            raise TypeError(f'grads_device must be "cpu", "disk" or a device, got {self.grads_device!r}.')
+        one_of("grads_dtype", self.grads_dtype, GRADS_DTYPES)
+        set_field(self, "num_pages", count("num_pages", self.num_pages))
+        if self.num_pages > 1 and self.fisher_block_size is not None:
+            raise ValueError(
+                f"num_pages={self.num_pages} is for one block over everything (fisher_block_size=None), got "
+                f"fisher_block_size={self.fisher_block_size}: blocks are had one at a time anyway. Leave num_pages "
+                "out; memory_limit bounds the memory."
+            )
         if self.seed is not None:
             set_field(self, "seed", count("seed", self.seed, least=0))
         set_field(self, "verbose", 1 if self.verbose == "auto" else self.verbose)

@@ -1,6 +1,7 @@
 """One pruning update of one model: gradients -> Fisher -> scores -> masks -> weights, all or nothing."""
 
 from collections.abc import Sequence
+from contextlib import closing
 
 import keras
 import numpy as np
@@ -11,11 +12,17 @@ from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher_backends.protocol import Backend
 
 from keras_woodfisher.fisher import BlockFisher, block_slices
+from keras_woodfisher.footprint import Footprint
 from keras_woodfisher.masks import count, grow
-from keras_woodfisher.meter import Meter
+from keras_woodfisher.memory import check_device_memory
+from keras_woodfisher.memory_plan import DISK, MEMORY, RECOMPUTED, MemoryPlan
+from keras_woodfisher.memory_planning import plan_memory
+from keras_woodfisher.memory_use import means_of, needs_of, open_store
+from keras_woodfisher.meter import Meter, say
 from keras_woodfisher.options import PruningOptions
 from keras_woodfisher.report import PhaseReport
 from keras_woodfisher.sources import GradientSource
+from keras_woodfisher.stores.store import GradientStore
 from keras_woodfisher.targets import Target, find_targets
 
 _DEVICE_SHARE = 0.8
@@ -35,6 +42,7 @@ class Pruner:
         zeros: For each variable the number of its pruned weights.
         sparsity: The fraction of pruned weights over all chosen variables.
         backend: The adapter of the Keras backend.
+        memory: The plan that updates keep to; None before `plan_memory`, when gradients are in memory.
 
     Raises:
         ValueError: If a device doesn't exist or there is nothing to prune.
@@ -47,7 +55,41 @@ class Pruner:
         self.targets: list[Target] = find_targets(model, options.params, options.exclude)
         self._devices = expand(options.available_gpus, self.backend.devices())
         self._kernels: list[BlockKernel] = [self.backend.kernel(name) for name in self._devices]
+        self._lanes = [kernel.lanes for kernel in self._kernels]
+        self._check_grads_device()
+        self.memory: MemoryPlan | None = None
+        self._told = False
         self._set([np.zeros(target.size, bool) for target in self.targets])
+
+    def plan_memory(self, footprint: Footprint, uses: Sequence[tuple[int, int]]) -> MemoryPlan:
+        """Decides where gradients will be.
+
+        Args:
+            footprint: Of their source.
+            uses: For each update its samples (m) and unpruned weights (d).
+
+        Raises:
+            MemoryError: If nothing fits (the message says what would).
+        """
+        for kernel, lanes in zip(self._kernels, self._lanes, strict=True):
+            kernel.lanes = lanes
+        kernels = list(zip(self._devices, self._kernels, strict=True))
+        needs = needs_of(uses, [t.size for t in self.targets], self._options, kernels, footprint)
+        plan = self.memory = plan_memory(needs, means_of(self._options))
+        if plan.storage not in (MEMORY, DISK, RECOMPUTED):
+            check_device_memory(plan.samples, plan.columns, plan.storage, self.backend.free_memory(plan.storage))
+        for kernel in self._kernels:
+            kernel.lanes = min(kernel.lanes, plan.lanes)
+        self._told = False
+        return plan
+
+    def _check_grads_device(self) -> None:
+        device = self._options.grads_device
+        if device not in ("cpu", DISK):
+            try:
+                self.backend.kernel(device)
+            except ValueError as error:
+                raise ValueError(f'grads_device: {error} Gradients can also be kept on "disk".') from None
 
     def find_zeros(self) -> None:
         """Takes the zeros that are there as pruned (but for a variable that is zero as a whole)."""
@@ -126,24 +168,49 @@ class Pruner:
     ) -> tuple[np.ndarray, np.ndarray, int]:
         kept = [~p for p in self.pruned]
         keep = np.concatenate(kept)
-        grads = source.collect(kept, *draw, meter)
         blocks = block_slices([int(k.sum()) for k in kept], self._options.fisher_block_size)
-        self._fit_devices(len(grads))
-        with meter.phase("inverse", len(blocks), "block") as advance:
-            fisher = BlockFisher(grads, blocks, self._options.damp, self._kernels, advance)
-            diagonal = fisher.inverse_diagonal()
-        # Saliency of Optimal Brain Surgeon: w^2 / (2 [F^-1]_jj).
-        scores = np.zeros(weights.shape)
-        scores[keep] = weights[keep].astype(np.float64) ** 2 / (2.0 * diagonal)
-        new = self._grow(scores, sparsity)
-        prune = new[keep]
+        with closing(self._store(source, kept, blocks, draw, meter)) as grads:
+            self._fit_devices(len(grads))
+            with meter.phase("inverse", len(blocks), "block") as advance:
+                fisher = BlockFisher(grads, blocks, self._options.damp, self._kernels, advance)
+                diagonal = fisher.inverse_diagonal()
+            new = self._grow(_saliencies(weights, keep, diagonal), sparsity)
+            prune = new[keep]
+            work = sum(bool(prune[block].any()) for block in blocks)
+            with meter.phase("update", work, "block") as advance:
+                fisher = BlockFisher(grads, blocks, self._options.damp, self._kernels, advance)
+                change = fisher.update(weights[keep], prune, diagonal, self._options.update == "joint")
+            samples = len(grads)
         delta = np.zeros(weights.shape)
-        work = sum(bool(prune[block].any()) for block in blocks)
-        with meter.phase("update", work, "block") as advance:
-            fisher = BlockFisher(grads, blocks, self._options.damp, self._kernels, advance)
-            joint = self._options.update == "joint"
-            delta[keep] = fisher.update(weights[keep], prune, diagonal, joint)
-        return new, delta, len(grads)
+        delta[keep] = change
+        return new, delta, samples
+
+    def _store(
+        self,
+        source: GradientSource,
+        kept: list[np.ndarray],
+        blocks: Sequence[slice],
+        draw: tuple[int, int],
+        meter: Meter,
+    ) -> GradientStore:
+        """The gradients, where the plan says."""
+        shape = draw[0], int(sum(mask.sum() for mask in kept))
+        if self.memory is None or not self.memory.covers(*shape):
+            # More than was foreseen: the same limit holds.
+            self.plan_memory(source.footprint(draw[0]), [shape])
+        assert self.memory is not None
+        if self._options.verbose and not self._told:
+            say(str(self.memory))
+            self._told = True
+        store = open_store(self.memory, shape, blocks, lambda s: source.fill(s, kept, *draw, lambda number: None))
+        try:
+            with meter.phase("gradients", draw[0], "sample") as advance:
+                source.fill(store, kept, *draw, advance)
+                store.finish()
+        except BaseException:
+            store.close()
+            raise
+        return store
 
     def _fit_devices(self, rows: int) -> None:
         """Asks each device what it has free now, and makes the panels as narrow as that demands."""
@@ -177,6 +244,16 @@ class Pruner:
         # Training logs them at each step.
         self.zeros = [int(p.sum()) for p in pruned]
         self.sparsity = sum(self.zeros) / sum(p.size for p in pruned)
+
+
+def _saliencies(weights: np.ndarray, keep: np.ndarray, diagonal: np.ndarray) -> np.ndarray:
+    """`w^2 / (2 [F^-1]_jj)` of Optimal Brain Surgeon, zero for what is pruned."""
+    values = np.square(weights[keep], dtype=np.float64)
+    values /= diagonal
+    values *= 0.5
+    scores = np.zeros(weights.shape)
+    scores[keep] = values
+    return scores
 
 
 def zeros_of(target: Target) -> np.ndarray:

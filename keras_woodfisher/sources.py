@@ -1,7 +1,7 @@
 """Where the gradient samples of an update come from: given data, or the training run itself."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import keras
@@ -10,10 +10,11 @@ from keras_woodfisher_backends.protocol import Backend, Sampler
 
 from keras_woodfisher.buffer import GradientBuffer
 from keras_woodfisher.examples import open_examples
+from keras_woodfisher.footprint import Footprint, buffered_footprint, counted_outputs, sampled_footprint
 from keras_woodfisher.gradients import ModelLoss, checked, sample_gradients, usable_rows
-from keras_woodfisher.memory import check_memory
-from keras_woodfisher.meter import Meter
+from keras_woodfisher.memory import check_device_memory
 from keras_woodfisher.options import PruningOptions
+from keras_woodfisher.stores.store import GradientStore
 from keras_woodfisher.targets import Target
 
 
@@ -24,14 +25,26 @@ class GradientSource(Protocol):
         """Raises now what would fail later."""
         ...
 
-    def collect(self, kept: Sequence[np.ndarray], rows: int, draw: int, meter: Meter) -> np.ndarray:
-        """(m, d) float32 samples of the unpruned weights, m at most `rows`.
+    def footprint(self, rows: int) -> Footprint:
+        """The memory that taking so many samples needs; after `check`."""
+        ...
+
+    def fill(
+        self,
+        store: GradientStore,
+        kept: Sequence[np.ndarray],
+        rows: int,
+        draw: int,
+        advance: Callable[[int], None],
+    ) -> None:
+        """Puts samples of the unpruned weights into a store, the same ones at each call with the same arguments.
 
         Args:
+            store: Takes (m, d) float32, m at most `rows`.
             kept: For each variable the bool mask of its unpruned weights, in weight order.
             rows: How many samples to use.
             draw: Number of the update, so that each one draws other examples.
-            meter: Measures the phase.
+            advance: Called with the number of samples that were taken.
         """
         ...
 
@@ -48,13 +61,14 @@ class SampledGradients:
         data: Any,
         loss: Any = None,
     ):
-        self._targets = targets
+        self._targets = list(targets)
         self._options = options
         self._backend = backend
         self._model = model
         self._examples = open_examples(data)
         self._loss = ModelLoss(model, targets, loss)
         self._sampler: Sampler | None = None
+        self._probed: tuple[Any, int] | None = None
 
     @property
     def available(self) -> int | None:
@@ -69,16 +83,30 @@ class SampledGradients:
                 f"num_grads={rows} with grad_batch_size={size} needs {rows * size} examples, but data holds "
                 f"{self._examples.available}. num_grads={self.available} would fit."
             )
-        check_memory(rows, sum(t.size for t in self._targets))
         first = next(self._examples.groups(1, size, self._options.seed), None)
         if first is None:
             raise ValueError(
                 f"data holds fewer than grad_batch_size={size} examples (a callable must return a fresh "
                 "iterator at each call)."
             )
-        self._loss.probe(first)
+        with counted_outputs(self._model) as outputs:
+            self._loss.probe(first)
+        self._probed = first, outputs[0]
 
-    def collect(self, kept: Sequence[np.ndarray], rows: int, draw: int, meter: Meter) -> np.ndarray:
+    def footprint(self, rows: int) -> Footprint:
+        if self._probed is None:
+            self.check(rows)
+        assert self._probed is not None
+        return sampled_footprint(self._targets, self._backend, rows, *self._probed)
+
+    def fill(
+        self,
+        store: GradientStore,
+        kept: Sequence[np.ndarray],
+        rows: int,
+        draw: int,
+        advance: Callable[[int], None],
+    ) -> None:
         if self._sampler is None:
             variables = [t.variable for t in self._targets]
             self._sampler = self._backend.sampler(self._loss, self._model, variables)
@@ -86,34 +114,34 @@ class SampledGradients:
         seed = self._options.seed
         stream = [seed, draw] if draw and seed is not None else seed
         groups = self._examples.groups(rows, self._options.grad_batch_size, stream)
-        shape = (rows, int(sum(mask.sum() for mask in kept)))
-        with meter.phase("gradients", rows, "sample") as advance:
-            return sample_gradients(
-                self._loss,
-                self._sampler,
-                self._backend,
-                groups,
-                list(zip(self._targets, kept, strict=True)),
-                shape,
-                advance,
-            )
+        pairs = list(zip(self._targets, kept, strict=True))
+        sample_gradients(self._loss, self._sampler, self._backend, groups, pairs, rows, store, advance)
 
 
 class BufferedGradients:
     """The most recent gradients of the training run, one row a step."""
 
     def __init__(self, model: keras.Model, targets: Sequence[Target], capacity: int, backend: Backend):
-        check_memory(capacity, sum(t.size for t in targets), copies=2)
         gpus = [device for device in backend.devices() if not device.startswith("cpu")]
-        free = backend.free_memory(gpus[0]) if gpus else None
-        if free is not None:
-            check_memory(capacity, sum(t.size for t in targets), free=free)
+        if gpus:
+            check_device_memory(capacity, sum(t.size for t in targets), gpus[0], backend.free_memory(gpus[0]))
+        self._targets = list(targets)
         self._buffer = GradientBuffer(model, targets, capacity, backend)
 
     def check(self, rows: int) -> None:
         pass
 
-    def collect(self, kept: Sequence[np.ndarray], rows: int, draw: int, meter: Meter) -> np.ndarray:
+    def footprint(self, rows: int) -> Footprint:
+        return buffered_footprint(self._targets, self._buffer.capacity)
+
+    def fill(
+        self,
+        store: GradientStore,
+        kept: Sequence[np.ndarray],
+        rows: int,
+        draw: int,
+        advance: Callable[[int], None],
+    ) -> None:
         filled = self._buffer.filled
         if filled == 0:
             raise RuntimeError(
@@ -125,13 +153,14 @@ class BufferedGradients:
                 f"Only {filled} of num_grads={rows} gradients have been buffered; they are used.",
                 stacklevel=2,
             )
-        with meter.phase("gradients", 1, "buffer") as advance:
-            columns = np.concatenate(kept)
-            latest = self._buffer.latest(rows)
-            good = usable_rows(latest)
-            grads = checked(latest[np.ix_(good, columns)], int((~good).sum()), len(latest))
-            advance()
-        return grads
+        columns, dropped = np.concatenate(kept), 0
+        for part in self._buffer.latest(rows, store.chunk):
+            good = usable_rows(part)
+            np.compress(columns, part, axis=1, out=store.room(len(part)))
+            store.keep(good)
+            dropped += int((~good).sum())
+            advance(len(part))
+        checked(store, dropped, min(filled, rows))
 
     def detach(self) -> None:
         """Stops buffering and frees the memory."""

@@ -5,8 +5,7 @@ import threading
 import keras
 import numpy as np
 import pytest
-from keras_woodfisher_backends import devices, get_backend
-from keras_woodfisher_backends import panels
+from keras_woodfisher_backends import devices, get_backend, panels
 from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher_backends.numpy_backend import NumpyOperators
 

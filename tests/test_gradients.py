@@ -6,12 +6,13 @@ import keras
 import numpy as np
 import pytest
 from autodiff import plain_gradients
+from gathering import gathered
 from keras import layers, ops, tree
 
 from keras_woodfisher.gradients import ModelLoss, checked, sample_gradients, usable_rows
-from keras_woodfisher.meter import Meter
 from keras_woodfisher.options import PruningOptions
 from keras_woodfisher.sources import SampledGradients
+from keras_woodfisher.stores.store import MemoryStore
 from keras_woodfisher.targets import find_targets
 
 NAME = keras.backend.backend()
@@ -28,7 +29,7 @@ def source_of(backend, model, data, count, b=1, params="__ALL_PRUNABLE__", loss=
 def collect(source, targets, count, backend, draw=0):
     source.check(count)
     kept = [np.ones(t.size, bool) for t in targets]
-    return source.collect(kept, count, draw, Meter(backend, ("cpu",), 0))
+    return gathered(source, kept, count, draw)
 
 
 def sample(backend, model, data, count, **kwargs):
@@ -651,7 +652,7 @@ def test_only_unpruned_weights_are_kept(backend, blobs, make_mlp):
     full = collect(source, targets, 6, backend)
     rng = np.random.default_rng(3)
     kept = [rng.random(targets[0].size) < 0.5, np.zeros(targets[1].size, bool)]  # the second is pruned as a whole
-    some = source.collect(kept, 6, 0, Meter(backend, ("cpu",), 0))
+    some = gathered(source, kept, 6)
     np.testing.assert_allclose(some, full[:, np.concatenate(kept)], rtol=1e-4, atol=1e-7)
 
 
@@ -674,5 +675,6 @@ def test_sample_gradients_counts_rows_not_padding(backend, blobs, make_mlp):
     done = []
     groups = iter([(x[:3, None], y[:3, None], None), (x[3:40, None], y[3:40, None], None)])
     kept = [(t, np.ones(t.size, bool)) for t in targets]
-    grads = sample_gradients(loss, sampler, backend, groups, kept, (40, sum(t.size for t in targets)), done.append)
-    assert sum(done) == len(grads) == 40
+    store = MemoryStore((40, sum(t.size for t in targets)), 40)
+    sample_gradients(loss, sampler, backend, groups, kept, 40, store, done.append)
+    assert sum(done) == len(store) == 40

@@ -1,39 +1,46 @@
 import psutil
 import pytest
 
-from keras_woodfisher.memory import check_memory, free_memory
+from keras_woodfisher.memory import check_device_memory, free_memory, parse_bytes
 
 GIB = 2**30
 
 
-def test_a_quarter_of_the_free_memory_is_enough_and_one_row_more_is_not():
+@pytest.mark.parametrize(
+    "written, size",
+    [
+        (1, 1),
+        ("1", 1),
+        ("4GiB", 4 * GIB),
+        ("4 gib", 4 * GIB),
+        ("1.5 KB", 1500),
+        (" 2 MiB ", 2**21),
+        ("3TB", 3 * 10**12),
+    ],
+)
+def test_sizes_as_people_write_them(written, size):
+    assert parse_bytes("memory_limit", written) == size
+
+
+@pytest.mark.parametrize("wrong", ["", "GiB", "4 Gigs", "-1", "1e9", 0, "0 MB", -5])
+def test_what_is_no_size(wrong):
+    with pytest.raises(ValueError, match=r"memory_limit must be .*, got .*Give bytes, or a text such as \"4GiB\""):
+        parse_bytes("memory_limit", wrong)
+    for kind in (1.5, True, None, [1]):
+        with pytest.raises(TypeError, match="memory_limit must be a size"):
+            parse_bytes("memory_limit", kind)
+
+
+def test_a_quarter_of_what_a_device_has_is_enough_and_one_row_more_is_not():
     # 1024 rows of 256 Ki float32 weights are 1 GiB.
-    check_memory(1024, 256 * 1024, free=4 * GIB)
-    with pytest.raises(MemoryError, match=r"num_grads=1025 .* 262,144 weights .*num_grads=1024 would fit"):
-        check_memory(1025, 256 * 1024, free=4 * GIB)
-
-
-def test_copies_count():
-    check_memory(512, 256 * 1024, copies=2, free=4 * GIB)
-    with pytest.raises(MemoryError, match=r"twice.*num_grads=512 would fit"):
-        check_memory(513, 256 * 1024, copies=2, free=4 * GIB)
-
-
-def test_sizes_are_told():
-    with pytest.raises(MemoryError, match=r"takes 2\.00 GiB .* a quarter .*: 512\.0 MiB of 2\.00 GiB"):
-        check_memory(2048, 256 * 1024, free=2 * GIB)
-
-
-def test_where_not_one_row_fits_none_is_proposed():
-    with pytest.raises(MemoryError, match="free memory: ") as error:
-        check_memory(1, 1000, free=1000)
+    check_device_memory(1024, 256 * 1024, "cuda:0", 4 * GIB)
+    check_device_memory(10**9, 256 * 1024, "cuda:0", None)
+    message = r"num_grads=1025 takes 1\.00 GiB .* on cuda:0, .*1\.00 GiB of 4\.00 GiB\. num_grads=1024 would fit"
+    with pytest.raises(MemoryError, match=message):
+        check_device_memory(1025, 256 * 1024, "cuda:0", 4 * GIB)
+    with pytest.raises(MemoryError, match="choose fewer weights") as error:
+        check_device_memory(1, 1000, "cuda:0", 1000)
     assert "would fit" not in str(error.value)
-    assert "choose fewer weights" in str(error.value)
-
-
-def test_the_default_is_what_is_free_now():
-    with pytest.raises(MemoryError, match="would fit"):
-        check_memory(psutil.virtual_memory().total // 1000, 4000)
 
 
 def lay(folder, limit, usage, stat):

@@ -208,7 +208,11 @@ def test_magnitude_needs_neither_data_nor_loss():
         (ValueError, r"sparsity must lie in \[0, 1\), got 80", {"sparsity": 80}),
         (ValueError, "num_grads=97 with .* needs 97 examples.*num_grads=96 would fit", {"num_grads": 97}),
         (KeyError, "params names 'nothing'", {"params": ["nothing"]}),
-        (MemoryError, "num_grads=10000000000 .*would fit", {"num_grads": 10**10, "data": lambda: iter(())}),
+        (
+            MemoryError,
+            "num_grads=10000000000 .*would fit",
+            {"num_grads": 10**10, "data": lambda: iter([(np.ones((2, 12), "float32"), np.zeros(2, "int32"))])},
+        ),
     ],
 )
 def test_errors_come_before_any_work_and_change_nothing(blobs, error, message, kwargs):

@@ -48,6 +48,15 @@ SHARED = [
     ({"verbose": 3}, ValueError, "verbose must be one of 0, 1, 2, got 3"),
     ({"verbose": "loud"}, ValueError, "verbose must be one of 0, 1, 2, got 'loud'"),
 ]
+SHARED += [
+    ({"memory_limit": "lots"}, ValueError, r"memory_limit must be a size, got 'lots'\. Give bytes, or .*4GiB"),
+    ({"memory_limit": 0}, ValueError, "memory_limit must be at least one byte, got 0"),
+    ({"memory_limit": 2.5}, TypeError, r"memory_limit must be a size, got 2\.5"),
+    ({"grads_device": None}, TypeError, "grads_device must be .*, got None"),
+    ({"grads_dtype": "bfloat16"}, ValueError, "grads_dtype must be one of 'float32', 'float16', got 'bfloat16'"),
+    ({"num_pages": 0}, ValueError, "num_pages must be at least 1, got 0"),
+    ({"num_pages": 2}, ValueError, "num_pages=2 is for one block .*got fisher_block_size=2000.*Leave num_pages out"),
+]
 
 OF_CALLBACK = [
     ({"final_sparsity": 90}, ValueError, r"final_sparsity must lie in \[0, 1\), got 90\. .* write 0\.9 for 90 %"),
@@ -142,6 +151,10 @@ UNUSUAL = {
     "update": "independent",
     "method": "magnitude",
     "available_gpus": ["cpu:0", "cpu:1"],
+    "memory_limit": "3 GiB",
+    "grads_device": "disk",
+    "grads_dtype": "float16",
+    "num_pages": 3,
     "seed": None,
     "verbose": 2,
 }

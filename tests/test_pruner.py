@@ -5,31 +5,15 @@ import itertools
 import keras
 import numpy as np
 import pytest
+from gathering import GivenGradients
 from keras import layers, ops
 
-from keras_woodfisher.meter import Meter
 from keras_woodfisher.options import PruningOptions
 from keras_woodfisher.pruner import Pruner, zeros_of
 from keras_woodfisher.targets import Target
 
 NAME = keras.backend.backend()
 DAMP = 1e-4
-
-
-class GivenGradients:
-    """A source whose G is known to the test: (m, all weights) in weight order."""
-
-    def __init__(self, grads):
-        self.grads = grads
-        self.asked = []
-
-    def check(self, rows):
-        pass
-
-    def collect(self, kept, rows, draw, meter: Meter):
-        self.asked.append((rows, draw))
-        with meter.phase("gradients", 1, "sample"):
-            return np.ascontiguousarray(self.grads[:rows, np.concatenate(kept)])
 
 
 def small_model(policy="float32"):

@@ -428,8 +428,6 @@ NOT_BUILT = [
     ({"mask_type": "2:4"}, "mask_type 2:4 can't be pruned yet"),
     ({"mask_type": [1, 4]}, r"mask_type \[1, 4\] can't be pruned yet"),
     ({"num_recomputations": 3}, "num_recomputations=3 can't be done yet"),
-    ({"num_pages": 2, "fisher_block_size": None}, "num_pages=2 can't be done yet"),
-    ({"grads_device": "cuda:0"}, "grads_device='cuda:0' can't be done yet"),
 ]
 
 

@@ -177,7 +177,7 @@ PROBLEMS = [
     ((5,), {"params": ["hiden/kernel"]}, "which no variable has. The nearest: .*hidden/kernel"),
     ((5,), {"use_gradient_buffering": False}, "so data is required"),
     ((5,), {"mask_type": "block4"}, "mask_type block4 can't be pruned yet"),
-    ((5,), {"num_grads": 10**9}, "num_grads=1000000000 takes .* free memory"),
+    ((5,), {"num_grads": 10**9}, "num_grads=1000000000 .* needs at least .* may be used"),
 ]
 
 
@@ -188,11 +188,35 @@ def test_everything_that_would_fail(make_mlp, run, fields, message):
     assert "problems:\n  - WoodFisherPruningModifier: " in str(found)
 
 
-def test_a_buffer_is_held_twice(make_mlp, monkeypatch):
-    # A quarter of what is free would hold the 8 gradients of 240 weights once.
-    monkeypatch.setattr("keras_woodfisher.memory.free_memory", lambda: 4 * 8 * 240 * 4)
-    (problem,) = check(make_mlp(), 5).problems
-    assert "num_grads=4 would fit" in problem.message
+def test_the_memory_plan_is_that_of_the_run(make_mlp, blobs, capsys):
+    model = make_mlp()
+    for data, steps in ((blobs, 5), (None, 96)):
+        found = check(model, steps, data=data, memory_limit="7 MB", end_epoch=2.0, verbose=0)
+        assert not found.problems
+        plan = found.modifiers[0].cost.memory
+        assert (plan.limit, plan.storage, plan.reason) == (7_000_000, "memory", "memory_limit")
+        assert (plan.ring == 0) == (data is not None)
+        assert found.modifiers[0].cost.host_bytes == plan.total <= plan.limit
+        assert all(line in str(found) for line in str(plan).splitlines())
+        assert found.as_dict()["modifiers"][0]["cost"]["memory"]["total"] == plan.total
+        json.dumps(found.as_dict())
+        recipe = kw.load_recipe({"modifiers": [entry("MFACPruningModifier", memory_limit="7 MB", end_epoch=2.0)]})
+        model.fit(
+            *blobs,
+            epochs=2,
+            batch_size=96 // steps if data is None else 20,
+            verbose=0,
+            callbacks=recipe.callbacks(model, data, verbose=2),
+        )
+        assert capsys.readouterr().out.count(str(plan)) == 1
+        model = make_mlp()
+
+
+def test_what_does_not_fit_is_a_problem(make_mlp, blobs):
+    for data in (blobs, None):
+        (problem,) = check(make_mlp(), 96, data=data, memory_limit=20_000).problems
+        assert re.search(r"needs at least .* 0\.0 MiB may be used \(memory_limit\).*memory_limit=", problem.message)
+        assert check(make_mlp(), 96, data=data, memory_limit=20_000).modifiers[0].cost.memory is None
 
 
 def test_problems_of_the_data_and_of_training(make_mlp, blobs):

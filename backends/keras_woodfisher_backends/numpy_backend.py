@@ -91,7 +91,8 @@ class NumpyOperators:
 
     def _add_square(self, left: np.ndarray, total: np.ndarray | None) -> np.ndarray:
         size = len(left)
-        out = self._arrays.take("matrix" if total is None else "product", (size, size))
+        # The sum outlives the call, and one thread may begin several.
+        out = np.empty((size, size)) if total is None else self._arrays.take("product", (size, size))
         # NumPy computes half of a product with its own transpose, and mirrors it.
         np.matmul(left, left.T, out=out)
         if total is None:

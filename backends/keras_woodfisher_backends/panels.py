@@ -134,7 +134,7 @@ class Panels:
                 totals[lane] = self._ops.gram(self._ops.load(panel), totals.get(lane))
 
         self._each(work, grads.shape[1], alone)
-        first, *others = totals.values()
+        first, *others = (totals[share] for share in sorted(totals))
         for total in others:
             first += total
         return first
@@ -167,11 +167,13 @@ class Panels:
                 work(part)
             return
 
-        def within(lane: int, part: slice) -> None:
+        def within(_: Any, share: int) -> None:
             with self._ops.scope():
-                work(part, lane)
+                for part in parts[share::lanes]:
+                    work(part, share)
 
-        side_by_side(range(lanes), parts, within, cores=self.lanes if self.on_host else lanes)
+        # Which panels are summed together doesn't depend on which lane is free: the result is always the same.
+        side_by_side(range(lanes), range(lanes), within, cores=self.lanes if self.on_host else lanes)
 
     def _parts(self, size: int) -> Iterator[slice]:
         for start in range(0, size, self._panel):

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -10,8 +11,8 @@ BACKENDS = ("torch", "tensorflow", "jax")
 METHODS = ("woodfisher", "magnitude")
 UPDATES = ("joint", "independent")
 
-_OF_SPARSITY = ("params", "exclude", "num_grads", "damp", "fisher_block_size", "method", "update")
-_OF_WOODFISHER = ("num_grads", "damp", "fisher_block_size", "update")
+_OF_SPARSITY = ("params", "exclude", "num_grads", "damp", "fisher_block_size", "memory_limit", "method", "update")
+_OF_WOODFISHER = ("num_grads", "damp", "fisher_block_size", "memory_limit", "update")
 _LOSS_HELP = "a Keras loss, such as mse; NAME:from_logits where the model's outputs are logits"
 
 
@@ -73,6 +74,7 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
     plain.add_argument("--num-grads", type=_whole(1), metavar="M")
     plain.add_argument("--damp", type=_positive)
     plain.add_argument("--fisher-block-size", type=_whole(0), metavar="B", help="0: one block over everything")
+    plain.add_argument("--memory-limit", type=_size, metavar="SIZE", help="such as 4GiB (default: 1/4 of what is free)")
     plain.add_argument("--method", choices=METHODS)
     plain.add_argument("--update", choices=UPDATES)
 
@@ -167,6 +169,15 @@ def _whole(least: int) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def _size(text: str) -> str:
+    if (
+        not re.fullmatch(r"\d+(\.\d+)?\s*([KMGT]?i?B)?", text.strip(), re.IGNORECASE)
+        or float(text.strip("KMGTIBkmgtib ")) == 0
+    ):
+        raise argparse.ArgumentTypeError(f"must be a size such as 4GiB or 500MB, got {text!r}")
+    return text
 
 
 def _variable(text: str) -> tuple[str, str]:

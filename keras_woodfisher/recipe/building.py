@@ -16,6 +16,19 @@ from keras_woodfisher.recipe.modifiers import (
     WoodFisherPruningModifier,
 )
 
+_PASSED_ON = (
+    "num_grads",
+    "damp",
+    "fisher_block_size",
+    "available_gpus",
+    "memory_limit",
+    "grads_device",
+    "grads_dtype",
+    "num_pages",
+    "update",
+    "seed",
+)
+
 
 def callbacks_of(modifiers: Sequence[Modifier], data: Any, verbose: int) -> list[keras.callbacks.Callback]:
     """The callbacks that carry modifiers out, those that prune first, in the order in which they begin."""
@@ -64,8 +77,7 @@ def pruning_arguments(modifier: PruningModifier) -> dict[str, Any]:
     if isinstance(modifier, MagnitudePruningModifier):
         return arguments | {"method": "magnitude"}
     assert isinstance(modifier, WoodFisherPruningModifier)
-    fields = ("num_grads", "damp", "fisher_block_size", "available_gpus", "update", "seed")
-    return arguments | {name: getattr(modifier, name) for name in fields}
+    return arguments | {name: getattr(modifier, name) for name in _PASSED_ON}
 
 
 def buffers(modifier: Modifier, data: Any) -> bool:
@@ -83,16 +95,11 @@ def not_built(modifier: Modifier) -> list[str]:
         found.append(
             f"mask_type {list(mask) if isinstance(mask, tuple) else mask} can't be pruned yet, only unstructured."
         )
-    if isinstance(modifier, WoodFisherPruningModifier):
-        if modifier.num_recomputations > 1:
-            found.append(
-                f"num_recomputations={modifier.num_recomputations} can't be done yet. Remove it, or give a smaller "
-                "update_frequency: each update takes new gradients."
-            )
-        if modifier.num_pages > 1:
-            found.append(f"num_pages={modifier.num_pages} can't be done yet: the gradients stay in memory as a whole.")
-        if modifier.grads_device != "cpu":
-            found.append(f"grads_device={modifier.grads_device!r} can't be done yet: the gradients stay on the cpu.")
+    if isinstance(modifier, WoodFisherPruningModifier) and modifier.num_recomputations > 1:
+        found.append(
+            f"num_recomputations={modifier.num_recomputations} can't be done yet. Remove it, or give a smaller "
+            "update_frequency: each update takes new gradients."
+        )
     return found
 
 

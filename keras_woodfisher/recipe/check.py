@@ -12,10 +12,10 @@ from keras_woodfisher_backends.kernel import BlockKernel
 
 from keras_woodfisher.callback import WoodFisherPruning
 from keras_woodfisher.companions.learning_rate import RateCallback
+from keras_woodfisher.footprint import buffered_footprint
 from keras_woodfisher.gradients import may_have_loss
 from keras_woodfisher.holding import check_trainable_here
 from keras_woodfisher.keep_zeros import KeepZeros
-from keras_woodfisher.memory import check_memory
 from keras_woodfisher.meter import say
 from keras_woodfisher.options import count
 from keras_woodfisher.planning import PlannedUpdate
@@ -150,10 +150,9 @@ class _Run:
         kernels, missing = self._devices(modifier)
         problems += missing
         # What can't be done is said above; the rest is checked as if it could.
-        known: dict[str, Any] = {"available_gpus": None, "num_recomputations": 1, "num_pages": 1}
+        known: dict[str, Any] = {"available_gpus": None, "num_recomputations": 1}
         plain = modifier.model_copy(
-            update={k: v for k, v in (known | {"grads_device": "cpu"}).items() if hasattr(modifier, k)}
-            | {"mask_type": "unstructured"}
+            update={k: v for k, v in known.items() if hasattr(modifier, k)} | {"mask_type": "unstructured"}
         )
         updates: list[PlannedUpdate] = []
         cost = Cost()
@@ -186,21 +185,24 @@ class _Run:
         problems: list[Problem],
     ) -> Cost:
         options, buffered = callback.options, buffers(modifier, self._data)
+        uses = [(u.num_grads, u.kept) for u in updates if u.num_grads]
         seconds = None
         if options.method == "woodfisher":
             try:
                 if buffered:
-                    check_memory(options.most_gradients, sum(t.size for t in pruner.targets), copies=2)
+                    footprint = buffered_footprint(pruner.targets, options.most_gradients)
+                    pruner.plan_memory(footprint, uses or [(options.most_gradients, 1)])
                 else:
                     source = SampledGradients(
                         self._model, pruner.targets, options, pruner.backend, self._data, self._loss
                     )
                     source.check(options.most_gradients)
-                    if any(u.num_grads for u in updates):
+                    if uses:
+                        pruner.plan_memory(source.footprint(max(rows for rows, _ in uses)), uses)
                         seconds = probed_seconds(self._model, pruner, options, self._data, self._loss)
             except _REFUSALS as error:
                 problems.append(_problem(modifier, error))
-        return cost_of(updates, pruner, options, kernels, buffered, seconds)
+        return cost_of(updates, pruner, options, kernels, buffered, pruner.memory if uses else None, seconds)
 
     def _devices(self, modifier: PruningModifier) -> tuple[dict[str, BlockKernel], list[Problem]]:
         backend = get_backend(keras.backend.backend())

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from keras_woodfisher.memory import size_text
 from keras_woodfisher.planning import PlannedUpdate
 from keras_woodfisher.recipe.costs import Cost
 from keras_woodfisher.recipe.modifiers import Modifier, PruningModifier
@@ -71,7 +72,7 @@ class CheckedModifier:
             "nearly": list(self.nearly),
             "updates": [asdict(update) for update in self.updates],
             "source": self.source,
-            "cost": asdict(self.cost),
+            "cost": asdict(self.cost) | {"memory": self.cost.memory and self.cost.memory.as_dict()},
             "problems": [asdict(problem) for problem in self.problems],
         }
 
@@ -95,8 +96,9 @@ class CheckedModifier:
         lines = [f"gradients: {cost.gradient_bytes:,} bytes at the update that needs most, from {self.source}"]
         if cost.buffer_bytes:
             lines.append(f"buffer: {cost.buffer_bytes:,} bytes beside the optimizer's variables; {self._filling()}")
-        lines.append(f"host memory: about {_size(cost.host_bytes)} at its peak, beside the training's own")
-        lines += [f"{name}: about {_size(size)} at its peak" for name, size in (cost.device_bytes or {}).items()]
+        if cost.memory is not None:
+            lines += str(cost.memory).splitlines()
+        lines += [f"{name}: about {size_text(size)} at its peak" for name, size in (cost.device_bytes or {}).items()]
         if cost.gradient_seconds is None:
             lines.append("time: give data to have that of the gradients measured")
         elif self.source == "data":
@@ -158,7 +160,3 @@ def _table(updates: tuple[PlannedUpdate, ...]) -> list[str]:
     if len(updates) > 2 * _SHOWN:
         lines = [*lines[: 1 + _SHOWN], f"... {len(updates) - 2 * _SHOWN} more", *lines[-_SHOWN:]]
     return lines
-
-
-def _size(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -10,11 +10,12 @@ import numpy as np
 from keras_woodfisher_backends.kernel import BlockKernel
 
 from keras_woodfisher.fisher import block_slices
-from keras_woodfisher.meter import Meter
+from keras_woodfisher.memory_plan import MemoryPlan
 from keras_woodfisher.options import PruningOptions
 from keras_woodfisher.planning import PlannedUpdate
 from keras_woodfisher.pruner import Pruner
 from keras_woodfisher.sources import SampledGradients
+from keras_woodfisher.stores.store import MemoryStore
 
 _OVERHEAD = 2.3
 """Time of an update without its gradients over that of its useful arithmetic (benchmarks/update_cost.py)."""
@@ -29,10 +30,12 @@ class Cost:
     Attributes:
         gradient_bytes: Bytes of the gradients at the update that needs most, float32.
         buffer_bytes: Bytes of the ring of gradients that the optimizer carries; 0 where they are sampled.
-        host_bytes: Most bytes on the host at one time: the gradients, and the blocks that are worked on.
+        host_bytes: Most bytes on the host at one time, beside the training's own: the total of the memory plan.
         device_bytes: Most bytes on each other device.
         gradient_seconds: Seconds for all gradient samples of all updates; None where that isn't known without data.
         inverse_seconds: Seconds for all that comes after them on the CPU; None on other devices.
+        memory: The memory plan that the updates will keep to, made from what is free now; None without gradients, or
+            where nothing fits.
     """
 
     gradient_bytes: int = 0
@@ -41,6 +44,7 @@ class Cost:
     device_bytes: Mapping[str, int] | None = None
     gradient_seconds: float | None = 0.0
     inverse_seconds: float | None = 0.0
+    memory: MemoryPlan | None = None
 
 
 def cost_of(
@@ -49,6 +53,7 @@ def cost_of(
     options: PruningOptions,
     kernels: Mapping[str, BlockKernel],
     buffered: bool,
+    memory: MemoryPlan | None,
     seconds_per_sample: float | None,
 ) -> Cost:
     """The cost of a modifier's updates.
@@ -59,6 +64,7 @@ def cost_of(
         options: How updates work.
         kernels: The kernels by device.
         buffered: Whether gradients come from the training run.
+        memory: The plan for them, if one fits.
         seconds_per_sample: Measured time of one gradient sample, or None.
     """
     working = [u for u in updates if u.num_grads]
@@ -77,16 +83,15 @@ def cost_of(
     if set(kernels) == {"cpu"}:
         flops = sum(_flops(u.num_grads, width) for u, widths in blocks.items() for width in widths)
         seconds = _OVERHEAD * flops / _gemm_rate()
-    # Work on the weights themselves: scores, masks and corrections in double precision.
-    rest = 40 * total
     samples = sum(u.num_grads for u in working)
     return Cost(
         gradients,
         ring,
-        ring + gradients + rest + workspace.get("cpu", 0),
+        0 if memory is None else memory.total,
         {name: size for name, size in workspace.items() if name != "cpu"},
         0.0 if buffered else None if seconds_per_sample is None else samples * seconds_per_sample,
         seconds,
+        memory,
     )
 
 
@@ -97,9 +102,12 @@ def probed_seconds(model: keras.Model, pruner: Pruner, options: PruningOptions, 
     if source.available is not None:
         rows = max(1, min(rows, source.available))
     kept = [np.ones(t.size, bool) for t in pruner.targets]
+    chunk = rows if pruner.memory is None else min(rows, pruner.memory.chunk)
+    store = MemoryStore((rows, sum(t.size for t in pruner.targets)), chunk)
     for draw in (0, 1):
         start = time.perf_counter()
-        source.collect(kept, rows, draw, Meter(pruner.backend, ("cpu",), 0))
+        store.rewind()
+        source.fill(store, kept, rows, draw, lambda number: None)
     return (time.perf_counter() - start) / rows
 
 

@@ -141,7 +141,11 @@ class FisherOptions(BaseModel):
     damp: float = Field(1e-5, description="Ridge on the diagonal of the Fisher.")
     fisher_block_size: Whole | None = Field(2000, description="Weights a block; null or 0: one block.")
     available_gpus: Names | None = Field(None, description="Devices for the inverse; none: the CPU.")
-    grads_device: str = Field("cpu", description="Where the gradients are kept.")
+    memory_limit: Whole | str | None = Field(
+        None, description="Bytes, or a text such as 4GiB; none: a quarter of what is free."
+    )
+    grads_device: str = Field("cpu", description="Where the gradients are kept: cpu, disk, or a device.")
+    grads_dtype: Literal["float32", "float16"] = Field("float32", description="How the gradients are kept.")
     num_pages: Whole = Field(1, description="Pages of the gradients, where there is one block.")
     use_gradient_buffering: bool | None = Field(
         None, description="null: sample from data where there is any; true: buffer; false: data is required."
@@ -174,8 +178,7 @@ class SecondOrderModifier(FisherOptions, PruningModifier):
                 f"score_type must be {self._score}, the score of a {self.tag}, or be left out; got {self.score_type!r}."
             )
         self.options()
-        for field in ("num_pages", "num_recomputations"):
-            count(field, getattr(self, field))
+        count("num_recomputations", self.num_recomputations)
         return self
 
     def _fisher(self) -> dict[str, Any]:
@@ -214,6 +217,10 @@ class SecondOrderModifier(FisherOptions, PruningModifier):
             damp=fisher["damp"],
             fisher_block_size=fisher["fisher_block_size"],
             available_gpus=fisher["available_gpus"] or (),
+            memory_limit=fisher["memory_limit"],
+            grads_device=fisher["grads_device"],
+            grads_dtype=fisher["grads_dtype"],
+            num_pages=fisher["num_pages"],
             seed=self.seed,
         )
 

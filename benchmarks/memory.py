@@ -1,0 +1,119 @@
+"""How much anonymous memory pruning takes, over what its plan says, at limits down to a tenth of the gradients.
+
+Each limit is a process of its own. Warm-up is one update with few gradients, which loads libraries and compiles; what
+counts is the largest growth from then on. `--weights 25` builds a dense net of about 25 million weights instead of a
+model from a file, with random data: its limit is `--limit`.
+"""
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import keras
+import numpy as np
+from common import compile_model, load, parser, record
+from update_cost import AnonymousMemory
+
+import keras_woodfisher as kw
+from keras_woodfisher.memory import parse_bytes
+from keras_woodfisher.pruner import Pruner
+
+_FRACTIONS = (2.0, 1.0, 0.5, 0.25, 0.1)
+_WARM = 40
+
+
+def main() -> None:
+    args = parser(__doc__)
+    args.add_argument("--sparsity", type=float, default=0.8)
+    args.add_argument("--weights", type=int, help="millions of weights of a dense net, instead of a model")
+    args.add_argument("--limit", action="append", help="memory limits; by default fractions of the gradients")
+    args.add_argument("--no-disk", action="store_true", help="as if the temporary folder were full")
+    args.add_argument("--one", help=argparse.SUPPRESS)
+    args.add_argument("--name", default="memory")
+    args = args.parse_args()
+    if args.one:
+        print(json.dumps(_measure(args)))
+        return
+    model, _, _ = _load(args)
+    size = 4 * args.num_grads * sum(t.size for t in Pruner(model, kw.options.PruningOptions(verbose=0)).targets)
+    limits = args.limit or [str(int(size * fraction)) for fraction in _FRACTIONS]
+    runs = [_run(limit) for limit in limits]
+    record(
+        args.name,
+        {
+            "num_grads": args.num_grads,
+            "fisher_block_size": args.fisher_block_size,
+            "gradients_bytes": size,
+            "runs": runs,
+            "largest_growth_over_plan": max(run["growth_over_plan"] for run in runs),
+        },
+    )
+
+
+def _run(limit: str) -> dict:
+    command = [sys.executable, __file__, *sys.argv[1:], "--one", limit]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _load(args: argparse.Namespace) -> tuple:
+    if not args.weights:
+        return load(args)
+    layers, side = keras.layers, int((args.weights * 1e6 / 1.2) ** 0.5)
+    model = keras.Sequential(
+        [
+            layers.Input((side // 10,)),
+            layers.Dense(side, activation="relu"),
+            layers.Dense(side, activation="relu"),
+            layers.Dense(side // 10),
+        ]
+    )
+    compile_model(model)
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(512, side // 10)).astype("float32"), rng.integers(0, 10, 512).astype("int32")
+    return model, data, data
+
+
+def _measure(args: argparse.Namespace) -> dict:
+    model, data, _ = _load(args)
+    dense = model.get_weights() if not args.weights else None
+    common = {"damp": args.damp, "fisher_block_size": args.fisher_block_size, "verbose": 0, "memory_limit": args.one}
+    plans = []
+    planned = Pruner.plan_memory
+
+    def keep(self: Pruner, *given: object) -> object:
+        plans.append(planned(self, *given))
+        return plans[-1]
+
+    Pruner.plan_memory = keep
+    if args.no_disk:
+        kw.memory_use.disk_room = lambda folder: 0
+    kw.prune(model, data, 0.01, num_grads=_WARM, **common)
+    if dense is not None:
+        model.set_weights(dense)
+    gc.collect()
+    left = set(Path(tempfile.gettempdir()).iterdir())
+    with AnonymousMemory() as memory:
+        report = kw.prune(model, data, args.sparsity, num_grads=args.num_grads, **common)
+    plan = plans[-1]
+    assert set(Path(tempfile.gettempdir()).iterdir()) <= left
+    return {
+        "limit": parse_bytes("limit", args.one),
+        "storage": plan.storage,
+        "pages": plan.pages,
+        "chunk": plan.chunk,
+        "lanes": plan.lanes,
+        "plan": plan.total,
+        "growth": memory.growth,
+        "growth_over_plan": memory.growth / plan.total,
+        "seconds": {phase.name: round(phase.seconds, 2) for phase in report.phases},
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""All samples of a source as one array."""
+
+import numpy as np
+
+from keras_woodfisher.footprint import Footprint
+from keras_woodfisher.stores.store import MemoryStore, add_rows
+
+
+def gathered(source, kept, rows, draw=0):
+    """(m, d) float32."""
+    store = MemoryStore((rows, int(sum(mask.sum() for mask in kept))), rows)
+    source.fill(store, kept, rows, draw, lambda number: None)
+    return store.block(slice(0, store.shape[1]))
+
+
+class GivenGradients:
+    """A source whose G is known to the test: (m, all weights) in weight order."""
+
+    def __init__(self, grads):
+        self.grads = grads
+        self.asked = []
+
+    def check(self, rows):
+        pass
+
+    def footprint(self, rows):
+        return Footprint(rows, 4 * self.grads.shape[1])
+
+    def fill(self, store, kept, rows, draw, advance):
+        self.asked.append((rows, draw))
+        part = np.ascontiguousarray(self.grads[:rows, np.concatenate(kept)])
+        add_rows(store, part, np.ones(len(part), bool))
+        advance(len(part))
