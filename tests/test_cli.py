@@ -353,6 +353,7 @@ def test_a_file_that_names_the_optimizer_of_torch(tmp_path):
     loaded.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
     assert type(loaded.optimizer) is type(model.optimizer)
     assert loaded.optimizer.get_config()["learning_rate"] == 0.125
+    assert ops.convert_to_numpy(loaded.optimizer.iterations) == 1
     assert "mae" in loaded.evaluate(np.ones((4, 3)), np.ones((4, 2)), verbose=0, return_dict=True)
 
 

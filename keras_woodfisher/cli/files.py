@@ -1,5 +1,6 @@
 """Reads models and data, and writes results so that a failure leaves nothing half written."""
 
+import json
 import os
 import re
 import zipfile
@@ -32,10 +33,12 @@ def load_model(path: str, compile: bool = True) -> keras.Model:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} isn't a .keras file (a zip archive). Save the model with model.save('model.keras').")
     try:
-        model = keras.models.load_model(path, compile=compile, safe_mode=True)
+        compilation = _foreign_compilation(path) if compile else None
+        model = keras.models.load_model(path, compile=compile and compilation is None, safe_mode=True)
+        if compilation is not None:
+            model.compile_from_config(compilation)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} can't be loaded: {_why(str(error))}") from error
-    _suit_backend(model)
     return model
 
 
@@ -108,14 +111,22 @@ def _check_input(path: str, endings: Sequence[str]) -> None:
         raise ValueError(f"{path} must be a file that ends in {' or '.join(endings)}.")
 
 
-def _suit_backend(model: keras.Model) -> None:
-    """Compiles a model anew whose file names torch's own optimizer, as Keras writes there, for another backend."""
-    optimizer = getattr(model, "optimizer", None)
-    if keras.backend.backend() == "torch" or not type(optimizer).__module__.startswith("keras.src.backend.torch."):
-        return
-    config = model.get_compile_config()
-    config["optimizer"] |= {"module": "keras.optimizers", "registered_name": None}
-    model.compile_from_config(config)
+def _foreign_compilation(path: str) -> dict[str, Any] | None:
+    """How to compile a model whose file names torch's own optimizer, as Keras writes there, for another backend.
+
+    Keras would import torch, which takes seconds, and train with an optimizer that fails.
+    """
+    if keras.backend.backend() == "torch":
+        return None
+    with zipfile.ZipFile(path) as archive:
+        try:
+            config = json.loads(archive.read("config.json"))["compile_config"]
+            foreign = config["optimizer"]["module"].startswith("keras.src.backend.torch.")
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None  # Keras says what is wrong with it.
+    if not foreign:
+        return None
+    return config | {"optimizer": config["optimizer"] | {"module": "keras.optimizers", "registered_name": None}}
 
 
 def _plain_array(path: str, file: Mapping[str, np.ndarray], name: str) -> np.ndarray:
