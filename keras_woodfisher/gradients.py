@@ -153,7 +153,8 @@ def sample_gradients(
                 start = stop
             good = usable_rows(into)
             dropped += number - int(good.sum())
-            grads[filled : filled + int(good.sum())] = into[good]
+            if not good.all():
+                grads[filled : filled + int(good.sum())] = into[good]
             filled += int(good.sum())
             advance(number)
     return checked(grads[:filled], dropped, shape[0])
@@ -161,8 +162,14 @@ def sample_gradients(
 
 def usable_rows(rows: np.ndarray) -> np.ndarray:
     """Which samples are finite and not all zero, (n,) bool."""
-    norms = np.abs(rows).max(axis=1, initial=0.0)
-    return np.isfinite(norms) & (norms > 0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.array([np.dot(row, row) for row in rows], rows.dtype).reshape(len(rows))
+    good = np.isfinite(squares) & (squares > 0)
+    # Squares may be too large or too small for float32 where the numbers aren't.
+    for place in np.flatnonzero(~good):
+        largest = np.abs(rows[place]).max(initial=0.0)
+        good[place] = np.isfinite(largest) and largest > 0
+    return good
 
 
 def checked(grads: np.ndarray, dropped: int, wanted: int) -> np.ndarray:

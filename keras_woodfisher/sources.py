@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import keras
 import numpy as np
-from keras_woodfisher_backends.protocol import Backend, Sampler
+from keras_woodfisher_backends.protocol import Backend, Sampler, SlowLayers
 
 from keras_woodfisher.buffer import GradientBuffer
 from keras_woodfisher.examples import open_examples
@@ -62,6 +62,11 @@ class SampledGradients:
         examples = self._examples.available
         return None if examples is None else examples // self._options.grad_batch_size
 
+    @property
+    def slow_layers(self) -> SlowLayers | None:
+        """Layers that make sampling slow, as far as they are known by now."""
+        return None if self._sampler is None else self._sampler.slow_layers
+
     def check(self, rows: int) -> None:
         size = self._options.grad_batch_size
         if self.available is not None and self.available < rows:
@@ -88,7 +93,7 @@ class SampledGradients:
         groups = self._examples.groups(rows, self._options.grad_batch_size, stream)
         shape = (rows, int(sum(mask.sum() for mask in kept)))
         with meter.phase("gradients", rows, "sample") as advance:
-            return sample_gradients(
+            grads = sample_gradients(
                 self._loss,
                 self._sampler,
                 self._backend,
@@ -97,6 +102,9 @@ class SampledGradients:
                 shape,
                 advance,
             )
+        if self.slow_layers is not None:
+            meter.note(str(self.slow_layers))
+        return grads
 
 
 class BufferedGradients:

@@ -37,6 +37,10 @@ class Differentiation(Protocol):
         """
         ...
 
+    def kernel_gradient(self, x: Any, grad: Any, layer: Any) -> Any:
+        """See `KernelGradient`."""
+        ...
+
 
 class Capture:
     """Knows which layers own `variables`, and listens to them during one pass.
@@ -46,7 +50,7 @@ class Capture:
         variables: The variables to differentiate.
 
     Attributes:
-        names: For each variable, the name of a layer that owns it.
+        names: For each variable, the path of the layer that owns it.
         unknown: Names of the layers of variables without a rule; capturing needs a rule for each variable.
     """
 
@@ -58,7 +62,7 @@ class Capture:
                     owners[id(variable)].append(layer)
         self._layers: list[Any] = []
         self._rules: list[tuple[int, Rule]] = []
-        self.names = [next((layer.name for layer in owners[id(v)]), v.path) for v in variables]
+        self.names = [v.path.rpartition("/")[0] or v.path for v in variables]
         self.unknown: list[str] = []
         for variable, name in zip(variables, self.names, strict=True):
             found = owners[id(variable)]
@@ -82,7 +86,9 @@ class Capture:
         pairs = [[(x, next(found)) for x, _ in call] for call in calls]
         rows = []
         for (place, rule), value in zip(self._rules, values, strict=True):
-            parts = [rule.gradient(x, grad, groups) for x, grad in pairs[place] if grad is not None]
+            parts = [
+                rule.gradient(x, grad, groups, how.kernel_gradient) for x, grad in pairs[place] if grad is not None
+            ]
             rows.append(sum(parts[1:], parts[0]) if parts else _nothing(groups, value.shape, rule))
         return rows
 

@@ -6,28 +6,48 @@ needs no copy: one batched matrix product for each kernel row.
 """
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from keras import ops
 
 
-def convolution_gradient(layer: Any, x: Any, grad: Any, groups: int) -> Any:
+class KernelGradient(Protocol):
+    """A framework's own gradient of a convolution's kernel."""
+
+    def __call__(self, x: Any, grad: Any, layer: Any) -> Any:
+        """The sum over some examples, (filters, channels / layer.groups, *kernel_size); None where there is none.
+
+        Args:
+            x: The input with its padding, channels last.
+            grad: The gradient of the output, channels last.
+            layer: Tells kernel_size, strides, dilation_rate and groups.
+        """
+        ...
+
+
+def convolution_gradient(layer: Any, x: Any, grad: Any, groups: int, kernels: KernelGradient) -> Any:
     """(n, filters, channels / layer.groups, *kernel_size)."""
     x, grad = _channels_last(layer, x), _channels_last(layer, grad)
     x = _padded(layer, layer.padding, x, grad.shape[1:-1])
+    size = x.shape[0] // groups
+    if size > 1:
+        # Worth a call for each group; for single examples a product over all of them is faster.
+        parts = [kernels(x[i : i + size], grad[i : i + size], layer) for i in range(0, x.shape[0], size)]
+        if parts[0] is not None:
+            return ops.stack(parts)
     if layer.groups == 1:
         return _correlation(layer, x, grad, groups)
     return _grouped_correlation(layer, x, grad, groups, layer.groups)
 
 
-def adjoint_gradient(layer: Any, x: Any, grad: Any, groups: int) -> Any:
+def adjoint_gradient(layer: Any, x: Any, grad: Any, groups: int, kernels: KernelGradient) -> Any:
     """(n, channels, filters, *kernel_size): a transposed convolution is one whose input and output change places."""
     x, grad = _channels_last(layer, x), _channels_last(layer, grad)
     return _correlation(layer, _padded(layer, layer.padding, grad, x.shape[1:-1]), x, groups)
 
 
-def depthwise_gradient(layer: Any, x: Any, grad: Any, groups: int) -> Any:
+def depthwise_gradient(layer: Any, x: Any, grad: Any, groups: int, kernels: KernelGradient) -> Any:
     """(n, channels, depth_multiplier, *kernel_size), of separable convolutions too."""
     x, grad = _channels_last(layer, x), _channels_last(layer, grad)
     if hasattr(layer, "pointwise_kernel"):
@@ -38,7 +58,7 @@ def depthwise_gradient(layer: Any, x: Any, grad: Any, groups: int) -> Any:
     return ops.reshape(rows, (groups, x.shape[-1], -1, *layer.kernel_size))
 
 
-def pointwise_gradient(layer: Any, x: Any, grad: Any, groups: int) -> Any:
+def pointwise_gradient(layer: Any, x: Any, grad: Any, groups: int, kernels: KernelGradient) -> Any:
     """(n, filters, channels * depth_multiplier, 1, ...), of a separable convolution."""
     middle = ops.depthwise_conv(
         x,

@@ -12,6 +12,7 @@ from typing import Any
 from keras import layers, ops
 
 from keras_woodfisher_backends.convolution import (
+    KernelGradient,
     adjoint_gradient,
     convolution_gradient,
     depthwise_gradient,
@@ -30,16 +31,16 @@ class Rule:
     """How to get the gradient of one variable.
 
     Attributes:
-        gradient: `gradient(x, grad, groups)` of the layer's input (n b, ...) and the gradient of its output before the
-            activation (n b, ...), with `groups` = n; the examples of one group lie next to each other.
+        gradient: `gradient(x, grad, groups, kernels)` of the layer's input (n b, ...) and the gradient of its output
+            before the activation (n b, ...), with `groups` = n; the examples of one group lie next to each other.
         axes: The transposition of the result that gives (n, *shape).
     """
 
-    gradient: Callable[[Any, Any, int], Any]
+    gradient: Callable[[Any, Any, int, KernelGradient], Any]
     axes: tuple[int, ...]
 
 
-def rule_of(layer: Any, variable: Any) -> Rule | None:
+def rule_of(layer: Any, variable: Any) -> Rule | None:  # noqa: PLR0911 - a table
     """The rule for a variable of a layer, or None for a layer (or a subclass of one) that isn't known."""
     kind = type(layer)
     owned = [name for name in _KERNELS if getattr(layer, name, None) is variable]
@@ -63,7 +64,7 @@ def rule_of(layer: Any, variable: Any) -> Rule | None:
     return None
 
 
-def _dense_gradient(x: Any, grad: Any, groups: int) -> Any:
+def _dense_gradient(x: Any, grad: Any, groups: int, kernels: KernelGradient) -> Any:
     x = ops.reshape(x, (groups, -1, x.shape[-1]))
     grad = ops.reshape(grad, (groups, -1, grad.shape[-1]))
     return ops.matmul(ops.swapaxes(grad, 1, 2), x)
@@ -78,7 +79,9 @@ def _einsum_rule(equation: str) -> Rule:
     return Rule(partial(_einsum_gradient, inputs.split(",")[0], output, "".join(stored)), axes)
 
 
-def _einsum_gradient(left: str, output: str, stored: str, x: Any, grad: Any, groups: int) -> Any:
+def _einsum_gradient(
+    left: str, output: str, stored: str, x: Any, grad: Any, groups: int, kernels: KernelGradient
+) -> Any:
     used = set(left + output + stored)
     free = [letter for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if letter not in used]
     spread = "".join(free[1 : 1 + x.ndim - len(left.replace("...", ""))]) if "..." in left else ""
@@ -88,7 +91,7 @@ def _einsum_gradient(left: str, output: str, stored: str, x: Any, grad: Any, gro
     return ops.einsum(f"{free[0]}{left},{free[0]}{output}->{free[0]}{stored}", x, grad)
 
 
-def _embedding_gradient(layer: Any, x: Any, grad: Any, groups: int) -> Any:
+def _embedding_gradient(layer: Any, x: Any, grad: Any, groups: int, kernels: KernelGradient) -> Any:
     tokens, width = layer.embeddings.shape
     # Each group has a table of its own.
     places = ops.reshape(ops.cast(x, "int32"), (groups, -1)) + tokens * ops.arange(groups, dtype="int32")[:, None]

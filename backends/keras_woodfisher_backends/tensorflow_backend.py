@@ -198,6 +198,19 @@ class _Tape:
             grads = tf.map_fn(of_group, (arrays(batch), outputs), fn_output_signature=kinds)
             return self._tape.gradient(outputs, tensors, output_gradients=grads)
 
+    def kernel_gradient(self, x: Any, grad: Any, layer: Any) -> Any:
+        if len(layer.kernel_size) != 2 or layer.groups > 1 or max(layer.dilation_rate) > 1:
+            return None
+        with self._tape.stop_recording():
+            kernel = tf.raw_ops.Conv2DBackpropFilter(
+                input=x,
+                filter_sizes=[*layer.kernel_size, x.shape[-1], grad.shape[-1]],
+                out_backprop=grad,
+                strides=[1, *layer.strides, 1],
+                padding="VALID",
+            )
+            return tf.transpose(kernel, (3, 2, 0, 1))
+
 
 def _logical(kind: str) -> list[Any]:
     return tf.config.list_logical_devices(kind)

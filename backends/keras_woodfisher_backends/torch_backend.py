@@ -194,6 +194,14 @@ class _Autograd:
             losses = torch.stack([loss(*group) for group in zip(*leaves, strict=True)])
         return torch.autograd.grad(losses.sum(), tensors, allow_unused=True)
 
+    def kernel_gradient(self, x: torch.Tensor, grad: torch.Tensor, layer: Any) -> torch.Tensor:
+        kernel = x.new_empty((grad.shape[-1], x.shape[-1] // layer.groups, *layer.kernel_size))
+        none = [0] * len(layer.kernel_size)
+        x, grad = x.movedim(-1, 1), grad.movedim(-1, 1)
+        steps = list(layer.strides), none, list(layer.dilation_rate)
+        wanted = [False, True, False]
+        return torch.ops.aten.convolution_backward(grad, x, kernel, None, *steps, False, none, layer.groups, wanted)[1]
+
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 from keras_woodfisher_backends import get_backend
 from keras_woodfisher_backends.kernel import BlockKernel
+from keras_woodfisher_backends.protocol import SlowLayers
 
 from keras_woodfisher.callback import WoodFisherPruning
 from keras_woodfisher.keep_zeros import KeepZeros
@@ -84,6 +85,7 @@ class _Run:
         self._data = data
         self._loss = loss
         self._zeros: dict[int, int] = {}
+        self._slow: SlowLayers | None = None
 
     def problems_of_training(self) -> Iterator[Problem]:
         if not getattr(self._model, "compiled", False) and self._loss is None:
@@ -129,6 +131,7 @@ class _Run:
         )
         updates: list[PlannedUpdate] = []
         cost = Cost()
+        self._slow = None
         try:
             callback = callback_of(plain, self._data, 0)
             assert isinstance(callback, WoodFisherPruning)
@@ -145,7 +148,14 @@ class _Run:
         except _REFUSALS as error:
             problems.append(_problem(modifier, error))
         source = "" if not any(u.num_grads for u in updates) else "buffer" if buffers(plain, self._data) else "data"
-        return replace(entry, updates=tuple(updates), cost=cost, source=source, problems=tuple(problems))
+        return replace(
+            entry,
+            updates=tuple(updates),
+            cost=cost,
+            source=source,
+            slow_layers=self._slow,
+            problems=tuple(problems),
+        )
 
     def _cost(
         self,
@@ -168,7 +178,8 @@ class _Run:
                     )
                     source.check(options.most_gradients)
                     if any(u.num_grads for u in updates):
-                        seconds = probed_seconds(self._model, pruner, options, self._data, self._loss)
+                        seconds = probed_seconds(source, pruner, options)
+                        self._slow = source.slow_layers
             except _REFUSALS as error:
                 problems.append(_problem(modifier, error))
         return cost_of(updates, pruner, options, kernels, buffered, seconds)
