@@ -190,7 +190,9 @@ def test_the_dry_run_tells(rng):
     model.compile(loss="mse")
     x, y = rng.normal(size=(8, 4)).astype("float32"), rng.normal(size=(8, 2)).astype("float32")
     fields = {"init_sparsity": 0.1, "final_sparsity": 0.5, "end_epoch": 2.0, "update_frequency": 1.0, "num_grads": 8}
-    recipe = kw.load_recipe({"modifiers": [{"MFACPruningModifier": {"start_epoch": 0.0, "params": "__ALL_PRUNABLE__", **fields}}]})
+    recipe = kw.load_recipe(
+        {"modifiers": [{"MFACPruningModifier": {"start_epoch": 0.0, "params": "__ALL_PRUNABLE__", **fields}}]}
+    )
     found = kw.check_recipe(recipe, model, 5, data=(x, y), verbose=0)
     (entry,) = found.modifiers
     assert not found.problems

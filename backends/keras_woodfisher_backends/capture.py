@@ -37,7 +37,7 @@ class Differentiation(Protocol):
         """
         ...
 
-    def kernel_gradient(self, x: Any, grad: Any, layer: Any) -> Any:
+    def kernel_gradient(self, x: Any, grad: Any, layer: Any, groups: int) -> Any:
         """See `KernelGradient`."""
         ...
 

@@ -13,15 +13,16 @@ from keras import ops
 
 
 class KernelGradient(Protocol):
-    """A framework's own gradient of a convolution's kernel."""
+    """A framework's own gradients of a convolution's kernel."""
 
-    def __call__(self, x: Any, grad: Any, layer: Any) -> Any:
-        """The sum over some examples, (filters, channels / layer.groups, *kernel_size); None where there is none.
+    def __call__(self, x: Any, grad: Any, layer: Any, groups: int) -> Any:
+        """(n, filters, channels / layer.groups, *kernel_size); None where a matrix product is faster.
 
         Args:
             x: The input with its padding, channels last.
             grad: The gradient of the output, channels last.
             layer: Tells kernel_size, strides, dilation_rate and groups.
+            groups: n.
         """
         ...
 
@@ -30,12 +31,9 @@ def convolution_gradient(layer: Any, x: Any, grad: Any, groups: int, kernels: Ke
     """(n, filters, channels / layer.groups, *kernel_size)."""
     x, grad = _channels_last(layer, x), _channels_last(layer, grad)
     x = _padded(layer, layer.padding, x, grad.shape[1:-1])
-    size = x.shape[0] // groups
-    if size > 1:
-        # Worth a call for each group; for single examples a product over all of them is faster.
-        parts = [kernels(x[i : i + size], grad[i : i + size], layer) for i in range(0, x.shape[0], size)]
-        if parts[0] is not None:
-            return ops.stack(parts)
+    rows = kernels(x, grad, layer, groups)
+    if rows is not None:
+        return rows
     if layer.groups == 1:
         return _correlation(layer, x, grad, groups)
     return _grouped_correlation(layer, x, grad, groups, layer.groups)

@@ -119,7 +119,7 @@ class TensorFlowBackend:
         return VerifiedSampler(capture, [gradients.captured], gradients.direct)
 
     def chunk_groups(self, examples: int) -> int:
-        return max(1, (32 if examples == 1 else 64) // examples)
+        return max(1, 64 // examples)
 
     def write_row(self, buffer: Any, slot: Any, row: Any) -> None:
         buffer.value[slot].assign(row)
@@ -198,18 +198,19 @@ class _Tape:
             grads = tf.map_fn(of_group, (arrays(batch), outputs), fn_output_signature=kinds)
             return self._tape.gradient(outputs, tensors, output_gradients=grads)
 
-    def kernel_gradient(self, x: Any, grad: Any, layer: Any) -> Any:
+    def kernel_gradient(self, x: Any, grad: Any, layer: Any, groups: int) -> Any:
         if len(layer.kernel_size) != 2 or layer.groups > 1 or max(layer.dilation_rate) > 1:
             return None
+        shape = [*layer.kernel_size, x.shape[-1], grad.shape[-1]]
+        strides = [1, *layer.strides, 1]
         with self._tape.stop_recording():
-            kernel = tf.raw_ops.Conv2DBackpropFilter(
-                input=x,
-                filter_sizes=[*layer.kernel_size, x.shape[-1], grad.shape[-1]],
-                out_backprop=grad,
-                strides=[1, *layer.strides, 1],
-                padding="VALID",
-            )
-            return tf.transpose(kernel, (3, 2, 0, 1))
+            kernels = [
+                tf.raw_ops.Conv2DBackpropFilter(
+                    input=part, filter_sizes=shape, out_backprop=g, strides=strides, padding="VALID"
+                )
+                for part, g in zip(tf.split(x, groups), tf.split(grad, groups), strict=True)
+            ]
+            return tf.transpose(tf.stack(kernels), (0, 4, 3, 1, 2))
 
 
 def _logical(kind: str) -> list[Any]:

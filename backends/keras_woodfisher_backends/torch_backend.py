@@ -135,7 +135,7 @@ class TorchBackend:
         return VerifiedSampler(capture, ways, gradients.direct)
 
     def chunk_groups(self, examples: int) -> int:
-        return max(1, (32 if examples == 1 else 64) // examples)
+        return max(1, 64 // examples)
 
     def write_row(self, buffer: Any, slot: Any, row: Any) -> None:
         buffer.value.index_copy_(0, slot.reshape(1).long(), row[None])
@@ -194,13 +194,17 @@ class _Autograd:
             losses = torch.stack([loss(*group) for group in zip(*leaves, strict=True)])
         return torch.autograd.grad(losses.sum(), tensors, allow_unused=True)
 
-    def kernel_gradient(self, x: torch.Tensor, grad: torch.Tensor, layer: Any) -> torch.Tensor:
+    def kernel_gradient(self, x: torch.Tensor, grad: torch.Tensor, layer: Any, groups: int) -> torch.Tensor | None:
+        size = x.shape[0] // groups
+        if size == 1:
+            return None
         kernel = x.new_empty((grad.shape[-1], x.shape[-1] // layer.groups, *layer.kernel_size))
         none = [0] * len(layer.kernel_size)
-        x, grad = x.movedim(-1, 1), grad.movedim(-1, 1)
-        steps = list(layer.strides), none, list(layer.dilation_rate)
-        wanted = [False, True, False]
-        return torch.ops.aten.convolution_backward(grad, x, kernel, None, *steps, False, none, layer.groups, wanted)[1]
+        steps = list(layer.strides), none, list(layer.dilation_rate), False, none, layer.groups
+        pairs = zip(grad.movedim(-1, 1).split(size), x.movedim(-1, 1).split(size), strict=True)
+        backward = torch.ops.aten.convolution_backward
+        # Neither the gradient of the input nor that of a bias.
+        return torch.stack([backward(g, part, kernel, None, *steps, [False, True, False])[1] for g, part in pairs])
 
 
 @contextmanager
