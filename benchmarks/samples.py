@@ -28,6 +28,8 @@ def gradients(model: keras.Model, data: tuple, rows: int, seed: int = 0) -> tupl
 class GivenGradients:
     """A gradient source that costs nothing: samples taken before, for weights none of which was pruned then."""
 
+    slow_layers = None
+
     def __init__(self, grads: np.ndarray):
         self._grads = grads
 

@@ -161,8 +161,14 @@ def sample_gradients(
 
 def usable_rows(rows: np.ndarray) -> np.ndarray:
     """Which samples are finite and not all zero, (n,) bool."""
-    norms = np.maximum(rows.max(axis=1, initial=0.0), -rows.min(axis=1, initial=0.0))
-    return np.isfinite(norms) & (norms > 0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.array([np.dot(row, row) for row in rows], rows.dtype).reshape(len(rows))
+    good = np.isfinite(squares) & (squares > 0)
+    # Squares may be too large or too small for float32 where the numbers aren't.
+    for place in np.flatnonzero(~good):
+        largest = np.abs(rows[place]).max(initial=0.0)
+        good[place] = np.isfinite(largest) and largest > 0
+    return good
 
 
 Grads = TypeVar("Grads", bound=Sized)

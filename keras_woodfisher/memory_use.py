@@ -85,7 +85,8 @@ def open_store(
         blocks: Its blocks.
         fill: Takes all samples and adds them to a store; used again by one that keeps a part at a time.
     """
-    chunk = min(plan.chunk, shape[0])
+    # As long as it is for fewer samples, since frameworks compile once a shape.
+    chunk = plan.chunk
     if plan.storage == MEMORY and plan.dtype == "float32":
         return MemoryStore(shape, chunk)
     if plan.storage == MEMORY:

@@ -48,6 +48,11 @@ class Meter:
         seconds = time.perf_counter() - start
         self.phases.append(PhaseReport(name, seconds, self._peak(growth.peak)))
 
+    def note(self, text: str) -> None:
+        """Tells the user something about a phase."""
+        if self._verbose:
+            say(f"WoodFisher pruning: {text}")
+
     def _peak(self, host: int) -> int:
         peaks = [self._backend.peak_memory(device) for device in self._devices]
         return host + sum(peak for peak in peaks if peak is not None)

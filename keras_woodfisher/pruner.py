@@ -207,6 +207,8 @@ class Pruner:
             with meter.phase("gradients", draw[0], "sample") as advance:
                 source.fill(store, kept, *draw, advance)
                 store.finish()
+            if source.slow_layers is not None:
+                meter.note(str(source.slow_layers))
         except BaseException:
             store.close()
             raise

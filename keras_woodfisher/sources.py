@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import keras
 import numpy as np
-from keras_woodfisher_backends.protocol import Backend, Sampler
+from keras_woodfisher_backends.protocol import Backend, Sampler, SlowLayers
 
 from keras_woodfisher.buffer import GradientBuffer
 from keras_woodfisher.examples import open_examples
@@ -20,6 +20,11 @@ from keras_woodfisher.targets import Target
 
 class GradientSource(Protocol):
     """Gives G at an update."""
+
+    @property
+    def slow_layers(self) -> SlowLayers | None:
+        """Layers that make sampling slow, as far as they are known by now."""
+        ...
 
     def check(self, rows: int) -> None:
         """Raises now what would fail later."""
@@ -76,6 +81,11 @@ class SampledGradients:
         examples = self._examples.available
         return None if examples is None else examples // self._options.grad_batch_size
 
+    @property
+    def slow_layers(self) -> SlowLayers | None:
+        """Layers that make sampling slow, as far as they are known by now."""
+        return None if self._sampler is None else self._sampler.slow_layers
+
     def check(self, rows: int) -> None:
         size = self._options.grad_batch_size
         if self.available is not None and self.available < rows:
@@ -120,6 +130,8 @@ class SampledGradients:
 
 class BufferedGradients:
     """The most recent gradients of the training run, one row a step."""
+
+    slow_layers = None
 
     def __init__(self, model: keras.Model, targets: Sequence[Target], capacity: int, backend: Backend):
         gpus = [device for device in backend.devices() if not device.startswith("cpu")]

@@ -6,9 +6,9 @@ from keras_woodfisher.footprint import Footprint
 from keras_woodfisher.stores.store import MemoryStore, add_rows
 
 
-def gathered(source, kept, rows, draw=0):
+def gathered(source, kept, rows, draw=0, chunk=None):
     """(m, d) float32."""
-    store = MemoryStore((rows, int(sum(mask.sum() for mask in kept))), rows)
+    store = MemoryStore((rows, int(sum(mask.sum() for mask in kept))), chunk or rows)
     source.fill(store, kept, rows, draw, lambda number: None)
     return store.block(slice(0, store.shape[1]))
 
@@ -19,6 +19,8 @@ class GivenGradients:
     def __init__(self, grads):
         self.grads = grads
         self.asked = []
+
+    slow_layers = None
 
     def check(self, rows):
         pass

@@ -1,22 +1,20 @@
-"""Per-example gradients from one batched pass: the input of each layer and the gradient of its output.
+"""Gradients of many groups of examples from one pass: the input of each layer and the gradient of its output.
 
 For `z = op(x, kernel)` the kernel's gradient for one example needs only that example's rows of `x` and
 `dL/dz`, which a batched forward and backward pass gives for all examples at once (Goodfellow, arXiv
 1510.01799; for convolutions Rochette et al., arXiv 1912.06015).
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
-from keras import layers, ops
+from keras import ops
 
-from keras_woodfisher_backends.nest import arrays, take
+from keras_woodfisher_backends.nest import arrays, map_arrays
 from keras_woodfisher_backends.protocol import Loss
-
-_KNOWN = (layers.Dense, layers.EinsumDense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
+from keras_woodfisher_backends.rules import Rule, rule_of
 
 
 class Differentiation(Protocol):
@@ -26,8 +24,21 @@ class Differentiation(Protocol):
         """Makes sure that the gradient with respect to a tensor can be asked for."""
         ...
 
-    def gradients(self, total: Any, tensors: Sequence[Any]) -> Sequence[Any]:
-        """`d total / d tensor` for each; None where it doesn't depend on it."""
+    def gradients(
+        self, measure: Callable[[Any, Any], Any], batch: Any, output: Any, tensors: Sequence[Any]
+    ) -> Sequence[Any]:
+        """The gradient of the sum of all groups' losses with respect to each tensor; None if it doesn't depend on it.
+
+        Args:
+            measure: The loss of one group, `measure(batch, output)`.
+            batch: Leaves (n, b, ...).
+            output: Leaves (n, b, ...), which depend on the tensors.
+            tensors: What was watched.
+        """
+        ...
+
+    def kernel_gradient(self, x: Any, grad: Any, layer: Any, groups: int) -> Any:
+        """See `KernelGradient`."""
         ...
 
 
@@ -39,7 +50,8 @@ class Capture:
         variables: The variables to differentiate.
 
     Attributes:
-        usable: Whether each variable is the kernel of a layer whose rule is known.
+        names: For each variable, the path of the layer that owns it.
+        unknown: Names of the layers of variables without a rule; capturing needs a rule for each variable.
     """
 
     def __init__(self, model: Any, variables: Sequence[Any]):
@@ -48,31 +60,50 @@ class Capture:
             for variable in layer._trainable_variables:
                 if id(variable) in owners:
                     owners[id(variable)].append(layer)
-        found = [owners[id(variable)] for variable in variables]
-        self.usable = all(
-            len(owner) == 1 and type(owner[0]) in _KNOWN and owner[0].kernel is variable
-            for owner, variable in zip(found, variables, strict=True)
-        )
-        self._layers = [owner[0] for owner in found if owner]
+        self._layers: list[Any] = []
+        self._rules: list[tuple[int, Rule]] = []
+        self.names = [v.path.rpartition("/")[0] or v.path for v in variables]
+        self.unknown: list[str] = []
+        for variable, name in zip(variables, self.names, strict=True):
+            found = owners[id(variable)]
+            rule = rule_of(found[0], variable) if len(found) == 1 else None
+            if rule is None:
+                self.unknown += [name] if name not in self.unknown else []
+                continue
+            if not any(layer is found[0] for layer in self._layers):
+                self._layers.append(found[0])
+            place = next(i for i, layer in enumerate(self._layers) if layer is found[0])
+            self._rules.append((place, rule))
 
     def sample(self, how: Differentiation, loss: Loss, values: Any, others: Any, batch: Any) -> list[Any]:
-        """The gradient of each of n examples, in Keras's layout: a list of (n, *shape)."""
-        examples = take(batch, (slice(None), 0))
+        """The gradient of each of n groups, as `in_keras_layout` takes them."""
+        groups, size = arrays(batch)[0].shape[:2]
         calls: list[list[tuple[Any, Any]]] = [[] for _ in self._layers]
         with _listening(self._layers, calls, how):
-            output = loss.predict(values, others, examples)
-        count = arrays(examples)[0].shape[0]
-        total = sum(loss.measure(take(batch, index), take(output, slice(index, index + 1))) for index in range(count))
-        grads = iter(how.gradients(total, [z for call in calls for _, z in call]))
+            output = loss.predict(values, others, map_arrays(_merged, batch))
+        output = map_arrays(lambda leaf: ops.reshape(leaf, (groups, size, *leaf.shape[1:])), output)
+        found = iter(how.gradients(loss.measure, batch, output, [z for call in calls for _, z in call]))
+        pairs = [[(x, next(found)) for x, _ in call] for call in calls]
         rows = []
-        for layer, call, value in zip(self._layers, calls, values, strict=True):
-            row = ops.zeros((count, *value.shape), "float32")
-            for x, _ in call:
-                grad = next(grads)
-                if grad is not None:
-                    row = row + _kernel_gradient(layer, x, grad)
-            rows.append(row)
+        for (place, rule), value in zip(self._rules, values, strict=True):
+            parts = [
+                rule.gradient(x, grad, groups, how.kernel_gradient) for x, grad in pairs[place] if grad is not None
+            ]
+            rows.append(sum(parts[1:], parts[0]) if parts else _nothing(groups, value.shape, rule))
         return rows
+
+    def in_keras_layout(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Views (n, *shape) of arrays that lie in weight order."""
+        return [row.transpose(rule.axes) for row, (_, rule) in zip(rows, self._rules, strict=True)]
+
+
+def _merged(leaf: Any) -> Any:
+    return ops.reshape(leaf, (leaf.shape[0] * leaf.shape[1], *leaf.shape[2:]))
+
+
+def _nothing(groups: int, shape: Any, rule: Rule) -> Any:
+    stored = np.argsort(rule.axes)
+    return ops.zeros([(groups, *shape)[axis] for axis in stored], "float32")
 
 
 @contextmanager
@@ -94,71 +125,20 @@ def _listening(owners: Sequence[Any], calls: Sequence[list], how: Differentiatio
 
 
 def _listen(layer: Any, record: list, how: Differentiation) -> None:
-    original, activation = layer.call, layer.activation
+    original, activation = layer.call, getattr(layer, "activation", None)
     inputs: list[Any] = []
 
     def call(x: Any, *args: Any, **kwargs: Any) -> Any:
         inputs.append(x)
-        return original(x, *args, **kwargs)
+        output = original(x, *args, **kwargs)
+        return listen(output) if activation is None else output
 
     def listen(z: Any) -> Any:
         how.watch(z)
         record.append((inputs.pop(), z))
-        return activation(z)
+        return z if activation is None else activation(z)
 
     # Past Keras's __setattr__, which would track them.
     vars(layer)["call"] = call
-    vars(layer)["activation"] = listen
-
-
-def _kernel_gradient(layer: Any, x: Any, grad: Any) -> Any:
-    if isinstance(layer, layers.EinsumDense):
-        return _einsum_gradient(layer.equation, x, grad)
-    if isinstance(layer, layers.Dense):
-        x = ops.reshape(x, (x.shape[0], -1, x.shape[-1]))
-        grad = ops.reshape(grad, (grad.shape[0], -1, grad.shape[-1]))
-        return ops.matmul(ops.swapaxes(x, 1, 2), grad)
-    return _convolution_gradient(layer, x, grad)
-
-
-def _einsum_gradient(equation: str, x: Any, grad: Any) -> Any:
-    inputs, output = equation.replace(" ", "").split("->")
-    left, kernel = inputs.split(",")
-    spread = "ABCDEFGH"[: x.ndim - len(left.replace("...", ""))]
-    left, output = left.replace("...", spread), output.replace("...", spread)
-    return ops.einsum(f"{left},{output}->{left[0]}{kernel}", x, grad)
-
-
-def _convolution_gradient(layer: Any, x: Any, grad: Any) -> Any:
-    """Correlates shifted views of the input with the output's gradient, in any number of dimensions."""
-    if layer.data_format == "channels_first":
-        x, grad = ops.moveaxis(x, 1, -1), ops.moveaxis(grad, 1, -1)
-    size, stride, dilation = layer.kernel_size, layer.strides, layer.dilation_rate
-    pads = _padding(layer.padding, x.shape[1:-1], size, stride, dilation)
-    if any(sum(pad) for pad in pads):
-        x = ops.pad(x, [(0, 0), *pads, (0, 0)])
-    count, outputs, channels = x.shape[0], grad.shape[1:-1], x.shape[-1]
-    views = []
-    for offset in np.ndindex(*size):
-        window = tuple(
-            slice(k * d, k * d + (n - 1) * s + 1, s)
-            for k, d, n, s in zip(offset, dilation, outputs, stride, strict=True)
-        )
-        views.append(ops.reshape(x[(slice(None), *window)], (count, -1, channels)))
-    grad = ops.reshape(grad, (count, -1, layer.filters))
-    if layer.groups == 1:
-        rows = ops.matmul(ops.swapaxes(ops.concatenate(views, -1), 1, 2), grad)
-    else:
-        patches = ops.reshape(ops.stack(views, 2), (count, -1, len(views), layer.groups, channels // layer.groups))
-        grad = ops.reshape(grad, (count, -1, layer.groups, layer.filters // layer.groups))
-        rows = ops.einsum("npkgc,npgo->nkcgo", patches, grad)
-    return ops.reshape(rows, (count, *size, channels // layer.groups, layer.filters))
-
-
-def _padding(mode: str, shape: Any, size: Any, stride: Any, dilation: Any) -> list[tuple[int, int]]:
-    pads = []
-    for length, k, s, d in zip(shape, size, stride, dilation, strict=True):
-        reach = (k - 1) * d
-        total = max((math.ceil(length / s) - 1) * s + reach + 1 - length, 0)
-        pads.append({"same": (total // 2, total - total // 2), "causal": (reach, 0), "valid": (0, 0)}[mode])
-    return pads
+    if activation is not None:
+        vars(layer)["activation"] = listen

@@ -36,12 +36,7 @@ class JaxBackend:
         return self._memory(device).get("peak_bytes_in_use")
 
     def sampler(self, loss: Loss, model: Any, variables: Sequence[Any]) -> Sampler:
-        rows = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, None, 0)))
-
-        def sample(values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
-            return [np.asarray(row, np.float32) for row in rows(list(values), list(others), batch)]
-
-        return sample
+        return _JaxSampler(loss)
 
     def chunk_groups(self, examples: int) -> int:
         return max(1, 16 // examples)
@@ -58,6 +53,18 @@ class JaxBackend:
     def _memory(self, name: str) -> dict[str, int]:
         device = self._device(name)
         return {} if device is None else device.memory_stats() or {}
+
+
+class _JaxSampler:
+    """`vmap` knows every layer."""
+
+    slow_layers = None
+
+    def __init__(self, loss: Loss):
+        self._rows = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, None, 0)))
+
+    def __call__(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
+        return [np.asarray(row, np.float32) for row in self._rows(list(values), list(others), batch)]
 
 
 def _gpus() -> list[Any]:

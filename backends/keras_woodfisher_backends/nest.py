@@ -1,6 +1,6 @@
 """Nests of arrays with holes: a batch is (x, y, sample_weight), and y or sample_weight may be None."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from keras import tree
@@ -19,3 +19,14 @@ def arrays(nest: Any) -> list[Any]:
 def take(nest: Any, index: Any) -> Any:
     """`array[index]` of each array of a nest."""
     return map_arrays(lambda array: array[index], nest)
+
+
+def outline(nest: Any) -> Any:
+    """The same nest with True for each array."""
+    return map_arrays(lambda array: True, nest)
+
+
+def fill(outlined: Any, leaves: Iterable[Any]) -> Any:
+    """Puts arrays into an outline; None stays None. The inverse of `arrays`."""
+    source = iter(leaves)
+    return map_arrays(lambda here: next(source), outlined)

@@ -7,7 +7,8 @@ Letters used in every docstring of this package:
     G   the (m, d) matrix of samples        n   groups of b examples in one chunk
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,11 +36,36 @@ class Loss(Protocol):
         ...
 
 
-Sampler = Callable[[Sequence[Any], Sequence[Any], Any], list[np.ndarray]]
-"""`sampler(values, others, batch)`: the gradient of each group of a chunk.
+@dataclass(frozen=True)
+class SlowLayers:
+    """Layers whose gradients are taken one group of examples at a time.
 
-The leaves of `batch` have shape (n, b, ...). Returns, for each of `values`, an array (n, *shape).
-"""
+    Attributes:
+        names: Their names.
+        reason: Why there is no faster way.
+    """
+
+    names: tuple[str, ...]
+    reason: str
+
+    def __str__(self) -> str:
+        return f"gradients are taken one sample at a time because of {', '.join(self.names)}: {self.reason}"
+
+
+class Sampler(Protocol):
+    """Gradients of chunks of groups."""
+
+    @property
+    def slow_layers(self) -> SlowLayers | None:
+        """What keeps the fast way from being used, as far as it is known by now; None if nothing does."""
+        ...
+
+    def __call__(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
+        """The gradient of each group of a chunk: for each of `values`, an array (n, *shape).
+
+        The leaves of `batch` have shape (n, b, ...).
+        """
+        ...
 
 
 class Backend(Protocol):
@@ -72,6 +98,8 @@ class Backend(Protocol):
 
     def sampler(self, loss: Loss, model: Any, variables: Sequence[Any]) -> Sampler:
         """Compiles (where the framework does so) the gradients of `loss` for chunks of groups.
+
+        A chunk of the same shapes is never compiled again, whatever the values.
 
         Args:
             loss: See `Loss`.

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from keras import tree
 
 from keras_woodfisher_backends import devices
 from keras_woodfisher_backends.capture import Capture, Differentiation
 from keras_woodfisher_backends.kernel import BlockKernel
-from keras_woodfisher_backends.nest import arrays
+from keras_woodfisher_backends.nest import arrays, fill, outline
 from keras_woodfisher_backends.numpy_backend import host_kernel
 from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
 from keras_woodfisher_backends.tensorflow_operators import TensorFlowOperators
@@ -43,11 +42,12 @@ class TensorFlowBackend:
         return tf.config.experimental.get_memory_info(found)["peak"]
 
     def sampler(self, loss: Loss, model: Any, variables: Sequence[Any]) -> Sampler:
-        gradients = _TensorFlowGradients(loss, model, variables)
-        return VerifiedSampler(gradients.captured, gradients.direct)
+        capture = Capture(model, variables)
+        gradients = _TensorFlowGradients(loss, capture)
+        return VerifiedSampler(capture, [gradients.captured], gradients.direct)
 
     def chunk_groups(self, examples: int) -> int:
-        return 32 if examples == 1 else max(1, 16 // examples)
+        return max(1, 64 // examples)
 
     def write_row(self, buffer: Any, slot: Any, row: Any) -> None:
         buffer.value[slot].assign(row)
@@ -60,40 +60,37 @@ class TensorFlowBackend:
 class _TensorFlowGradients:
     """Samples by capture, and one backward pass at a time; each structure of a batch is traced once."""
 
-    def __init__(self, loss: Loss, model: Any, variables: Sequence[Any]):
+    def __init__(self, loss: Loss, capture: Capture):
         self._loss = loss
-        self._capture = Capture(model, variables)
+        self._capture = capture
         self._compiled: dict[tuple[str, str], Any] = {}
 
-    def captured(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray] | None:
-        if not self._capture.usable or arrays(batch)[0].shape[1] != 1:
-            return None
-        return self._run(self._capture_chunk, values, others, batch)
+    def captured(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
+        return self._capture.in_keras_layout(self._run(self._capture_chunk, values, others, batch))
 
     def direct(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
         return self._run(self._loop_over_chunk, values, others, batch)
 
     def _run(self, rows: Callable[..., Any], values: Any, others: Any, batch: Any) -> list[np.ndarray]:
         # A loop in the graph takes no None: the structure of the batch is kept aside.
-        present = tree.map_structure(lambda leaf: leaf is not None, batch)
-        key = rows.__name__, repr(present)
+        outlined = outline(batch)
+        key = rows.__name__, repr(outlined)
         if key not in self._compiled:
-            compiled = tf.function(partial(rows, present), autograph=False)
-            self._compiled[key] = compiled
+            self._compiled[key] = tf.function(partial(rows, outlined), autograph=False)
         leaves = [tf.convert_to_tensor(leaf) for leaf in arrays(batch)]
         rows_of = self._compiled[key]
         return [tf.cast(row, tf.float32).numpy() for row in rows_of(list(values), list(others), leaves)]
 
-    def _capture_chunk(self, present: Any, values: Any, others: Any, leaves: Any) -> list[Any]:
-        batch = _fill(leaves, present)
+    def _capture_chunk(self, outlined: Any, values: Any, others: Any, leaves: Any) -> list[Any]:
+        batch = fill(outlined, leaves)
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             return self._capture.sample(_Tape(tape), self._loss, values, others, batch)
 
-    def _loop_over_chunk(self, present: Any, values: Any, others: Any, leaves: Any) -> list[Any]:
+    def _loop_over_chunk(self, outlined: Any, values: Any, others: Any, leaves: Any) -> list[Any]:
         def one(group: Any) -> list[Any]:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(values)
-                value = self._loss(values, others, _fill(group, present))
+                value = self._loss(values, others, fill(outlined, group))
             grads = tape.gradient(value, values, unconnected_gradients="zero")
             return [tf.convert_to_tensor(grad) for grad in grads]
 
@@ -110,15 +107,38 @@ class _Tape:
     def watch(self, tensor: Any) -> None:
         self._tape.watch(tensor)
 
-    def gradients(self, total: Any, tensors: Sequence[Any]) -> Sequence[Any]:
+    def gradients(
+        self, measure: Callable[[Any, Any], Any], batch: Any, output: Any, tensors: Sequence[Any]
+    ) -> Sequence[Any]:
+        outlines = outline(batch), outline(output)
+        outputs = arrays(output)
+
+        def of_group(group: Any) -> Any:
+            parts, predicted = group
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(predicted)
+                loss = measure(fill(outlines[0], parts), fill(outlines[1], predicted))
+            return tape.gradient(loss, predicted, unconnected_gradients="zero")
+
         with self._tape.stop_recording():
-            return self._tape.gradient(total, tensors)
+            # A loop in the graph: losses may do what can't be vectorised.
+            kinds = [leaf.dtype for leaf in outputs]
+            grads = tf.map_fn(of_group, (arrays(batch), outputs), fn_output_signature=kinds)
+            return self._tape.gradient(outputs, tensors, output_gradients=grads)
 
-
-def _fill(leaves: Sequence[Any], present: Any) -> Any:
-    """Puts the leaves where `present` says True, None elsewhere."""
-    source = iter(leaves)
-    return tree.map_structure(lambda here: next(source) if here else None, present)
+    def kernel_gradient(self, x: Any, grad: Any, layer: Any, groups: int) -> Any:
+        if len(layer.kernel_size) != 2 or layer.groups > 1 or max(layer.dilation_rate) > 1:
+            return None
+        shape = [*layer.kernel_size, x.shape[-1], grad.shape[-1]]
+        strides = [1, *layer.strides, 1]
+        with self._tape.stop_recording():
+            kernels = [
+                tf.raw_ops.Conv2DBackpropFilter(
+                    input=part, filter_sizes=shape, out_backprop=g, strides=strides, padding="VALID"
+                )
+                for part, g in zip(tf.split(x, groups), tf.split(grad, groups), strict=True)
+            ]
+            return tf.transpose(tf.stack(kernels), (0, 4, 3, 1, 2))
 
 
 def _logical(kind: str) -> list[Any]:

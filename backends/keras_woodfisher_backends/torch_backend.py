@@ -1,7 +1,8 @@
 """PyTorch: devices, and gradients by captured layer inputs and output gradients."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from keras import ops
 from keras_woodfisher_backends import devices
 from keras_woodfisher_backends.capture import Capture, Differentiation
 from keras_woodfisher_backends.kernel import BlockKernel
-from keras_woodfisher_backends.nest import arrays, map_arrays, take
+from keras_woodfisher_backends.nest import arrays, fill, map_arrays, outline, take
 from keras_woodfisher_backends.numpy_backend import host_kernel
 from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
 from keras_woodfisher_backends.torch_devices import CudaDevices
@@ -47,11 +48,13 @@ class TorchBackend:
         return self._accelerators.peak_memory(index) if kind == "gpu" else None
 
     def sampler(self, loss: Loss, model: Any, variables: Sequence[Any]) -> Sampler:
-        gradients = _TorchGradients(loss, model, variables)
-        return VerifiedSampler(gradients.captured, gradients.direct)
+        capture = Capture(model, variables)
+        gradients = _TorchGradients(loss, model, capture)
+        ways = [partial(gradients.captured, vectorised) for vectorised in (True, False)]
+        return VerifiedSampler(capture, ways, gradients.direct)
 
     def chunk_groups(self, examples: int) -> int:
-        return 32 if examples == 1 else 8
+        return max(1, 64 // examples)
 
     def write_row(self, buffer: Any, slot: Any, row: Any) -> None:
         buffer.value.index_copy_(0, slot.reshape(1).long(), row[None])
@@ -63,19 +66,17 @@ class TorchBackend:
 class _TorchGradients:
     """Samples by capture, and one backward pass at a time."""
 
-    def __init__(self, loss: Loss, model: Any, variables: Sequence[Any]):
+    def __init__(self, loss: Loss, model: Any, capture: Capture):
         self._loss = loss
         self._model = model
-        self._capture = Capture(model, variables)
+        self._capture = capture
 
-    def captured(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray] | None:
-        if not self._capture.usable or arrays(batch)[0].shape[1] != 1:
-            return None
+    def captured(self, vectorised: bool, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
         values, others = [v.detach() for v in values], [v.detach() for v in others]
         with _evaluating(self._model), torch.enable_grad():
             batch = map_arrays(ops.convert_to_tensor, batch)
-            rows = self._capture.sample(_Autograd(), self._loss, values, others, batch)
-        return [row.detach().float().cpu().numpy() for row in rows]
+            rows = self._capture.sample(_Autograd(vectorised), self._loss, values, others, batch)
+        return self._capture.in_keras_layout([row.detach().float().cpu().numpy() for row in rows])
 
     def direct(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
         leaves, others = [v.detach().requires_grad_() for v in values], [v.detach() for v in others]
@@ -91,14 +92,41 @@ class _TorchGradients:
 
 
 class _Autograd:
-    """`Differentiation` for capturing."""
+    """`Differentiation` for capturing; the losses of all groups at once, or one after the other."""
+
+    def __init__(self, vectorised: bool):
+        self._vectorised = vectorised
 
     def watch(self, tensor: torch.Tensor) -> None:
         if not tensor.requires_grad:
             tensor.requires_grad_()
 
-    def gradients(self, total: torch.Tensor, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
-        return torch.autograd.grad(total, tensors, allow_unused=True)
+    def gradients(
+        self, measure: Callable[[Any, Any], Any], batch: Any, output: Any, tensors: Sequence[torch.Tensor]
+    ) -> Sequence[torch.Tensor | None]:
+        outlines = outline((batch, output))
+        leaves = arrays((batch, output))
+
+        def loss(*group: torch.Tensor) -> torch.Tensor:
+            return measure(*fill(outlines, group))
+
+        if self._vectorised:
+            losses = torch.vmap(loss)(*leaves)
+        else:
+            losses = torch.stack([loss(*group) for group in zip(*leaves, strict=True)])
+        return torch.autograd.grad(losses.sum(), tensors, allow_unused=True)
+
+    def kernel_gradient(self, x: torch.Tensor, grad: torch.Tensor, layer: Any, groups: int) -> torch.Tensor | None:
+        size = x.shape[0] // groups
+        if size == 1:
+            return None
+        kernel = x.new_empty((grad.shape[-1], x.shape[-1] // layer.groups, *layer.kernel_size))
+        none = [0] * len(layer.kernel_size)
+        steps = list(layer.strides), none, list(layer.dilation_rate), False, none, layer.groups
+        pairs = zip(grad.movedim(-1, 1).split(size), x.movedim(-1, 1).split(size), strict=True)
+        backward = torch.ops.aten.convolution_backward
+        # Neither the gradient of the input nor that of a bias.
+        return torch.stack([backward(g, part, kernel, None, *steps, [False, True, False])[1] for g, part in pairs])
 
 
 @contextmanager
@@ -114,4 +142,4 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 
 _backend: type[Backend] = TorchBackend
-_differentiation: type[Differentiation] = _Autograd
+_differentiation: Callable[..., Differentiation] = _Autograd

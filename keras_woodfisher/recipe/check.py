@@ -9,6 +9,7 @@ import keras
 from keras_woodfisher_backends import get_backend
 from keras_woodfisher_backends.devices import expand
 from keras_woodfisher_backends.kernel import BlockKernel
+from keras_woodfisher_backends.protocol import SlowLayers
 
 from keras_woodfisher.callback import WoodFisherPruning
 from keras_woodfisher.companions.learning_rate import RateCallback
@@ -92,6 +93,7 @@ class _Run:
         self._data = data
         self._loss = loss
         self._zeros: dict[int, int] = {}
+        self._slow: SlowLayers | None = None
 
     def problems_of_training(self, modifiers: Sequence[Modifier]) -> Iterator[Problem]:
         model = self._model
@@ -156,6 +158,7 @@ class _Run:
         )
         updates: list[PlannedUpdate] = []
         cost = Cost()
+        self._slow = None
         try:
             callback = callback_of(plain, self._data, 0)
             assert isinstance(callback, WoodFisherPruning)
@@ -173,7 +176,14 @@ class _Run:
         except _REFUSALS as error:
             problems.append(_problem(modifier, error))
         source = "" if not any(u.num_grads for u in updates) else "buffer" if buffers(plain, self._data) else "data"
-        return replace(entry, updates=tuple(updates), cost=cost, source=source, problems=tuple(problems))
+        return replace(
+            entry,
+            updates=tuple(updates),
+            cost=cost,
+            source=source,
+            slow_layers=self._slow,
+            problems=tuple(problems),
+        )
 
     def _cost(
         self,
@@ -199,7 +209,8 @@ class _Run:
                     source.check(options.most_gradients)
                     if uses:
                         pruner.plan_memory(source.footprint(max(rows for rows, _ in uses)), uses)
-                        seconds = probed_seconds(self._model, pruner, options, self._data, self._loss)
+                        seconds = probed_seconds(source, pruner, options)
+                        self._slow = source.slow_layers
             except _REFUSALS as error:
                 problems.append(_problem(modifier, error))
         return cost_of(updates, pruner, options, kernels, buffered, pruner.memory if uses else None, seconds)

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from keras_woodfisher_backends.protocol import SlowLayers
+
 from keras_woodfisher.memory import size_text
 from keras_woodfisher.planning import PlannedUpdate
 from keras_woodfisher.recipe.costs import Cost
@@ -41,6 +43,7 @@ class CheckedModifier:
         nearly: Names of variables that its names and patterns nearly match.
         updates: Every pruning update.
         source: `"data"` or `"buffer"`: where gradients come from; "" where none are needed.
+        slow_layers: Layers that make sampling slow; None if there are none, or no data to try it on.
         cost: Bytes and seconds.
         problems: What would fail.
         keys: Identity of the variables, as two may have one name.
@@ -52,6 +55,7 @@ class CheckedModifier:
     nearly: tuple[str, ...] = ()
     updates: tuple[PlannedUpdate, ...] = ()
     source: str = ""
+    slow_layers: SlowLayers | None = None
     cost: Cost = field(default_factory=Cost)
     problems: tuple[Problem, ...] = ()
     keys: tuple[int, ...] = ()
@@ -72,6 +76,7 @@ class CheckedModifier:
             "nearly": list(self.nearly),
             "updates": [asdict(update) for update in self.updates],
             "source": self.source,
+            "slow_layers": None if self.slow_layers is None else asdict(self.slow_layers),
             "cost": asdict(self.cost) | {"memory": self.cost.memory and self.cost.memory.as_dict()},
             "problems": [asdict(problem) for problem in self.problems],
         }
@@ -94,6 +99,8 @@ class CheckedModifier:
         if not self.source:
             return ["by magnitude: no gradients"]
         lines = [f"gradients: {cost.gradient_bytes:,} bytes at the update that needs most, from {self.source}"]
+        if self.slow_layers is not None:
+            lines.append(str(self.slow_layers))
         if cost.buffer_bytes:
             lines.append(f"buffer: {cost.buffer_bytes:,} bytes beside the optimizer's variables; {self._filling()}")
         if cost.memory is not None:

@@ -3,9 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import keras
 import numpy as np
 from keras_woodfisher_backends.kernel import BlockKernel
 
@@ -95,9 +93,8 @@ def cost_of(
     )
 
 
-def probed_seconds(model: keras.Model, pruner: Pruner, options: PruningOptions, data: Any, loss: Any) -> float:
+def probed_seconds(source: SampledGradients, pruner: Pruner, options: PruningOptions) -> float:
     """Measured seconds of one gradient sample: one chunk after the one that compiles."""
-    source = SampledGradients(model, pruner.targets, options, pruner.backend, data, loss)
     rows = pruner.backend.chunk_groups(options.grad_batch_size)
     if source.available is not None:
         rows = max(1, min(rows, source.available))

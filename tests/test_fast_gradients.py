@@ -1,0 +1,236 @@
+"""When a faster way than one group of examples at a time is used, and that the user is told when it isn't."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from gathering import gathered
+from keras import layers, ops
+from sampling import (
+    CAPTURES,
+    NAME,
+    assert_rows,
+    chain,
+    collect,
+    mean_square,
+    sample,
+    source_of,
+    truth_of,
+)
+
+import keras_woodfisher as kw
+
+
+class HalfCentred(layers.Layer):
+    """Looks at the other examples, though a batch of one tells nothing from it."""
+
+    def call(self, x):
+        return 2.0 * x - ops.mean(x, axis=0, keepdims=True)
+
+
+def test_a_layer_that_mixes_examples_is_never_captured(backend, rng):
+    model = chain((4,), layers.Dense(3, "tanh"), HalfCentred(), layers.Dense(2))
+    model.compile(loss="mse")
+    x, y = rng.normal(size=(40, 4)).astype("float32"), rng.normal(size=(40, 2)).astype("float32")
+    grads, targets, trusted = sample(backend, model, (x, y), 40)
+    assert_rows(grads, truth_of(model, targets, mean_square, (x, y), 40), targets)
+    assert trusted == (False if CAPTURES else None)
+
+
+class Folded(layers.Layer):
+    """Calls a Dense on tensors whose first axis isn't that of the examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(3, "tanh")
+
+    def build(self, shape):
+        self.dense.build((None, shape[-1]))
+
+    def call(self, x):
+        y = self.dense(ops.reshape(x, (-1, x.shape[-1])))
+        return ops.reshape(y, (-1, x.shape[1] * 3))
+
+
+def test_examples_that_are_folded_into_rows(backend, rng):
+    model = chain((2, 4), Folded())
+    model.compile(loss="mse")
+    x, y = rng.normal(size=(6, 2, 4)).astype("float32"), rng.normal(size=(6, 6)).astype("float32")
+    grads, targets, trusted = sample(backend, model, (x, y), 6)
+    assert_rows(grads, truth_of(model, targets, mean_square, (x, y), 6), targets)
+    assert trusted == (True if CAPTURES else None)
+
+
+class TimeMajor(Folded):
+    """The same, with the examples in another order."""
+
+    def call(self, x):
+        y = self.dense(ops.reshape(ops.swapaxes(x, 0, 1), (-1, x.shape[-1])))
+        y = ops.swapaxes(ops.reshape(y, (x.shape[1], -1, 3)), 0, 1)
+        return ops.reshape(y, (-1, x.shape[1] * 3))
+
+
+class Tied(layers.Layer):
+    """Uses a Dense layer's kernel behind its back."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(4, "tanh", name="dense_of_tied")
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        return ops.matmul(self.dense(x), ops.transpose(self.dense.kernel))
+
+
+@pytest.mark.parametrize("part", [TimeMajor, Tied])
+def test_a_layer_that_capture_cant_follow_is_sampled_directly(backend, rng, part):
+    model = chain((2, 4), part())
+    model.compile(loss="mse")
+    x = rng.normal(size=(6, 2, 4)).astype("float32")
+    y = rng.normal(size=(6, model.output_shape[1])).astype("float32")
+    grads, targets, trusted = sample(backend, model, (x, y), 6)
+    assert_rows(grads, truth_of(model, targets, mean_square, (x, y), 6), targets)
+    assert trusted == (False if CAPTURES else None)
+
+
+def test_confident_examples_dont_spoil_the_fast_way(backend, rng):
+    # Gradients of examples that the model is sure of are rounding: they differ between any two ways.
+    model = chain((4,), layers.Dense(3, "tanh", name="hidden"), layers.Dense(3, name="out"))
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x = rng.normal(size=(20, 4)).astype("float32")
+    model.layers[-2].kernel.assign(30.0 * rng.normal(size=(3, 3)))
+    logits = ops.convert_to_numpy(model(x))
+    y = logits.argmax(1)
+    y[5] = logits[5].argmin()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # rows may be exactly zero
+        _, _, trusted = sample(backend, model, (x, y), 20)
+    assert trusted == (True if CAPTURES else None)
+
+
+def test_layers_that_make_it_slow_are_named(backend, rng):
+    inputs = layers.Input((4, 3))
+    x = layers.LSTM(3, name="memory", return_sequences=True)(inputs)
+    model = keras.Model(inputs, layers.Dense(2, name="head")(layers.Flatten()(OwnDense(4, name="own")(x))))
+    model.compile(loss="mse")
+    x, y = rng.normal(size=(6, 4, 3)).astype("float32"), rng.normal(size=(6, 2)).astype("float32")
+    source, targets = source_of(backend, model, (x, y), 4)
+    collect(source, targets, 4, backend)
+    if CAPTURES:
+        assert source.slow_layers.names == ("memory/lstm_cell", "own")
+        assert "no faster way is known for layers of this kind" in str(source.slow_layers)
+    else:
+        assert source.slow_layers is None  # on JAX there is one way for all
+
+
+class OwnDense(layers.Dense):
+    """A subclass, whose call might do anything."""
+
+
+def test_layers_whose_gradients_come_out_differently_are_named(backend, rng):
+    model = chain((2, 4), layers.Dense(4, name="fine"), Tied(name="tied"))
+    model.compile(loss="mse")
+    x = rng.normal(size=(6, 2, 4)).astype("float32")
+    y = rng.normal(size=(6, model.output_shape[1])).astype("float32")
+    source, targets = source_of(backend, model, (x, y), 6)
+    collect(source, targets, 6, backend)
+    if CAPTURES:
+        assert source.slow_layers.names == ("tied/dense_of_tied",)
+        assert "gradients come out differently" in source.slow_layers.reason
+
+
+class Fails(layers.Layer):
+    """Does only what one example at a time can do."""
+
+    def call(self, x):
+        if x.shape[0] != 1:
+            raise NotImplementedError("one at a time")
+        return x + 0.0
+
+
+def test_a_model_that_takes_one_example_only(backend, rng):
+    model = OneAtATime()
+    x, y = rng.normal(size=(6, 4)).astype("float32"), rng.normal(size=(6, 3)).astype("float32")
+    model(x[:1])
+    model.compile(loss="mse")
+    source, targets = source_of(backend, model, (x, y), 5)
+    grads = collect(source, targets, 5, backend)
+    assert_rows(grads, truth_of(model, targets, mean_square, (x, y), 5), targets)
+    if CAPTURES:
+        assert source.slow_layers.names == (f"{model.name}/only",)
+        assert source.slow_layers.reason == "the faster way failed with NotImplementedError"
+
+
+class OneAtATime(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.fails = Fails()
+        self.only = layers.Dense(3, name="only")
+
+    def call(self, x):
+        return self.only(self.fails(x))
+
+
+def test_an_update_tells(backend, rng, capsys):
+    model = chain((4,), OwnDense(3, name="own"), layers.Dense(2))
+    model.compile(loss="mse")
+    x, y = rng.normal(size=(6, 4)).astype("float32"), rng.normal(size=(6, 2)).astype("float32")
+    kw.prune(model, data=(x, y), sparsity=0.5, num_grads=6, verbose=0)
+    assert "one sample at a time" not in capsys.readouterr().out
+    kw.prune(model, data=(x, y), sparsity=0.6, num_grads=6, verbose=2)
+    told = "WoodFisher pruning: gradients are taken one sample at a time because of own: no faster way is known"
+    assert (told in capsys.readouterr().out) == CAPTURES
+
+
+def test_the_dry_run_tells(rng):
+    model = chain((4,), OwnDense(3, name="own"), layers.Dense(2))
+    model.compile(loss="mse")
+    x, y = rng.normal(size=(8, 4)).astype("float32"), rng.normal(size=(8, 2)).astype("float32")
+    fields = {"init_sparsity": 0.1, "final_sparsity": 0.5, "end_epoch": 2.0, "update_frequency": 1.0, "num_grads": 8}
+    recipe = kw.load_recipe(
+        {"modifiers": [{"MFACPruningModifier": {"start_epoch": 0.0, "params": "__ALL_PRUNABLE__", **fields}}]}
+    )
+    found = kw.check_recipe(recipe, model, 5, data=(x, y), verbose=0)
+    (entry,) = found.modifiers
+    assert not found.problems
+    assert ("one sample at a time because of own: no faster way" in str(found)) == CAPTURES
+    as_data = found.as_dict()["modifiers"][0]["slow_layers"]
+    assert as_data == ({"names": ("own",), "reason": entry.slow_layers.reason} if CAPTURES else None)
+    plain = chain((4,), layers.Dense(3), layers.Dense(2))
+    plain.compile(loss="mse")
+    assert kw.check_recipe(recipe, plain, 5, data=(x, y), verbose=0).modifiers[0].slow_layers is None
+
+
+def counting_layer():
+    """A layer that counts how often it is run by Python: on TensorFlow and JAX, how often it is traced."""
+
+    class Counting(layers.Layer):
+        runs = 0
+
+        def call(self, x):
+            type(self).runs += 1
+            return x + 0.0
+
+    return Counting
+
+
+@pytest.mark.filterwarnings("ignore:.*were dropped:UserWarning")
+@pytest.mark.parametrize("b", [1, 2])
+def test_later_updates_compile_nothing(backend, blobs, b):
+    kind = counting_layer()
+    model = keras.Sequential([layers.Input((12,)), layers.Dense(8, "relu"), kind(), layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    source, targets = source_of(backend, model, blobs, 20, b=b)
+    kept = [np.ones(t.size, bool) for t in targets]
+    gathered(source, kept, 20, chunk=20)
+    runs = kind.runs
+    for draw, rows in ((1, 20), (2, 7), (3, 40)):
+        for target, mask in zip(targets, kept, strict=True):
+            mask[: target.size // 3] = False
+            target.write(np.where(mask, target.read(), 0.0))
+        # Examples that no unit answers to any more have no gradient.
+        assert rows // 2 < len(gathered(source, kept, rows, draw, chunk=20)) <= rows
+    assert kind.runs == runs or NAME == "torch"  # which runs eagerly: there is nothing to compile
