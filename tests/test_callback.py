@@ -277,13 +277,13 @@ def test_layer_wise_and_excluded(model, blobs):
 
 def test_number_of_gradients_follows_the_sparsity(make_mlp, blobs, monkeypatch):
     rows = []
-    collect = kw.sources.SampledGradients.collect
+    fill = kw.sources.SampledGradients.fill
 
-    def spy(source, kept, count, draw, meter):
+    def spy(source, store, kept, count, draw, advance):
         rows.append((count, draw))
-        return collect(source, kept, count, draw, meter)
+        return fill(source, store, kept, count, draw, advance)
 
-    monkeypatch.setattr(kw.sources.SampledGradients, "collect", spy)
+    monkeypatch.setattr(kw.sources.SampledGradients, "fill", spy)
     # 0.267 is reached but for a fraction of a weight: it counts as reached.
     counts = {0.0: 4, 0.267: 6, 0.5: 8}
     pruner = of(0.601, 3, method="woodfisher", data=blobs, num_grads=counts, inter_func="linear", init_sparsity=0.1)
@@ -310,6 +310,10 @@ def test_config_round_trip(blobs):
         "update": "independent",
         "method": "magnitude",
         "available_gpus": ["cpu:0"],
+        "memory_limit": "2GiB",
+        "grads_device": "disk",
+        "grads_dtype": "float16",
+        "num_pages": 3,
         "seed": None,
         "verbose": 2,
     }

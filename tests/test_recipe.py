@@ -80,6 +80,7 @@ def test_three_dialects_are_one_recipe(make_mlp):
     for plan in plans:
         for measured in ("gradient_seconds", "inverse_seconds"):
             plan["cost"].pop(measured)
+        plan["cost"]["memory"].pop("limit")  # a part of what is free at the moment
     assert plans[0] == plans[1] == plans[2]
     assert [(u["epoch"], u["step"], u["num_grads"]) for u in plans[0]["updates"]] == [(1, 0, 8), (3, 0, 8), (4, 20, 16)]
 
