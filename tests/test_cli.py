@@ -294,9 +294,11 @@ def test_check_prints_the_plan_and_exits_with_0(cli, old):
     model = keras.models.load_model("model.keras")
     plan = kw.check_recipe(old, model, 2, data=files.load_data("data.npz"))
     # The times are measured anew.
-    assert [line for line in out.splitlines() if "time" not in line] == [
-        line for line in str(plan).splitlines() if "time" not in line
-    ]
+    # What is measured, and what is free at the moment, isn't the same twice.
+    same, again = (
+        [x for x in text.splitlines() if "time" not in x and "memory plan" not in x] for text in (out, str(plan))
+    )
+    assert same == again
     document = json.loads(cli("check old.md bare.keras --loss mse --epochs 3 --json")[1])
     assert (document["epochs"], document["problems"]) == (3, [])
     assert document["modifiers"][-1]["variables"] == ["hidden/kernel", "out/kernel"]
