@@ -39,8 +39,8 @@ class DeviceStore(StagedStore):
 
     def _read(self, columns: slice) -> np.ndarray:
         width = columns.stop - columns.start
-        # `slice`, not indexing, which JAX compiles anew for each start. The work is done where the parts are; the numbers
-        # that say what to slice stay on the host.
+        # `slice`, not indexing, which JAX compiles anew for each start. The work is done where the parts are; the
+        # numbers that say what to slice stay on the host.
         parts = [ops.slice(part, (0, columns.start), (part.shape[0], width)) for part in self._parts]
         return np.concatenate([ops.convert_to_numpy(part) for part in parts])
 
