@@ -9,7 +9,20 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 BACKENDS = ("torch", "tensorflow", "jax")
-BENCHMARKS = ("update_cost", "zeros_cost", "recipe_check", "kernel_accuracy", "memory", "one_shot", "gradual")
+BENCHMARKS = (
+    "kernel_speed",
+    "gradient_cost",
+    "whole_update",
+    "update_cost",
+    "zeros_cost",
+    "recipe_check",
+    "kernel_accuracy",
+    "memory",
+    "one_shot",
+    "gradual",
+)
+SHARED = ("kernel_speed",)
+"""Of the CPU kernel, which all backends use: run once, without a model."""
 
 
 def main() -> None:
@@ -20,8 +33,8 @@ def main() -> None:
     args.add_argument("--only", nargs="+", default=BENCHMARKS, choices=BENCHMARKS)
     args, passed = args.parse_known_args()
     for benchmark in args.only:
-        for backend in args.backends:
-            _run(benchmark, backend, passed)
+        for backend in args.backends[:1] if benchmark in SHARED else args.backends:
+            _run(benchmark, backend, [] if benchmark in SHARED else passed)
         if benchmark == "one_shot" and len(args.backends) > 1:
             files = [str(HERE / "results" / f"masks_{backend}.npz") for backend in args.backends]
             subprocess.run([sys.executable, str(HERE / "compare_masks.py"), *files], check=True)
@@ -44,6 +57,9 @@ def _rows() -> list[str]:
     for path in sorted((HERE / "results").glob("*.json")):
         result = json.loads(path.read_text())
         name = path.stem.removesuffix(f"_{result['backend']}")
+        for shape, row in result.get("shapes", {}).items():
+            for key in ("recurrence_over_kernel", "share_of_gemm_rate"):
+                rows.append(f"| {name} {shape} | the CPU kernel | {key} | {json.dumps(row[key])} |")
         for key in (
             "ratio_median_and_quartiles",
             "extra_memory_mib_largest",

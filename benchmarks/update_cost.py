@@ -27,7 +27,7 @@ def main() -> None:
     grads, kept = gradients(model, train, args.num_grads)
     dense = model.get_weights()
     size = args.fisher_block_size
-    flops = sum(_useful(len(grads), b.stop - b.start) for b in block_slices(kept, size))
+    flops = sum(useful(len(grads), b.stop - b.start) for b in block_slices(kept, size))
     matrix = np.random.default_rng(0).normal(size=(2000, 2000))
     updates, gemms, growth = [], [], []
     for turn in range(args.rounds + 1):
@@ -63,7 +63,8 @@ def main() -> None:
     )
 
 
-def _useful(m: int, width: int) -> float:
+def useful(m: int, width: int) -> float:
+    """Flops of one block."""
     return 2.0 * m**2 * width + 2.0 * m**3 / 3.0
 
 
