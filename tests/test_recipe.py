@@ -132,6 +132,13 @@ REFUSED = [
     ({"final_sparsity": {9: ["a"]}, "params": []}, r"a key of final_sparsity must lie in \[0, 1\), got 9"),
     ({"params": []}, "params must name something"),
     ({"params": ["re:("]}, "isn't a regular expression"),
+    ({"params": ["re:(.+)+X"]}, r"could take very long: repetitions .* must not contain repetitions"),
+    ({"params": ["re:(a|(b*c){2,})*"]}, "could take very long"),
+    ({"params": ["re:(?:.{0,99}x){3,99}"]}, "could take very long"),
+    ({"params": ["re:" + ".*" * 7 + "X"]}, "could take very long"),
+    ({"params": ["re:(?=(.*)*)x"]}, "could take very long"),
+    ({"exclude": ["re:(.+)+X"]}, "could take very long"),
+    ({"final_sparsity": {0.9: ["re:(.+)+X"]}, "params": []}, "could take very long"),
     ({"params": 3}, "params: got 3, but it should be a valid string"),
     ({"init_sparsity": ...}, "init_sparsity is required"),
     ({"init_sparsity": 0.9}, "init_sparsity=0.9 is above final_sparsity=0.5"),
@@ -168,6 +175,11 @@ REFUSED = [
 def test_what_a_recipe_refuses(fields, message):
     with pytest.raises(kw.RecipeError, match=f"(?s)MFACPruningModifier.*{message}"):
         kw.load_recipe(pruning(**fields))
+
+
+@pytest.mark.parametrize("pattern", [".*conv.*kernel", r"(block\d{1,2}_)+\w", "[a-z]+_(a|b|c)?/.*/x{3}", "(?i)A.*?B"])
+def test_patterns_that_can_not_take_long(pattern):
+    assert only(pruning(params=["re:" + pattern])).params == ("re:" + pattern,)
 
 
 def test_errors_name_the_line():

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from keras_woodfisher.options import as_number
+from keras_woodfisher.recipe.patterns import checked_pattern
 from keras_woodfisher.targets import ALL, ALL_PRUNABLE
 
 
@@ -52,9 +53,20 @@ def pair(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def bounded(value: Any) -> Any:
+    """The names, if no pattern among them could take long to match."""
+    for item in (value,) if isinstance(value, str) else value:
+        checked_pattern(item)
+    return value
+
+
 Whole = Annotated[int, BeforeValidator(whole)]
-Names = Annotated[tuple[str, ...], BeforeValidator(listed, json_schema_input_type=str | list[str])]
-Params = Annotated[str | tuple[str, ...], BeforeValidator(token, json_schema_input_type=str | list[str])]
+Names = Annotated[
+    tuple[str, ...], BeforeValidator(listed, json_schema_input_type=str | list[str]), AfterValidator(bounded)
+]
+Params = Annotated[
+    str | tuple[str, ...], BeforeValidator(token, json_schema_input_type=str | list[str]), AfterValidator(bounded)
+]
 Gradients = Annotated[Whole | dict[float, Whole], BeforeValidator(by_number)]
 Sparsities = Annotated[float | dict[float, Names], BeforeValidator(by_number)]
 Position = Annotated[float, Field(le=1e6, description="In epochs, fractions allowed.")]
