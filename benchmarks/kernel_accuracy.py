@@ -17,7 +17,7 @@ def main() -> None:
     args = args.parse_args()
     model, train, _ = load(args)
     if args.pruned:
-        kw.prune(model, train, args.pruned, num_grads=args.num_grads, verbose=0)
+        kw.prune(model, train, args.pruned, quality="fast", num_grads=args.num_grads, verbose=0)
     grads, kept = gradients(model, train, args.num_grads)
     blocks = block_slices(kept, args.fisher_block_size)
     backend = get_backend(keras.backend.backend())

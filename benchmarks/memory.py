@@ -82,7 +82,13 @@ def _load(args: argparse.Namespace) -> tuple:
 def _measure(args: argparse.Namespace) -> dict:
     model, data, _ = _load(args)
     dense = model.get_weights() if not args.weights else None
-    common = {"damp": args.damp, "fisher_block_size": args.fisher_block_size, "verbose": 0, "memory_limit": args.one}
+    common = {
+        "quality": "fast",
+        "damp": args.damp,
+        "fisher_block_size": args.fisher_block_size,
+        "verbose": 0,
+        "memory_limit": args.one,
+    }
     plans = []
     planned = Pruner.plan_memory
 

@@ -40,7 +40,8 @@ class GivenGradients:
         """Nothing beside what is there already."""
         return Footprint(rows, 0)
 
-    def fill(self, store: GradientStore, kept: list, rows: int, draw: int, advance: Callable[[int], None]) -> None:
+    def fill(self, store: GradientStore, kept: list, rows: int, draw: int, advance: Callable[[int], None]) -> float:
         """The samples that were given."""
         add_rows(store, self._grads[:rows], np.ones(min(rows, len(self._grads)), bool))
         advance(rows)
+        return float(np.square(self._grads[:rows], dtype=np.float64).sum())

@@ -13,12 +13,13 @@ from keras_woodfisher.holding import HoldingCallback, keep_edits
 from keras_woodfisher.levels import arguments_of, checked_levels, finals_of
 from keras_woodfisher.meter import say
 from keras_woodfisher.neighbours import callbacks_beside, warn, warn_about_neighbours
-from keras_woodfisher.options import PruningOptions, flag
+from keras_woodfisher.options import CALIBRATED, PruningOptions, flag
 from keras_woodfisher.planning import PlannedUpdate, Ramps, check_buffer
 from keras_woodfisher.progress import Progress
 from keras_woodfisher.pruner import Pruner, sparsity_of, zeros_of
 from keras_woodfisher.schedule import FROM_PARAM, checked_schedule
 from keras_woodfisher.sources import BufferedGradients, GradientSource, SampledGradients
+from keras_woodfisher.stages import update_in_stages
 from keras_woodfisher.targets import Target
 
 
@@ -52,8 +53,13 @@ class WoodFisherPruning(HoldingCallback):
         num_grads: Gradient samples (m), or `{sparsity: count}`: the count of the largest key that is at or below the
             sparsity reached so far.
         grad_batch_size: Examples averaged into one sample (b). With buffering it is the training batch.
-        damp: Ridge on the Fisher's diagonal, in units of squared gradient.
+        fisher: `"empirical"`: samples are gradients of the loss, as in the papers; `"ggn"`: rows of an unbiased sketch
+            of the Gauss-Newton matrix, for (sparse) categorical and binary cross-entropy and mean squared error (not
+            with buffering).
+        damp: Ridge on the Fisher's diagonal, in units of squared gradient; `"auto"`: a tenth of the diagonal's mean.
         fisher_block_size: Weights in one block (B); None means one block over everything.
+        num_recomputations: Stages of one update, each with new gradients; the kept fraction falls by the same factor
+            in each (not with buffering).
         update: `"joint"` corrects for all weights pruned in a block at once, `"independent"` adds up the single
             corrections, as in the papers.
         method: `"woodfisher"`, or `"magnitude"` (no gradients, no correction).
@@ -92,8 +98,10 @@ class WoodFisherPruning(HoldingCallback):
         global_sparsity: bool | None = None,
         num_grads: int | Mapping[float, int] = 64,
         grad_batch_size: int = 1,
-        damp: float = 1e-5,
+        fisher: str = "empirical",
+        damp: float | str = 1e-5,
         fisher_block_size: int | None = 2000,
+        num_recomputations: int = 1,
         update: str = "joint",
         method: str = "woodfisher",
         available_gpus: str | Sequence[str] | None = None,
@@ -117,7 +125,9 @@ class WoodFisherPruning(HoldingCallback):
             global_sparsity=True if global_sparsity is None else global_sparsity,
             num_grads=num_grads,
             grad_batch_size=grad_batch_size,
+            fisher=fisher,
             damp=damp,
+            num_recomputations=num_recomputations,
             fisher_block_size=fisher_block_size,
             available_gpus=available_gpus,  # type: ignore[arg-type]
             memory_limit=memory_limit,
@@ -127,6 +137,10 @@ class WoodFisherPruning(HoldingCallback):
             seed=seed,
             verbose=verbose,
         )
+        if update == CALIBRATED:
+            raise ValueError(
+                "update='calibrated' is for prune, in one shot; got it in a callback. Use 'joint' or 'independent'."
+            )
         flag("leave_enabled", leave_enabled)
         self._leave_enabled = leave_enabled
         self._data = data
@@ -300,6 +314,12 @@ class WoodFisherPruning(HoldingCallback):
         if self._options.method == "magnitude":
             return None
         options, targets = self._options, pruner.targets
+        for name, plain in (("fisher", "empirical"), ("num_recomputations", 1)) if self._data is None else ():
+            if getattr(options, name) != plain:
+                raise ValueError(
+                    f"{name}={getattr(options, name)!r} needs data to sample from: give data=(x, y). Without it, the "
+                    "gradients of the training steps are all there is."
+                )
         if self._data is None and options.grad_batch_size != 1:
             raise ValueError(
                 f"grad_batch_size={options.grad_batch_size} needs data to sample from. Without data, each step of "
@@ -380,7 +400,8 @@ class WoodFisherPruning(HoldingCallback):
         keep_edits(self._model)
 
     def _update(self, due: float, rows: int) -> None:
-        self._active.update(self._ramps.at(due), self._source, rows, draw=self._draw(due))
+        stages = self._options.num_recomputations
+        update_in_stages(self._active, self._ramps.at(due), self._source, rows, stages, self._draw(due))
         if self._enforcement is not None:
             self._enforcement.hold(self._active.masks())
             self._enforcement.constrain()

@@ -27,6 +27,10 @@ class Examples(Protocol):
         """Chunks of groups: leaves of shape (n, size, ...), `count` groups in all or fewer if they run out."""
         ...
 
+    def hold_out(self, count: int, seed: Any) -> tuple[list[Batch], "Examples"]:
+        """Sets examples aside: batches of `count` examples, leaves (n, ...), and the source without them."""
+        ...
+
 
 def open_examples(data: Any) -> Examples:
     """Understands `data` as `fit` does.
@@ -86,17 +90,31 @@ class ArrayExamples:
         for start in range(0, len(groups), _READ):
             yield take(self._batch, groups[start : start + _READ])
 
+    def hold_out(self, count: int, seed: Any) -> tuple[list[Batch], "Examples"]:
+        drawn = np.random.default_rng(None if seed is None else [seed, _HELD_OUT]).permutation(self._length)
+        return [take(self._batch, drawn[:count])], ArrayExamples(take(self._batch, np.sort(drawn[count:])))
+
+
+_HELD_OUT = 2**32 - 1
+"""Number of the draw of what is held out: no update has it."""
 
 _READ = 256
 """Groups that are gathered from arrays at a time."""
 
 
 class StreamedExamples:
-    """Batches of an iterable, in their order, cut into groups."""
+    """Batches of an iterable, in their order, cut into groups.
 
-    def __init__(self, start: Callable[[], Iterator[Any]], available: int | None):
+    Args:
+        start: Begins to read anew.
+        available: Examples that there are, where that is known.
+        skipped: Examples at the beginning that are left out: they are held out.
+    """
+
+    def __init__(self, start: Callable[[], Iterator[Any]], available: int | None, skipped: int = 0):
         self._start = start
         self._available = available
+        self._skipped = skipped
 
     @property
     def available(self) -> int | None:
@@ -105,9 +123,12 @@ class StreamedExamples:
     def groups(self, count: int, size: int, seed: Any) -> Iterator[Batch]:
         del seed
         rest: Batch | None = None
+        skip = self._skipped
         with _random_state_kept():
             for item in self._start():
                 batch = _checked(map_arrays(_to_numpy, _unpack(item)))
+                if skip:
+                    skip, batch = max(0, skip - _length(batch)), take(batch, slice(skip, None))
                 # Batches may be padded to different lengths: groups never mix them.
                 batch = _joined(rest, batch) if _fits(rest, batch) else batch
                 number = min(_length(batch) // size, count)
@@ -118,6 +139,11 @@ class StreamedExamples:
                 if count == 0:
                     return
                 rest = take(batch, slice(cut, None))
+
+    def hold_out(self, count: int, seed: Any) -> tuple[list[Batch], "Examples"]:
+        held = [map_arrays(lambda array: array[:, 0], part) for part in self.groups(count, 1, seed)]
+        left = None if self._available is None else self._available - count
+        return held, StreamedExamples(self._start, left, self._skipped + count)
 
 
 def _grouped(batch: Batch, size: int) -> Batch:

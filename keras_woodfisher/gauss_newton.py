@@ -122,6 +122,20 @@ _ROOTS: dict[Any, tuple[Root, Root]] = {
 """For each loss function the root for logits and the one for probabilities."""
 
 
+def curvature_problem(model: keras.Model, loss: Any = None) -> str | None:
+    """Why there are no Gauss-Newton samples of a model's loss, or None if there are.
+
+    Args:
+        model: A built model.
+        loss: A Keras loss to use instead of the compiled one.
+    """
+    try:
+        GaussNewtonLoss(model, (), loss)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def _curvature(model: keras.Model, trainer: keras.Model) -> tuple[Root, bool, float]:
     """The root of the loss's second derivative, whether it is a mean (or a sum), and its weight."""
     if type(trainer).compute_loss is not keras.Model.compute_loss:
@@ -130,6 +144,9 @@ def _curvature(model: keras.Model, trainer: keras.Model) -> tuple[Root, bool, fl
     leaves = [leaf for leaf in tree.flatten(compiled._user_loss) if leaf is not None]
     if len(leaves) != 1:
         raise ValueError(f"{_KNOWN} Got {len(leaves)} losses. Use fisher='empirical'.")
+    outputs = len(getattr(model, "outputs", None) or [None])
+    if outputs > 1:
+        raise ValueError(f"{_KNOWN} The model {model.name!r} has {outputs} outputs. Use fisher='empirical'.")
     loss = losses.get(leaves[0])
     wrapped = isinstance(loss, losses.Loss)
     function = getattr(loss, "fn", None) if wrapped else loss

@@ -122,7 +122,7 @@ def sample_gradients(
     wanted: int,
     store: GradientStore,
     advance: Callable[[int], None],
-) -> None:
+) -> float:
     """Fills G with the samples that are finite and not zero.
 
     Args:
@@ -135,11 +135,14 @@ def sample_gradients(
         store: Takes the samples of the d unpruned weights.
         advance: Called with the number of rows that were added.
 
+    Returns:
+        The sum of all squares of G.
+
     Raises:
         ValueError: If no usable sample is left.
     """
     values, others = loss.values()
-    dropped = 0
+    dropped, total = 0, 0.0
     with loss.sampling_mode():
         for batch, number in even_chunks(groups, lambda b: min(store.chunk, chunk_size(backend, values, b))):
             rows = sampler(values, others, batch)
@@ -150,25 +153,27 @@ def sample_gradients(
                 stop = start + int(np.count_nonzero(mask))
                 into[:, start:stop] = flat if mask.all() else flat[:, mask]
                 start = stop
-            good = usable_rows(into)
+            good, squares = usable_rows(into)
             dropped += number - int(good.sum())
+            total += float(squares[good].sum())
             # Not beside the samples of the next chunk.
             del rows, row, flat
             store.keep(good)
             advance(number)
     checked(store, dropped, wanted)
+    return total
 
 
-def usable_rows(rows: np.ndarray) -> np.ndarray:
-    """Which samples are finite and not all zero, (n,) bool."""
+def usable_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which samples are finite and not all zero, (n,) bool, and the sum of squares of each, (n,) float64."""
     with np.errstate(over="ignore", invalid="ignore"):
-        squares = np.array([np.dot(row, row) for row in rows], rows.dtype).reshape(len(rows))
-    good = np.isfinite(squares) & (squares > 0)
-    # Squares may be too large or too small for float32 where the numbers aren't.
-    for place in np.flatnonzero(~good):
-        largest = np.abs(rows[place]).max(initial=0.0)
-        good[place] = np.isfinite(largest) and largest > 0
-    return good
+        squares = np.array([np.dot(row, row) for row in rows], np.float64).reshape(len(rows))
+        good = np.isfinite(squares) & (squares > 0)
+        # Squares may be too large or too small for float32 where the numbers aren't.
+        for place in np.flatnonzero(~good):
+            squares[place] = np.square(rows[place], dtype=np.float64).sum()
+            good[place] = np.isfinite(squares[place]) and squares[place] > 0
+    return good, squares
 
 
 Grads = TypeVar("Grads", bound=Sized)

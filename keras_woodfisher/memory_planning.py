@@ -9,6 +9,9 @@ from keras_woodfisher.memory_plan import DISK, MEMORY, RECOMPUTED, MemoryNeeds, 
 _VECTORS = 40
 """Bytes a weight: weights, masks, scores and corrections, most of them float64, with a copy to rank by."""
 
+_CANDIDATES = 100
+"""Bytes a weight beside them: corrections to choose from, in float32, with the gradient and what is tried."""
+
 
 @dataclass(frozen=True)
 class Means:
@@ -115,9 +118,13 @@ def _plan(needs: MemoryNeeds, means: Means, layout: _Layout, chunk: int, lanes: 
         gradients=layout.resident,
         sampling=_sampling(needs, means, layout, chunk),
         blocks=needs.block_bytes(needs.most, lanes) + _copies(needs, means, layout, lanes),
-        vectors=_VECTORS * needs.weights,
+        vectors=_vectors(needs),
         ring=needs.ring_bytes,
     )
+
+
+def _vectors(needs: MemoryNeeds) -> int:
+    return (_VECTORS + (_CANDIDATES if needs.whole else 0)) * needs.weights
 
 
 def _sampling(needs: MemoryNeeds, means: Means, layout: _Layout, chunk: int) -> int:
@@ -131,8 +138,9 @@ def _copies(needs: MemoryNeeds, means: Means, layout: _Layout, lanes: int) -> in
     """Bytes of the gradients of blocks at work, where they aren't views of what is in memory."""
     if layout.storage == MEMORY and means.dtype == "float32":
         return 0
-    wide = needs.widest > max(layout.page, needs.most)
-    width = min(needs.widest, max(layout.page, needs.most))
+    widest = needs.columns if needs.whole else needs.widest
+    wide = widest > max(layout.page, needs.most)
+    width = min(widest, max(layout.page, needs.most))
     # As it is stored, and as float32.
     page = (4 + (2 if means.dtype == "float16" else 0)) * needs.most * width
     if layout.storage == RECOMPUTED and means.dtype == "float32":
@@ -160,10 +168,10 @@ def _by_pages(needs: MemoryNeeds, means: Means) -> MemoryPlan:
     """As many columns a page as fit beside the work, which may have half of what the rest leaves."""
     smallest = max(1, min(needs.widest, max(needs.panel, needs.most)))
     layout = _Layout(RECOMPUTED, 0, 0, smallest)
-    if needs.blocks == 1:
+    if needs.blocks == 1 or needs.whole:
         # Threads that share the panels of one block would each want a page of their own.
         needs = replace(needs, lanes=1)
-    rest = means.limit - _VECTORS * needs.weights - needs.ring_bytes
+    rest = means.limit - _vectors(needs) - needs.ring_bytes
     column = means.itemsize * needs.samples
     work = _less_work(needs, means, layout, budget=min(rest // 2, rest - column * smallest))
     page = (rest - max(work.sampling, work.blocks)) // column

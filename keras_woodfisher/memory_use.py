@@ -10,7 +10,7 @@ from keras_woodfisher.footprint import Footprint
 from keras_woodfisher.memory import SHARE, free_memory, parse_bytes
 from keras_woodfisher.memory_plan import DISK, MEMORY, RECOMPUTED, MemoryNeeds, MemoryPlan
 from keras_woodfisher.memory_planning import Means
-from keras_woodfisher.options import PruningOptions
+from keras_woodfisher.options import CALIBRATED, PruningOptions
 from keras_woodfisher.stores.array import HalfStore
 from keras_woodfisher.stores.device import DeviceStore
 from keras_woodfisher.stores.disk import DiskStore
@@ -39,9 +39,10 @@ def needs_of(
     most = max(rows for rows, _ in uses)
     widths = [block.stop - block.start for block in block_slices(sizes, options.fisher_block_size)]
     widest = min(max(widths), columns)
+    whole = options.update == CALIBRATED
 
     def block_bytes(rows: int, lanes: int) -> int:
-        return sum(_block_bytes(*kernel, rows, widest, lanes) for kernel in kernels)
+        return sum(_block_bytes(*kernel, rows, columns if whole else widest, lanes) for kernel in kernels)
 
     most_lanes = max(kernel.lanes for _, kernel in kernels)
     return MemoryNeeds(
@@ -60,6 +61,7 @@ def needs_of(
         kernels=len(kernels),
         block_bytes=block_bytes,
         panel=PANEL,
+        whole=whole,
     )
 
 
@@ -75,7 +77,7 @@ def means_of(options: PruningOptions) -> Means:
 
 
 def open_store(
-    plan: MemoryPlan, shape: tuple[int, int], blocks: Sequence[slice], fill: Callable[[GradientStore], None]
+    plan: MemoryPlan, shape: tuple[int, int], blocks: Sequence[slice], fill: Callable[[GradientStore], object]
 ) -> GradientStore:
     """An empty place for gradients, as planned.
 

@@ -1,19 +1,27 @@
 """One-shot pruning: no training, no compiled model needed."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_woodfisher.calibration import HeldOutLoss
+from keras_woodfisher.correctors import CalibratedCorrector, Corrector
+from keras_woodfisher.examples import open_examples
+from keras_woodfisher.gauss_newton import curvature_problem
 from keras_woodfisher.levels import arguments_of, checked_levels, finals_of
-from keras_woodfisher.options import PruningOptions, fraction
+from keras_woodfisher.options import AUTO, CALIBRATED, PruningOptions, fraction
 from keras_woodfisher.pruner import Pruner
-from keras_woodfisher.report import PruningReport, count_zeros
+from keras_woodfisher.quality import Quality, chosen
+from keras_woodfisher.report import PruningReport, count_zeros, merged
 from keras_woodfisher.sources import SampledGradients
+from keras_woodfisher.stages import update_in_stages
 
-_DEFAULT_GRADIENTS = 512
+_MOST_HELD_OUT = 5000
+"""Examples that are used at most where other data is given to calibrate on."""
 
 
 def prune(
@@ -25,11 +33,16 @@ def prune(
     params: str | Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     global_sparsity: bool | None = None,
+    quality: str = "balanced",
+    stages: int | None = None,
     num_grads: int | None = None,
-    grad_batch_size: int = 1,
-    damp: float = 1e-5,
+    grad_batch_size: int | None = None,
+    fisher: str | None = None,
+    damp: float | str | None = None,
     fisher_block_size: int | None = 2000,
-    update: str = "joint",
+    update: str | None = None,
+    calibration: Any = None,
+    first_order: bool | None = None,
     method: str = "woodfisher",
     available_gpus: str | Sequence[str] | None = None,
     memory_limit: int | str | None = None,
@@ -60,11 +73,23 @@ def prune(
         params: As in `WoodFisherPruning`, like all that follow.
         exclude: Names and patterns to leave out.
         global_sparsity: Rank all weights together, or each variable by itself.
-        num_grads: Gradient samples (m); by default 512, or as many as arrays hold.
-        grad_batch_size: Examples averaged into one sample (b).
-        damp: Ridge on the Fisher's diagonal.
+        quality: How much work to spend: `"fast"` (one stage, as in the papers), `"balanced"` or `"best"` (several
+            stages with Gauss-Newton samples, and corrections calibrated on held-out examples). It chooses the options
+            below that aren't given; the report says what was used.
+        stages: How many times new gradients are taken on the way to the sparsity; the kept fraction falls by the same
+            factor each time.
+        num_grads: Gradient samples of a stage (m), or as many as arrays hold.
+        grad_batch_size: Examples in one sample (b).
+        fisher: `"empirical"`: samples are gradients of the loss, as in the papers; `"ggn"`: rows of an unbiased sketch
+            of the Gauss-Newton matrix, for (sparse) categorical and binary cross-entropy and mean squared error.
+        damp: Ridge on the Fisher's diagonal, in units of squared gradient; `"auto"`: a tenth of the diagonal's mean,
+            and for calibrated corrections the best of several.
         fisher_block_size: Weights in one block (B); None means one block over everything.
-        update: `"joint"` or `"independent"`.
+        update: `"joint"` or `"independent"`, block by block; or `"calibrated"`: over all weights that are kept, with
+            the damping that gives the lowest loss on held-out examples.
+        calibration: How many examples of `data` to hold out for that: of arrays they are drawn, of streams the first
+            ones. Or other labelled examples.
+        first_order: Whether calibrated corrections try a damped Newton step on the loss itself.
         method: `"woodfisher"` or `"magnitude"`.
         available_gpus: Devices that share the inverse, or `"all"`: every GPU; none means the CPU.
         memory_limit: Bytes, or a text such as `"4GiB"`.
@@ -86,15 +111,35 @@ def prune(
     final = 0.0 if isinstance(sparsity, Mapping) else fraction("sparsity", sparsity)
     if levels is not None:
         params, global_sparsity = arguments_of(levels, params, global_sparsity)
+    given = {
+        "stages": stages,
+        "num_grads": num_grads,
+        "grad_batch_size": grad_batch_size,
+        "fisher": fisher,
+        "damp": damp,
+        "update": update,
+        "calibration": calibration,
+        "first_order": first_order,
+    }
+    second_order = method != "magnitude"
+    if second_order and data is None:
+        raise ValueError(
+            "prune needs data to take gradients of: data=(x, y), or whatever fit takes. "
+            "Only method='magnitude' works without."
+        )
+    examples = open_examples(data) if second_order else None
+    used = chosen(quality, given, None if examples is None else examples.available)
     options = PruningOptions(
         params="__ALL_PRUNABLE__" if params is None else params,  # type: ignore[arg-type]
         exclude=exclude,  # type: ignore[arg-type]
         method=method,
-        update=update,
+        update=used.update,
         global_sparsity=True if global_sparsity is None else global_sparsity,
-        num_grads=_DEFAULT_GRADIENTS if num_grads is None else num_grads,
-        grad_batch_size=grad_batch_size,
-        damp=damp,
+        num_grads=used.num_grads,
+        grad_batch_size=used.grad_batch_size,
+        fisher=used.fisher,
+        damp=used.damp,
+        num_recomputations=used.stages,
         fisher_block_size=fisher_block_size,
         available_gpus=available_gpus,  # type: ignore[arg-type]
         memory_limit=memory_limit,
@@ -104,27 +149,54 @@ def prune(
         seed=seed,
         verbose=verbose,
     )
+    notes: tuple[str, ...] = ()
+    if second_order and fisher is None and used.fisher == "ggn" and (problem := curvature_problem(model, loss)):
+        options, used = replace(options, fisher="empirical"), replace(used, fisher="empirical")
+        notes = (f"fisher='empirical' instead of 'ggn': {problem}",)
     pruner = Pruner(model, options)
     finals = [final] * len(pruner.targets) if levels is None else finals_of(pruner.targets, levels)
     pruner.find_zeros()
-    rows = options.gradients_at(pruner.sparsity)
-    source = None
-    if options.method == "woodfisher":
-        if data is None:
-            raise ValueError(
-                "prune needs data to take gradients of: data=(x, y), or whatever fit takes. "
-                "Only method='magnitude' works without."
-            )
+    if not second_order:
+        done = [pruner.update(finals, None, 0)]
+    else:
         source = SampledGradients(model, pruner.targets, options, pruner.backend, data, loss)
-        if num_grads is None and source.available is not None:
-            rows = max(1, min(rows, source.available))
-        source.check(rows)
+        corrector = _corrector(source, used, options)
+        source.check(used.num_grads)
         kept = sum(p.size - zeros for p, zeros in zip(pruner.pruned, pruner.zeros, strict=True))
         if pruner.prunes(finals):
-            pruner.plan_memory(source.footprint(rows), [(rows, kept)])
-    phases, samples = pruner.update(finals, source, rows)
+            pruner.plan_memory(source.footprint(used.num_grads), [(used.num_grads, kept)])
+        done = update_in_stages(
+            pruner, finals, source, used.num_grads, used.stages, corrector=corrector, verbose=verbose
+        )
     _constrain(pruner)
-    return PruningReport(count_zeros(pruner.targets), tuple(phases), samples)
+    return PruningReport(
+        count_zeros(pruner.targets),
+        merged([phase for stage in done for phase in stage.phases]),
+        sum(stage.samples for stage in done),
+        notes,
+        tuple(done),
+        _settings(quality, used, options) if second_order else {},
+    )
+
+
+def _corrector(source: SampledGradients, used: Quality, options: PruningOptions) -> Corrector | None:
+    """The corrector that is calibrated, with its examples; None where corrections are made block by block."""
+    if options.update != CALIBRATED:
+        return None
+    if isinstance(used.calibration, int):
+        held_out = source.hold_out(used.calibration)
+    else:
+        held_out, _ = open_examples(used.calibration).hold_out(_MOST_HELD_OUT, options.seed)
+    damp = None if used.damp == AUTO else float(used.damp)
+    return CalibratedCorrector(source, HeldOutLoss(source.loss, source.targets, held_out), used.first_order, damp)
+
+
+def _settings(quality: str, used: Quality, options: PruningOptions) -> dict[str, Any]:
+    """What the report says of how it was done."""
+    settings = {field.name: getattr(used, field.name) for field in fields(used)}
+    if not isinstance(used.calibration, int):
+        settings["calibration"] = "given"
+    return {"quality": quality, **settings, "fisher_block_size": options.fisher_block_size, "seed": options.seed}
 
 
 def _constrain(pruner: Pruner) -> None:

@@ -11,8 +11,14 @@ from keras_woodfisher.memory import parse_bytes
 
 METHODS = ("woodfisher", "magnitude")
 UPDATES = ("joint", "independent")
+CALIBRATED = "calibrated"
+FISHERS = ("empirical", "ggn")
+AUTO = "auto"
 GRADS_DTYPES = ("float32", "float16")
 PATTERN = "re:"
+
+_AUTO_PART = 0.1
+"""Part of the mean diagonal of the Fisher that `damp="auto"` adds to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +32,9 @@ class PruningOptions:
     global_sparsity: bool = True
     num_grads: int | Mapping[float, int] = 64
     grad_batch_size: int = 1
-    damp: float = 1e-5
+    damp: float | str = 1e-5
+    fisher: str = "empirical"
+    num_recomputations: int = 1
     fisher_block_size: int | None = 2000
     available_gpus: tuple[str, ...] = ()
     memory_limit: int | str | None = None
@@ -42,10 +50,14 @@ class PruningOptions:
         set_field(self, "exclude", _as_tuple(names("exclude", self.exclude)))
         set_field(self, "available_gpus", _as_tuple(names("available_gpus", self.available_gpus)))
         one_of("method", self.method, METHODS)
-        one_of("update", self.update, UPDATES)
+        one_of("update", self.update, (*UPDATES, CALIBRATED))
+        one_of("fisher", self.fisher, FISHERS)
         flag("global_sparsity", self.global_sparsity)
         # Plain numbers, not NumPy's, so that the configuration is JSON.
-        set_field(self, "damp", number("damp", self.damp, above=0.0, mend="Damping is added to the Fisher's diagonal."))
+        if self.damp != AUTO:
+            mend = 'Damping is added to the Fisher\'s diagonal; "auto" takes a part of its mean.'
+            set_field(self, "damp", number("damp", self.damp, above=0.0, mend=mend))
+        set_field(self, "num_recomputations", count("num_recomputations", self.num_recomputations))
         set_field(self, "grad_batch_size", count("grad_batch_size", self.grad_batch_size))
         set_field(self, "num_grads", _num_grads(self.num_grads))
         if self.fisher_block_size is not None:
@@ -74,6 +86,14 @@ class PruningOptions:
         if isinstance(self.num_grads, Mapping):
             return self.num_grads[max(key for key in self.num_grads if key <= sparsity + 1e-9)]
         return self.num_grads
+
+    def damping(self, mean_diagonal: float) -> float:
+        """The ridge on the Fisher's diagonal.
+
+        Args:
+            mean_diagonal: Mean of the diagonal of `(1/m) G^T G` over the unpruned weights.
+        """
+        return _AUTO_PART * mean_diagonal if self.damp == AUTO else float(self.damp)
 
     @property
     def most_gradients(self) -> int:

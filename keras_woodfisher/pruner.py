@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,6 +13,7 @@ from keras_woodfisher_backends.devices import expand
 from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher_backends.protocol import Backend
 
+from keras_woodfisher.correctors import BlockCorrector, Corrector, Removal
 from keras_woodfisher.fisher import BlockFisher, block_slices
 from keras_woodfisher.footprint import Footprint
 from keras_woodfisher.masks import count, grow
@@ -20,7 +23,7 @@ from keras_woodfisher.memory_planning import plan_memory
 from keras_woodfisher.memory_use import means_of, needs_of, open_store
 from keras_woodfisher.meter import Meter, say
 from keras_woodfisher.options import PruningOptions
-from keras_woodfisher.report import PhaseReport
+from keras_woodfisher.report import StageReport
 from keras_woodfisher.sources import GradientSource
 from keras_woodfisher.stores.store import GradientStore
 from keras_woodfisher.targets import Target, find_targets
@@ -95,6 +98,24 @@ class Pruner:
         """Takes the zeros that are there as pruned (but for a variable that is zero as a whole)."""
         self._set([zeros_of(target) for target in self.targets])
 
+    @property
+    def reached(self) -> list[float]:
+        """The sparsity of each variable (the same one for all in global pruning)."""
+        if self._options.global_sparsity:
+            return [self.sparsity] * len(self.pruned)
+        return [zeros / p.size for zeros, p in zip(self.zeros, self.pruned, strict=True)]
+
+    def snapshot(self) -> tuple[list[Any], list[np.ndarray]]:
+        """The weights, and what is pruned of them."""
+        return [ops.copy(target.variable) for target in self.targets], self.pruned
+
+    def restore(self, snapshot: tuple[list[Any], list[np.ndarray]]) -> None:
+        """Makes both what they were."""
+        values, pruned = snapshot
+        for target, value in zip(self.targets, values, strict=True):
+            target.variable.assign(value)
+        self._set(pruned)
+
     def masks(self) -> list[np.ndarray]:
         """The pruned weights of each variable, bool in the variable's shape."""
         return [t.unflatten(p) for t, p in zip(self.targets, self.pruned, strict=True)]
@@ -122,8 +143,13 @@ class Pruner:
         return any(number > now for number, now in zip(wanted, counts, strict=True))
 
     def update(
-        self, sparsity: Sequence[float], source: GradientSource | None, rows: int, draw: int = 0
-    ) -> tuple[list[PhaseReport], int]:
+        self,
+        sparsity: Sequence[float],
+        source: GradientSource | None,
+        rows: int,
+        draw: int = 0,
+        corrector: Corrector | None = None,
+    ) -> StageReport:
         """Prunes to a sparsity and corrects the weights that are kept.
 
         Nothing is written before everything is computed; if it fails or is interrupted, the weights are those from
@@ -134,29 +160,31 @@ class Pruner:
             source: Where gradients come from; None for magnitude pruning.
             rows: How many gradient samples to use.
             draw: Number of the update.
+            corrector: How the weights that stay are corrected; by default block by block.
 
         Returns:
-            The phases, and the number of samples that were used.
+            What was done; without phases where nothing was to be pruned.
 
         Raises:
             FloatingPointError: If a score or a new weight isn't finite.
         """
         if not self.prunes(sparsity):
-            return [], 0
+            return StageReport(self.sparsity)
         meter = Meter(self.backend, self._devices, self._options.verbose)
         weights = self.check_weights()
+        done = StageReport(0.0)
         if source is None:
-            new = self._grow(np.abs(weights), sparsity)
-            delta, samples = np.zeros(weights.shape), 0
+            new, delta = self._grow(np.abs(weights), sparsity), np.zeros(weights.shape)
         else:
-            new, delta, samples = self._second_order(weights, sparsity, source, (rows, draw), meter)
+            corrector = corrector or BlockCorrector(self._options.update == "joint")
+            new, delta, done = self._second_order(weights, sparsity, source, (rows, draw), corrector, meter)
         changed = np.where(new, 0.0, weights + delta).astype(weights.dtype)
         if not np.isfinite(changed).all():
             raise FloatingPointError(
                 "The corrected weights aren't finite; nothing was changed. A larger damp may help."
             )
         self._write(changed, new)
-        return meter.phases, samples
+        return replace(done, sparsity=self.sparsity, phases=tuple(meter.phases))
 
     def _second_order(
         self,
@@ -164,26 +192,30 @@ class Pruner:
         sparsity: Sequence[float],
         source: GradientSource,
         draw: tuple[int, int],
+        corrector: Corrector,
         meter: Meter,
-    ) -> tuple[np.ndarray, np.ndarray, int]:
+    ) -> tuple[np.ndarray, np.ndarray, StageReport]:
         kept = [~p for p in self.pruned]
         keep = np.concatenate(kept)
         blocks = block_slices([int(k.sum()) for k in kept], self._options.fisher_block_size)
-        with closing(self._store(source, kept, blocks, draw, meter)) as grads:
+        store, squares = self._store(source, kept, blocks, draw, meter)
+        with closing(store) as grads:
             self._fit_devices(len(grads))
+            mean_diagonal = squares / (len(grads) * grads.shape[1])
+            damp = self._options.damping(mean_diagonal)
             with meter.phase("inverse", len(blocks), "block") as advance:
-                fisher = BlockFisher(grads, blocks, self._options.damp, self._kernels, advance)
+                fisher = BlockFisher(grads, blocks, damp, self._kernels, advance)
                 diagonal = fisher.inverse_diagonal()
             new = self._grow(_saliencies(weights, keep, diagonal), sparsity)
-            prune = new[keep]
-            work = sum(bool(prune[block].any()) for block in blocks)
-            with meter.phase("update", work, "block") as advance:
-                fisher = BlockFisher(grads, blocks, self._options.damp, self._kernels, advance)
-                change = fisher.update(weights[keep], prune, diagonal, self._options.update == "joint")
+            assert self.memory is not None
+            removal = Removal(
+                grads, blocks, self._kernels, weights, keep, new[keep], diagonal, damp, mean_diagonal, draw, self.memory
+            )
+            change, chosen = corrector(removal, meter)
             samples = len(grads)
         delta = np.zeros(weights.shape)
         delta[keep] = change
-        return new, delta, samples
+        return new, delta, StageReport(0.0, samples, damp, chosen)
 
     def _store(
         self,
@@ -192,8 +224,8 @@ class Pruner:
         blocks: Sequence[slice],
         draw: tuple[int, int],
         meter: Meter,
-    ) -> GradientStore:
-        """The gradients, where the plan says."""
+    ) -> tuple[GradientStore, float]:
+        """The gradients, where the plan says, and the sum of their squares."""
         shape = draw[0], int(sum(mask.sum() for mask in kept))
         if self.memory is None or not self.memory.covers(*shape):
             # More than was foreseen: the same limit holds.
@@ -203,16 +235,17 @@ class Pruner:
             say(str(self.memory))
             self._told = True
         store = open_store(self.memory, shape, blocks, lambda s: source.fill(s, kept, *draw, lambda number: None))
+        squares = 0.0
         try:
             with meter.phase("gradients", draw[0], "sample") as advance:
-                source.fill(store, kept, *draw, advance)
+                squares = source.fill(store, kept, *draw, advance)
                 store.finish()
             if source.slow_layers is not None:
                 meter.note(str(source.slow_layers))
         except BaseException:
             store.close()
             raise
-        return store
+        return store, squares
 
     def _fit_devices(self, rows: int) -> None:
         """Asks each device what it has free now, and makes the panels as narrow as that demands."""
@@ -231,13 +264,12 @@ class Pruner:
 
     def _write(self, weights: np.ndarray, pruned: np.ndarray) -> None:
         edges = np.cumsum([p.size for p in self.pruned])[:-1]
-        before = [ops.copy(target.variable) for target in self.targets]
+        before = self.snapshot()
         try:
             for target, flat in zip(self.targets, np.split(weights, edges), strict=True):
                 target.write(flat)
         except BaseException:
-            for target, values in zip(self.targets, before, strict=True):
-                target.variable.assign(values)
+            self.restore(before)
             raise
         self._set(np.split(pruned, edges))
 

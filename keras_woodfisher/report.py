@@ -1,6 +1,6 @@
 """What was pruned and what it cost, as data and as a table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -32,7 +32,7 @@ class PhaseReport:
     """One phase of the work.
 
     Attributes:
-        name: `"gradients"`, `"inverse"` or `"update"`.
+        name: `"gradients"`, `"inverse"`, `"update"` or `"calibration"`.
         seconds: Wall-clock time.
         peak_bytes: Growth of the process's anonymous memory at its peak, plus the peak on GPUs; None where
             the system doesn't tell.
@@ -44,6 +44,52 @@ class PhaseReport:
 
 
 @dataclass(frozen=True)
+class CalibrationReport:
+    """What was chosen by the loss on held-out examples.
+
+    Attributes:
+        compensation: Damping of the compensation, or None: the weights that stay weren't compensated.
+        step: Damping of the Newton step, or None: there was none.
+        loss_removed: The loss on the held-out examples with the weights removed and nothing corrected.
+        loss: The loss on them after the correction.
+    """
+
+    compensation: float | None
+    step: float | None
+    loss_removed: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One update, or one stage of several.
+
+    Attributes:
+        sparsity: Fraction of zeros after it.
+        samples: Gradient samples that were used.
+        damp: Ridge on the Fisher's diagonal for the scores; None without gradients.
+        calibration: What was chosen, where there was a choice.
+        phases: Where time and memory went.
+    """
+
+    sparsity: float
+    samples: int = 0
+    damp: float | None = None
+    calibration: CalibrationReport | None = None
+    phases: tuple[PhaseReport, ...] = ()
+
+
+def merged(phases: Sequence[PhaseReport]) -> tuple[PhaseReport, ...]:
+    """Phases of the same name as one: seconds added up, the largest peak."""
+    found: dict[str, PhaseReport] = {}
+    for phase in phases:
+        before = found.get(phase.name, PhaseReport(phase.name, 0.0, phase.peak_bytes))
+        peaks = [p.peak_bytes for p in (before, phase) if p.peak_bytes is not None]
+        found[phase.name] = PhaseReport(phase.name, before.seconds + phase.seconds, max(peaks, default=None))
+    return tuple(found.values())
+
+
+@dataclass(frozen=True)
 class PruningReport:
     """The outcome of `prune` or `sparsity_report`; `print` it to see a table.
 
@@ -52,12 +98,16 @@ class PruningReport:
         phases: Where time and memory went (empty for `sparsity_report`).
         samples: Gradient samples that were used.
         notes: What else is worth knowing, printed under the table.
+        stages: What was done in which order, and chosen on the way; printed where there were several.
+        settings: How it was done: the values of `prune`'s options, given or taken from the preset.
     """
 
     variables: tuple[VariableReport, ...]
     phases: tuple[PhaseReport, ...] = ()
     samples: int = 0
     notes: tuple[str, ...] = field(default=())
+    stages: tuple[StageReport, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def weights(self) -> int:
@@ -75,7 +125,8 @@ class PruningReport:
         """The report as plain data, for JSON."""
         data = asdict(self)
         data["variables"] = [{**asdict(v), "shape": list(v.shape), "sparsity": v.sparsity} for v in self.variables]
-        data |= {"phases": list(data["phases"]), "notes": list(self.notes)}
+        data |= {"phases": list(data["phases"]), "notes": list(self.notes), "settings": dict(self.settings)}
+        data["stages"] = [{**stage, "phases": list(stage["phases"])} for stage in data["stages"]]
         return data | {"weights": self.weights, "pruned": self.pruned, "sparsity": self.sparsity}
 
     def plot(self, ax: Any = None) -> Any:
@@ -119,7 +170,37 @@ class PruningReport:
         lines.insert(-1, "-" * len(lines[0]))
         for phase in self.phases:
             lines.append(f"{phase.name}: {phase.seconds:.2f} s{_memory(phase.peak_bytes)}")
+        lines += _stages(self.stages)
+        if self.settings:
+            lines.append("settings: " + ", ".join(f"{name}={value!r}" for name, value in self.settings.items()))
         return "\n".join([*lines, *self.notes])
+
+
+def _stages(stages: Sequence[StageReport]) -> list[str]:
+    """A table of what was chosen, where there was a choice or there were several stages."""
+    if len(stages) < 2 and not any(stage.calibration for stage in stages):
+        return []
+    cells: list[tuple[str, ...]] = [
+        ("stage", "sparsity", "samples", "damp", "compensation", "step", "loss, weights removed", "corrected")
+    ]
+    for number, stage in enumerate(stages, start=1):
+        chosen = stage.calibration
+        figures = (
+            ("", "", "", "")
+            if chosen is None
+            else (
+                _damping(chosen.compensation),
+                _damping(chosen.step),
+                f"{chosen.loss_removed:.4g}",
+                f"{chosen.loss:.4g}",
+            )
+        )
+        cells.append((str(number), f"{stage.sparsity:.4f}", f"{stage.samples:,}", _damping(stage.damp), *figures))
+    return aligned(cells, left=1)
+
+
+def _damping(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2g}"
 
 
 def sparsity_report(model: keras.Model, params: str | Sequence[str] = ALL_PRUNABLE) -> PruningReport:

@@ -9,8 +9,10 @@ import numpy as np
 from keras_woodfisher_backends.protocol import Backend, Sampler, SlowLayers
 
 from keras_woodfisher.buffer import GradientBuffer
-from keras_woodfisher.examples import open_examples
+from keras_woodfisher.chunks import even_chunks
+from keras_woodfisher.examples import Batch, open_examples
 from keras_woodfisher.footprint import Footprint, buffered_footprint, counted_outputs, sampled_footprint
+from keras_woodfisher.gauss_newton import GaussNewtonLoss
 from keras_woodfisher.gradients import ModelLoss, checked, sample_gradients, usable_rows
 from keras_woodfisher.memory import check_device_memory
 from keras_woodfisher.options import PruningOptions
@@ -41,7 +43,7 @@ class GradientSource(Protocol):
         rows: int,
         draw: int,
         advance: Callable[[int], None],
-    ) -> None:
+    ) -> float:
         """Puts samples of the unpruned weights into a store, the same ones at each call with the same arguments.
 
         Args:
@@ -50,12 +52,20 @@ class GradientSource(Protocol):
             rows: How many samples to use.
             draw: Number of the update, so that each one draws other examples.
             advance: Called with the number of samples that were taken.
+
+        Returns:
+            The sum of all squares of those samples.
         """
         ...
 
 
 class SampledGradients:
-    """Samples taken from data at the present weights."""
+    """Samples taken from data at the present weights.
+
+    Attributes:
+        targets: The variables to differentiate.
+        loss: The loss of the model.
+    """
 
     def __init__(
         self,
@@ -66,13 +76,14 @@ class SampledGradients:
         data: Any,
         loss: Any = None,
     ):
-        self._targets = list(targets)
+        self.targets = list(targets)
+        self.loss = ModelLoss(model, targets, loss)
         self._options = options
         self._backend = backend
         self._model = model
         self._examples = open_examples(data)
-        self._loss = ModelLoss(model, targets, loss)
-        self._sampler: Sampler | None = None
+        self._curvature = GaussNewtonLoss(model, targets, loss) if options.fisher == "ggn" else None
+        self._samplers: dict[int, Sampler] = {}
         self._probed: tuple[Any, int] | None = None
 
     @property
@@ -84,7 +95,29 @@ class SampledGradients:
     @property
     def slow_layers(self) -> SlowLayers | None:
         """Layers that make sampling slow, as far as they are known by now."""
-        return None if self._sampler is None else self._sampler.slow_layers
+        found = [sampler.slow_layers for sampler in self._samplers.values()]
+        return next((slow for slow in found if slow is not None), None)
+
+    def hold_out(self, count: int) -> list[Batch]:
+        """Sets examples aside, so that no sample is taken of them.
+
+        Args:
+            count: How many; at least one is left for the samples.
+
+        Returns:
+            Batches, leaves (n, ...).
+
+        Raises:
+            ValueError: If there aren't so many.
+        """
+        available = self._examples.available
+        if available is not None and available <= count:
+            raise ValueError(
+                f"calibration={count} sets aside {count} examples, but data holds {available}. Give fewer, or other "
+                "examples for it: calibration=(x, y)."
+            )
+        held, self._examples = self._examples.hold_out(count, self._options.seed)
+        return held
 
     def check(self, rows: int) -> None:
         size = self._options.grad_batch_size
@@ -100,14 +133,14 @@ class SampledGradients:
                 "iterator at each call)."
             )
         with counted_outputs(self._model) as outputs:
-            self._loss.probe(first)
+            self.loss.probe(first)
         self._probed = first, outputs[0]
 
     def footprint(self, rows: int) -> Footprint:
         if self._probed is None:
             self.check(rows)
         assert self._probed is not None
-        return sampled_footprint(self._targets, self._backend, rows, *self._probed)
+        return sampled_footprint(self.targets, self._backend, rows, *self._probed)
 
     def fill(
         self,
@@ -116,16 +149,53 @@ class SampledGradients:
         rows: int,
         draw: int,
         advance: Callable[[int], None],
-    ) -> None:
-        if self._sampler is None:
-            variables = [t.variable for t in self._targets]
-            self._sampler = self._backend.sampler(self._loss, self._model, variables)
-        # The first draw is `default_rng(seed)` itself; each later update has a stream of its own.
+    ) -> float:
+        groups = self._examples.groups(rows, self._options.grad_batch_size, self._stream(draw))
+        loss = self.loss
+        if self._curvature is not None:
+            loss = self._curvature
+            groups = self._curvature.with_signs(groups, self._stream(draw, 1))
+        pairs = list(zip(self.targets, kept, strict=True))
+        return sample_gradients(loss, self._sampler_of(loss), self._backend, groups, pairs, rows, store, advance)
+
+    def mean_gradient(self, kept: Sequence[np.ndarray], rows: int, draw: int, chunk: int) -> np.ndarray:
+        """The gradient of the mean loss over the examples that `fill` takes its samples of.
+
+        Args:
+            kept: As in `fill`.
+            rows: As in `fill`.
+            draw: As in `fill`.
+            chunk: How many samples `fill` takes at a time: as many examples are differentiated at a time.
+
+        Returns:
+            (d,) float64, of the unpruned weights.
+        """
+        examples = rows * self._options.grad_batch_size
+        size = min(chunk * self._options.grad_batch_size, examples)
+        total, number = np.zeros(int(sum(mask.sum() for mask in kept))), 0
+        values, others = self.loss.values()
+        sampler = self._sampler_of(self.loss)
+        with self.loss.sampling_mode():
+            for batch, groups in even_chunks(
+                self._examples.groups(examples // size, size, self._stream(draw)), lambda b: 1
+            ):
+                rows_of = zip(self.targets, sampler(values, others, batch), kept, strict=True)
+                total += np.concatenate([t.flatten(row[:groups].sum(0))[mask] for t, row, mask in rows_of])
+                number += groups
+        return total / number
+
+    def _stream(self, draw: int, purpose: int = 0) -> Any:
+        """The seed of an update. The first draw is `default_rng(seed)` itself; each later one has its own stream."""
         seed = self._options.seed
-        stream = [seed, draw] if draw and seed is not None else seed
-        groups = self._examples.groups(rows, self._options.grad_batch_size, stream)
-        pairs = list(zip(self._targets, kept, strict=True))
-        sample_gradients(self._loss, self._sampler, self._backend, groups, pairs, rows, store, advance)
+        if seed is None or not (draw or purpose):
+            return seed
+        return [seed, draw, purpose] if purpose else [seed, draw]
+
+    def _sampler_of(self, loss: ModelLoss) -> Sampler:
+        if id(loss) not in self._samplers:
+            variables = [t.variable for t in self.targets]
+            self._samplers[id(loss)] = self._backend.sampler(loss, self._model, variables)
+        return self._samplers[id(loss)]
 
 
 class BufferedGradients:
@@ -153,7 +223,7 @@ class BufferedGradients:
         rows: int,
         draw: int,
         advance: Callable[[int], None],
-    ) -> None:
+    ) -> float:
         filled = self._buffer.filled
         if filled == 0:
             raise RuntimeError(
@@ -165,14 +235,17 @@ class BufferedGradients:
                 f"Only {filled} of num_grads={rows} gradients have been buffered; they are used.",
                 stacklevel=2,
             )
-        columns, dropped = np.concatenate(kept), 0
+        columns, dropped, total = np.concatenate(kept), 0, 0.0
         for part in self._buffer.latest(rows, store.chunk):
-            good = usable_rows(part)
-            np.compress(columns, part, axis=1, out=store.room(len(part)))
+            into = store.room(len(part))
+            np.compress(columns, part, axis=1, out=into)
+            good, squares = usable_rows(into)
             store.keep(good)
+            total += float(squares[good].sum())
             dropped += int((~good).sum())
             advance(len(part))
         checked(store, dropped, min(filled, rows))
+        return total
 
     def detach(self) -> None:
         """Stops buffering and frees the memory."""

@@ -33,3 +33,4 @@ class GivenGradients:
         part = np.ascontiguousarray(self.grads[:rows, np.concatenate(kept)])
         add_rows(store, part, np.ones(len(part), bool))
         advance(len(part))
+        return float(np.square(part, dtype=np.float64).sum())

@@ -89,7 +89,7 @@ class Accelerators:
 def prune(make_mlp, blobs, **kwargs):
     keras.utils.set_random_seed(0)
     model = make_mlp(units=64)
-    kw.prune(model, blobs, 0.6, num_grads=16, verbose=0, fisher_block_size=100, **kwargs)
+    kw.prune(model, blobs, 0.6, quality="fast", num_grads=16, verbose=0, fisher_block_size=100, **kwargs)
     return model.get_weights()
 
 

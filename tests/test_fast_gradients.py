@@ -178,9 +178,9 @@ def test_an_update_tells(backend, rng, capsys):
     model = chain((4,), OwnDense(3, name="own"), layers.Dense(2))
     model.compile(loss="mse")
     x, y = rng.normal(size=(6, 4)).astype("float32"), rng.normal(size=(6, 2)).astype("float32")
-    kw.prune(model, data=(x, y), sparsity=0.5, num_grads=6, verbose=0)
+    kw.prune(model, data=(x, y), sparsity=0.5, quality="fast", num_grads=6, verbose=0)
     assert "one sample at a time" not in capsys.readouterr().out
-    kw.prune(model, data=(x, y), sparsity=0.6, num_grads=6, verbose=2)
+    kw.prune(model, data=(x, y), sparsity=0.6, quality="fast", num_grads=6, verbose=2)
     told = "WoodFisher pruning: gradients are taken one sample at a time because of own: no faster way is known"
     assert (told in capsys.readouterr().out) == CAPTURES
 

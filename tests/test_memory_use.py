@@ -53,7 +53,7 @@ def pruned(wide, **kwargs):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Pruner, "plan_memory", planning)
-        kw.prune(model, data, 0.6, num_grads=ROWS, verbose=0, **kwargs)
+        kw.prune(model, data, 0.6, quality="fast", num_grads=ROWS, verbose=0, **kwargs)
     after = model.get_weights()
     model.set_weights(before)
     (plan,) = plans
@@ -156,7 +156,16 @@ def test_nothing_is_left_behind_by_an_error(wide, error, monkeypatch, tmp_path):
     monkeypatch.undo()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(ValueError, match="No usable gradient sample"):
-        kw.prune(model, (x, y), 0.5, loss=lambda y, p: 0.0 * ops.mean(p), num_grads=20, grads_device="disk", verbose=0)
+        kw.prune(
+            model,
+            (x, y),
+            0.5,
+            loss=lambda y, p: 0.0 * ops.mean(p),
+            quality="fast",
+            num_grads=20,
+            grads_device="disk",
+            verbose=0,
+        )
     assert list(tmp_path.iterdir()) == []
 
 

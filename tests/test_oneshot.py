@@ -66,7 +66,7 @@ def test_models_of_every_kind(blobs, make, compiled):
     if compiled:
         model.compile("adam", LOSS)
     before = [k.copy() for k in kernels(model)]
-    report = kw.prune(model, blobs, 0.6, num_grads=24, loss=None if compiled else LOSS, verbose=0)
+    report = kw.prune(model, blobs, 0.6, quality="fast", num_grads=24, loss=None if compiled else LOSS, verbose=0)
     total = sum(k.size for k in before)
     assert report.pruned == masks(model).sum() == int(np.floor(0.6 * total + 0.5))
     assert report.weights == total
@@ -119,10 +119,10 @@ def test_data_of_every_kind_gives_the_same_weights(blobs):
     model = mlp()
     model.compile("adam", LOSS)
     weights = [ops.convert_to_numpy(w).copy() for w in model.weights]
-    kw.prune(model, blobs, 0.5, num_grads=96, damp=1e-3, verbose=0)
+    kw.prune(model, blobs, 0.5, quality="fast", num_grads=96, damp=1e-3, verbose=0)
     truth = [k.copy() for k in kernels(model)]
     for kind, data in kinds_of_data(*blobs):
-        kw.prune(same_weights(model, weights), data, 0.5, num_grads=96, damp=1e-3, verbose=0)
+        kw.prune(same_weights(model, weights), data, 0.5, quality="fast", num_grads=96, damp=1e-3, verbose=0)
         for found, right in zip(kernels(model), truth, strict=True):
             np.testing.assert_allclose(found, right, rtol=1e-3, atol=1e-4, err_msg=kind)
 
@@ -140,7 +140,7 @@ def test_the_seed_chooses_the_examples(blobs):
     weights = [ops.convert_to_numpy(w).copy() for w in model.weights]
     found = []
     for seed in (3, 3, 4):
-        kw.prune(same_weights(model, weights), blobs, 0.5, num_grads=12, seed=seed, verbose=0)
+        kw.prune(same_weights(model, weights), blobs, 0.5, quality="fast", num_grads=12, seed=seed, verbose=0)
         found.append(masks(model))
     np.testing.assert_array_equal(found[0], found[1])
     assert (found[0] != found[2]).any()
@@ -153,7 +153,9 @@ def test_devices_agree(blobs):
     found = []
     for devices in (None, "cpu", "cpu:0", ["cpu", "cpu:0"]):
         same_weights(model, weights)
-        kw.prune(model, blobs, 0.5, num_grads=32, fisher_block_size=20, available_gpus=devices, verbose=0)
+        kw.prune(
+            model, blobs, 0.5, quality="fast", num_grads=32, fisher_block_size=20, available_gpus=devices, verbose=0
+        )
         found.append(masks(model))
     assert all((other == found[0]).mean() >= 0.999 for other in found)
     with pytest.raises(ValueError, match="no device 'cuda:7' here"):
@@ -167,7 +169,7 @@ def test_everything_else_is_left_alone(blobs):
     untouched = [v for v in model.variables if v is not model.layers[0].kernel and v is not model.layers[2].kernel]
     untouched += [*model.optimizer.variables, *model.metrics_variables]
     before = [ops.convert_to_numpy(v).copy() for v in untouched]
-    kw.prune(model, blobs, 0.5, num_grads=16, verbose=0)
+    kw.prune(model, blobs, 0.5, quality="fast", num_grads=16, verbose=0)
     for variable, values in zip(untouched, before, strict=True):
         np.testing.assert_array_equal(ops.convert_to_numpy(variable), values, err_msg=variable.path)
 
@@ -175,13 +177,13 @@ def test_everything_else_is_left_alone(blobs):
 def test_zeros_that_are_there_count(blobs):
     model = mlp()
     model.compile("adam", LOSS)
-    kw.prune(model, blobs, 0.5, num_grads=16, verbose=0)
+    kw.prune(model, blobs, 0.5, quality="fast", num_grads=16, verbose=0)
     first, weights = masks(model), [k.copy() for k in kernels(model)]
-    report = kw.prune(model, blobs, 0.5, num_grads=16, verbose=0)
+    report = kw.prune(model, blobs, 0.5, quality="fast", num_grads=16, verbose=0)
     assert report.phases == () and report.sparsity == 0.5
     for now, then in zip(kernels(model), weights, strict=True):
         np.testing.assert_array_equal(now, then)
-    kw.prune(model, blobs, 0.8, num_grads=16, verbose=0)
+    kw.prune(model, blobs, 0.8, quality="fast", num_grads=16, verbose=0)
     assert masks(model)[first].all()
     assert masks(model).mean() == 0.8
 
@@ -189,8 +191,8 @@ def test_zeros_that_are_there_count(blobs):
 def test_how_many_samples_by_default(blobs):
     model = mlp()
     model.compile("adam", LOSS)
-    assert kw.prune(model, blobs, 0.1, verbose=0).samples == 96
-    assert kw.prune(model, blobs, 0.2, grad_batch_size=5, verbose=0).samples == 19
+    assert kw.prune(model, blobs, 0.1, quality="fast", verbose=0).samples == 96
+    assert kw.prune(model, blobs, 0.2, quality="fast", grad_batch_size=5, verbose=0).samples == 19
 
 
 def test_magnitude_needs_neither_data_nor_loss():
@@ -219,18 +221,18 @@ def test_errors_come_before_any_work_and_change_nothing(blobs, error, message, k
     model = mlp()
     before = [k.copy() for k in kernels(model)]
     with pytest.raises(error, match=message):
-        kw.prune(model, **({"data": blobs, "sparsity": 0.5, "loss": LOSS, "verbose": 0} | kwargs))
+        kw.prune(model, **({"data": blobs, "sparsity": 0.5, "loss": LOSS, "quality": "fast", "verbose": 0} | kwargs))
     for now, then in zip(kernels(model), before, strict=True):
         np.testing.assert_array_equal(now, then)
 
 
 def test_progress_is_shown(blobs, capsys):
     model = mlp()
-    kw.prune(model, blobs, 0.5, loss=LOSS, num_grads=16, verbose=1)
+    kw.prune(model, blobs, 0.5, loss=LOSS, quality="fast", num_grads=16, verbose=1)
     shown = capsys.readouterr().out
     assert all(f"WoodFisher pruning: {name}" in shown for name in ("gradients", "inverse", "update"))
     assert "16/16" in shown
-    kw.prune(model, blobs, 0.6, loss=LOSS, num_grads=16, verbose=0)
+    kw.prune(model, blobs, 0.6, loss=LOSS, quality="fast", num_grads=16, verbose=0)
     assert capsys.readouterr().out == ""
 
 
@@ -241,7 +243,7 @@ def test_constraints_of_weights_hold_after_the_correction(blobs):
     kernel = model.layers[0].kernel
     kernel.assign(np.abs(keras.ops.convert_to_numpy(kernel)))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    report = kw.prune(model, blobs, 0.7, loss=loss, num_grads=16, damp=1e-7, verbose=0)
+    report = kw.prune(model, blobs, 0.7, loss=loss, quality="fast", num_grads=16, damp=1e-7, verbose=0)
     values = keras.ops.convert_to_numpy(kernel)
     assert values.min() >= 0
     assert report.sparsity >= 0.7 - 1 / 120

@@ -423,7 +423,7 @@ def test_one_shot(make_mlp, blobs):
     other, third = make_mlp(), make_mlp()
     other.set_weights(third.get_weights())
     kw.load_recipe(pruning(num_grads={0.0: 4, 0.5: 16}, damp=1e-4, fisher_block_size=40)).apply(other, blobs, verbose=0)
-    kw.prune(third, blobs, 0.5, num_grads=16, damp=1e-4, fisher_block_size=40, verbose=0)
+    kw.prune(third, blobs, 0.5, quality="fast", num_grads=16, damp=1e-4, fisher_block_size=40, verbose=0)
     for a, b in zip(other.get_weights(), third.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     # All of its prunings, or none.

@@ -9,10 +9,23 @@ from typing import Any
 
 BACKENDS = ("torch", "tensorflow", "jax")
 METHODS = ("woodfisher", "magnitude")
-UPDATES = ("joint", "independent")
+UPDATES = ("joint", "independent", "calibrated")
+FISHERS = ("empirical", "ggn")
+QUALITIES = ("fast", "balanced", "best")
 
-_OF_SPARSITY = ("params", "exclude", "num_grads", "damp", "fisher_block_size", "memory_limit", "method", "update")
-_OF_WOODFISHER = ("num_grads", "damp", "fisher_block_size", "memory_limit", "update")
+_OF_WOODFISHER = (
+    "quality",
+    "stages",
+    "num_grads",
+    "grad_batch_size",
+    "fisher",
+    "damp",
+    "fisher_block_size",
+    "calibration",
+    "memory_limit",
+    "update",
+)
+_OF_SPARSITY = ("params", "exclude", "method", *_OF_WOODFISHER)
 _LOSS_HELP = "a Keras loss, such as mse; NAME:from_logits where the model's outputs are logits"
 
 
@@ -71,8 +84,13 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
     plain = parser.add_argument_group("with --sparsity", "README.md says what these mean.")
     for name in ("--params", "--exclude"):
         plain.add_argument(name, nargs="+", action="extend", metavar="NAME", help="names, or patterns: re:...")
+    plain.add_argument("--quality", choices=QUALITIES, help="how much work to spend (default balanced)")
+    plain.add_argument("--stages", type=_whole(1), metavar="K")
     plain.add_argument("--num-grads", type=_whole(1), metavar="M")
-    plain.add_argument("--damp", type=_positive)
+    plain.add_argument("--grad-batch-size", type=_whole(1), metavar="b")
+    plain.add_argument("--fisher", choices=FISHERS)
+    plain.add_argument("--damp", type=_damp, metavar="DAMP", help="a number or auto")
+    plain.add_argument("--calibration", type=_whole(1), metavar="N", help="examples of --data to hold out")
     plain.add_argument("--fisher-block-size", type=_whole(0), metavar="B", help="0: one block over everything")
     plain.add_argument("--memory-limit", type=_size, metavar="SIZE", help="such as 4GiB (default: 1/4 of what is free)")
     plain.add_argument("--method", choices=METHODS)
@@ -178,6 +196,10 @@ def _size(text: str) -> str:
     ):
         raise argparse.ArgumentTypeError(f"must be a size such as 4GiB or 500MB, got {text!r}")
     return text
+
+
+def _damp(text: str) -> float | str:
+    return text if text == "auto" else _positive(text)
 
 
 def _variable(text: str) -> tuple[str, str]:

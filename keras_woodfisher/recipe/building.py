@@ -18,6 +18,8 @@ from keras_woodfisher.recipe.modifiers import (
 
 _PASSED_ON = (
     "num_grads",
+    "num_recomputations",
+    "fisher",
     "damp",
     "fisher_block_size",
     "available_gpus",
@@ -94,11 +96,6 @@ def not_built(modifier: Modifier) -> list[str]:
         mask = modifier.mask_type
         found.append(
             f"mask_type {list(mask) if isinstance(mask, tuple) else mask} can't be pruned yet, only unstructured."
-        )
-    if isinstance(modifier, WoodFisherPruningModifier) and modifier.num_recomputations > 1:
-        found.append(
-            f"num_recomputations={modifier.num_recomputations} can't be done yet. Remove it, or give a smaller "
-            "update_frequency: each update takes new gradients."
         )
     return found
 

@@ -152,7 +152,7 @@ class _Run:
         kernels, missing = self._devices(modifier)
         problems += missing
         # What can't be done is said above; the rest is checked as if it could.
-        known: dict[str, Any] = {"available_gpus": None, "num_recomputations": 1}
+        known: dict[str, Any] = {"available_gpus": None}
         plain = modifier.model_copy(
             update={k: v for k, v in known.items() if hasattr(modifier, k)} | {"mask_type": "unstructured"}
         )

@@ -138,7 +138,9 @@ class FisherOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     num_grads: Gradients = Field(64, description="Gradient samples, or {sparsity: samples}.")
-    damp: float = Field(1e-5, description="Ridge on the diagonal of the Fisher.")
+    damp: float | Literal["auto"] = Field(
+        1e-5, description="Ridge on the diagonal of the Fisher; auto: a tenth of its mean."
+    )
     fisher_block_size: Whole | None = Field(2000, description="Weights a block; null or 0: one block.")
     available_gpus: Names | None = Field(None, description="Devices for the inverse; none: the CPU.")
     memory_limit: Whole | str | None = Field(
@@ -164,6 +166,7 @@ class SecondOrderModifier(FisherOptions, PruningModifier):
     )
     grad_batch_size: Whole = Field(1, description="The same, under this project's name.")
     num_recomputations: Whole = Field(1, description="New gradients this many times within one update.")
+    fisher: Literal["empirical", "ggn"] = Field("empirical", description="Gradients of the loss, or Gauss-Newton rows.")
     score_type: str | None = Field(None, description="Accepted where it names the tag's own score.")
     update: Literal["joint", "independent"] = Field("joint", description="How the weights that stay are corrected.")
     seed: Whole | None = Field(0, description="Seed of the choice of examples.")
@@ -178,7 +181,6 @@ class SecondOrderModifier(FisherOptions, PruningModifier):
                 f"score_type must be {self._score}, the score of a {self.tag}, or be left out; got {self.score_type!r}."
             )
         self.options()
-        count("num_recomputations", self.num_recomputations)
         return self
 
     def _fisher(self) -> dict[str, Any]:
@@ -215,6 +217,8 @@ class SecondOrderModifier(FisherOptions, PruningModifier):
             num_grads=fisher["num_grads"],
             grad_batch_size=self._batch(),
             damp=fisher["damp"],
+            fisher=self.fisher,
+            num_recomputations=self.num_recomputations,
             fisher_block_size=fisher["fisher_block_size"],
             available_gpus=fisher["available_gpus"] or (),
             memory_limit=fisher["memory_limit"],
@@ -226,7 +230,7 @@ class SecondOrderModifier(FisherOptions, PruningModifier):
 
     def normal(self) -> "Modifier":
         fisher = self._fisher()
-        own = ("num_recomputations", "update", "seed")
+        own = ("num_recomputations", "fisher", "update", "seed")
         return WoodFisherPruningModifier(
             **self._common(self._global),
             **fisher | {"available_gpus": fisher["available_gpus"] or None, "num_grads": self.options().num_grads},
@@ -265,7 +269,9 @@ class OBSPruningModifier(SecondOrderModifier):
     _score = "OBS"
 
     num_grads: Gradients = Field(1024, description="Gradient samples, or {sparsity: samples}.")
-    damp: float = Field(1e-7, description="Ridge on the diagonal of the Fisher.")
+    damp: float | Literal["auto"] = Field(
+        1e-7, description="Ridge on the diagonal of the Fisher; auto: a tenth of its mean."
+    )
     fisher_block_size: Whole | None = Field(50, description="Weights a block; null or 0: one block.")
 
 

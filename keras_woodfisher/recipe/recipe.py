@@ -123,4 +123,5 @@ def _apply(modifier: PruningModifier, model: keras.Model, data: Any, loss: Any, 
         finals = [modifier.final_sparsity] if isinstance(modifier.final_sparsity, float) else modifier.final_sparsity
         arguments["num_grads"] = modifier.options().gradients_at(max(finals))
         arguments["grad_batch_size"] = modifier.grad_batch_size
+        arguments |= {"quality": "fast", "stages": arguments.pop("num_recomputations")}
     return prune(model, data, modifier.final_sparsity, loss=loss, verbose=verbose, **arguments)

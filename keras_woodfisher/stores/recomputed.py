@@ -32,7 +32,7 @@ class RecomputedStore(StagedStore):
         dtype: str,
         page: int,
         blocks: Sequence[slice],
-        fill: Callable[[GradientStore], None],
+        fill: Callable[[GradientStore], object],
     ):
         super().__init__(shape, chunk, dtype, page)
         self._fill = fill

@@ -1,0 +1,109 @@
+"""Presets of `prune`: how much work to spend on accuracy."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from numbers import Integral
+from typing import Any
+
+from keras_woodfisher.options import CALIBRATED, count, flag, one_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """The options that a preset chooses. See `prune` for what each means."""
+
+    stages: int
+    num_grads: int
+    grad_batch_size: int
+    fisher: str
+    damp: float | str
+    update: str
+    calibration: Any
+    first_order: bool
+
+
+_HELD_OUT = 500
+"""Examples that are held out to choose by."""
+
+PRESETS: Mapping[str, Quality] = {
+    "fast": Quality(
+        stages=1,
+        num_grads=512,
+        grad_batch_size=1,
+        fisher="empirical",
+        damp=1e-5,
+        update="joint",
+        calibration=0,
+        first_order=False,
+    ),
+    "balanced": Quality(
+        stages=5,
+        num_grads=512,
+        grad_batch_size=4,
+        fisher="ggn",
+        damp="auto",
+        update=CALIBRATED,
+        calibration=_HELD_OUT,
+        first_order=True,
+    ),
+    "best": Quality(
+        stages=14,
+        num_grads=512,
+        grad_batch_size=8,
+        fisher="ggn",
+        damp="auto",
+        update=CALIBRATED,
+        calibration=_HELD_OUT,
+        first_order=True,
+    ),
+}
+
+_LARGEST_SHARE = 10
+"""At most one example in so many is held out, where a preset says how many."""
+
+
+def chosen(name: str, given: Mapping[str, Any], available: int | None) -> Quality:
+    """A preset with what was given in place of its own choices, made to fit the data.
+
+    Args:
+        name: Of the preset.
+        given: Options by name; None means that the preset chooses.
+        available: Examples that the data holds, where that is known.
+
+    Raises:
+        ValueError, TypeError: If there is no such preset, or an option is wrong or doesn't fit the others.
+    """
+    one_of("quality", name, tuple(PRESETS))
+    explicit = {key: value for key, value in given.items() if value is not None}
+    for key in ("stages", "num_grads", "grad_batch_size"):
+        if key in explicit:
+            explicit[key] = count(key, explicit[key])
+    if "first_order" in explicit:
+        flag("first_order", explicit["first_order"])
+    quality = _checked(replace(PRESETS[name], **explicit), explicit)
+    if available is None:
+        return quality
+    if "calibration" not in explicit:
+        quality = replace(quality, calibration=min(quality.calibration, -(-available // _LARGEST_SHARE)))
+    held_out = quality.calibration if isinstance(quality.calibration, int) else 0
+    left = max(1, available - held_out)
+    if "grad_batch_size" not in explicit:
+        quality = replace(quality, grad_batch_size=min(quality.grad_batch_size, max(1, left // quality.num_grads)))
+    if "num_grads" not in explicit:
+        quality = replace(quality, num_grads=max(1, min(quality.num_grads, left // quality.grad_batch_size)))
+    return quality
+
+
+def _checked(quality: Quality, explicit: Mapping[str, Any]) -> Quality:
+    """The same, with examples to calibrate on if, and only if, something is chosen by them."""
+    if quality.update == CALIBRATED:
+        if "calibration" not in explicit:
+            return replace(quality, calibration=_HELD_OUT)
+        if isinstance(quality.calibration, Integral):
+            mend = "update='calibrated' chooses by the loss on these examples; update='joint' needs none."
+            return replace(quality, calibration=count("calibration", quality.calibration, mend))
+        return quality
+    for key in ("calibration", "first_order"):
+        if explicit.get(key):
+            raise ValueError(f"{key} is for update='calibrated', got update={quality.update!r}. Leave one of them out.")
+    return replace(quality, calibration=0, first_order=False)
