@@ -15,11 +15,12 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """Arguments of every benchmark. Without a model, a small CNN is trained on scikit-learn's digits."""
+    """Arguments of every benchmark. Without a model, a small one is trained on scikit-learn's digits."""
     args = argparse.ArgumentParser(description=description)
     args.add_argument("--model", help="a .keras classifier whose output is logits")
     args.add_argument("--train", help="an .npz with x and y: gradients and fine-tuning")
     args.add_argument("--val", help="an .npz with x and y: accuracy is reported on it, and nothing is chosen by it")
+    args.add_argument("--builtin", choices=("cnn", "transformer"), default="cnn", help="what to train without --model")
     args.add_argument("--num-grads", type=int, default=512)
     args.add_argument("--fisher-block-size", type=int, default=2000)
     args.add_argument("--damp", type=float, default=1e-5)
@@ -30,7 +31,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 def load(args: argparse.Namespace) -> tuple[keras.Model, tuple, tuple]:
     """The compiled model, the training arrays and the validation arrays."""
     if args.model is None:
-        return _digits()
+        return _digits(args.builtin)
     model = keras.models.load_model(args.model, compile=False)
     compile_model(model)
     return model, _arrays(args.train), _arrays(args.val)
@@ -104,14 +105,21 @@ def _arrays(path: str) -> tuple[np.ndarray, np.ndarray]:
         return file["x"].astype("float32"), file["y"].astype("int32")
 
 
-def _digits() -> tuple[keras.Model, tuple, tuple]:
+def _digits(kind: str) -> tuple[keras.Model, tuple, tuple]:
     from sklearn.datasets import load_digits
 
     keras.utils.set_random_seed(0)
     x, y = load_digits(return_X_y=True)
     x, y = (x / 16.0).astype("float32").reshape(-1, 8, 8, 1), y.astype("int32")
+    model = _cnn() if kind == "cnn" else _transformer()
+    compile_model(model, keras.optimizers.Adam(2e-3))
+    model.fit(x[:1200], y[:1200], epochs=15 if kind == "cnn" else 40, batch_size=64, verbose=0)
+    return model, (x[:1200], y[:1200]), (x[1200:], y[1200:])
+
+
+def _cnn() -> keras.Model:
     layers = keras.layers
-    model = keras.Sequential(
+    return keras.Sequential(
         [
             layers.Input((8, 8, 1)),
             layers.Conv2D(16, 3, padding="same", activation="relu"),
@@ -121,6 +129,19 @@ def _digits() -> tuple[keras.Model, tuple, tuple]:
             layers.Dense(10),
         ]
     )
-    compile_model(model, keras.optimizers.Adam(2e-3))
-    model.fit(x[:1200], y[:1200], epochs=15, batch_size=64, verbose=0)
-    return model, (x[:1200], y[:1200]), (x[1200:], y[1200:])
+
+
+def _transformer(width: int = 64, blocks: int = 3) -> keras.Model:
+    """Sixteen patches of 2 x 2 pixels, each a token; 4 heads, and a hidden layer of 4 times the width."""
+    layers = keras.layers
+    inputs = layers.Input((8, 8, 1))
+    x = layers.Reshape((16, width))(layers.Conv2D(width, 2, strides=2)(inputs))
+    places = keras.ops.cumsum(keras.ops.ones_like(x[..., 0], dtype="int32"), axis=1) - 1
+    x = x + layers.Embedding(16, width)(places)
+    for _ in range(blocks):
+        normal = layers.LayerNormalization()(x)
+        x = x + layers.MultiHeadAttention(4, width // 4)(normal, normal)
+        hidden = layers.Dense(4 * width, activation="gelu")(layers.LayerNormalization()(x))
+        x = x + layers.Dense(width)(hidden)
+    pooled = layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x))
+    return keras.Model(inputs, layers.Dense(10)(pooled))
