@@ -39,10 +39,10 @@ def main() -> None:
     run_pass = batched_pass(model, [t.variable for t in pruner.targets], train[0][chosen], train[1][chosen], BATCH_SIZE)
     matrix = np.random.default_rng(0).normal(size=(2000, 2000))
 
-    def update() -> list:
+    def update() -> tuple:
         model.set_weights(dense)
         again = Pruner(model, options)
-        return again.update([args.sparsity] * len(sizes), source, m)[0]
+        return again.update([args.sparsity] * len(sizes), source, m).phases
 
     times: dict[str, list[float]] = {"pass": [], "gemm": [], "update": []}
     phases: dict[str, list[float]] = {}

@@ -295,6 +295,7 @@ class WoodFisherPruning(HoldingCallback):
         """
         self._check_epochs(epochs)
         if self._options.method == "woodfisher" and self._data is None:
+            self._check_buffered()
             check_buffer(updates, steps_per_epoch, epochs, initial_epoch, self._schedule.start)
 
     def _open(self, model: keras.Model) -> tuple[Pruner, Ramps]:
@@ -314,17 +315,8 @@ class WoodFisherPruning(HoldingCallback):
         if self._options.method == "magnitude":
             return None
         options, targets = self._options, pruner.targets
-        for name, plain in (("fisher", "empirical"), ("num_recomputations", 1)) if self._data is None else ():
-            if getattr(options, name) != plain:
-                raise ValueError(
-                    f"{name}={getattr(options, name)!r} needs data to sample from: give data=(x, y). Without it, the "
-                    "gradients of the training steps are all there is."
-                )
-        if self._data is None and options.grad_batch_size != 1:
-            raise ValueError(
-                f"grad_batch_size={options.grad_batch_size} needs data to sample from. Without data, each step of "
-                "training gives one gradient, averaged over its batch."
-            )
+        if self._data is None:
+            self._check_buffered()
         uses = self._uses(pruner)
         if self._data is None:
             footprint = buffered_footprint(targets, options.most_gradients)
@@ -336,6 +328,19 @@ class WoodFisherPruning(HoldingCallback):
         if uses:
             pruner.plan_memory(source.footprint(max(rows for rows, _ in uses)), uses)
         return source
+
+    def _check_buffered(self) -> None:
+        """Refuses what the gradients of training can't give.
+
+        Raises:
+            ValueError: If an option needs data to sample from.
+        """
+        for name, plain in (("grad_batch_size", 1), ("fisher", "empirical"), ("num_recomputations", 1)):
+            if getattr(self._options, name) != plain:
+                raise ValueError(
+                    f"{name}={getattr(self._options, name)!r} needs data to sample from: give data=(x, y). Without "
+                    "data, each step of training gives one gradient, averaged over its batch."
+                )
 
     def _uses(self, pruner: Pruner) -> list[tuple[int, int]]:
         """Samples and unpruned weights of each update to come, as far as they can be foreseen."""

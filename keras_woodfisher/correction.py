@@ -26,52 +26,42 @@ class WholeCorrection:
         kernel: Does the products.
         weights: (d,) unpruned weights.
         prune: (d,) bool, those that are removed now (Q); at least one stays.
-        gradient: (d,) gradient of the mean loss, or None: then there is no Newton step.
     """
 
-    def __init__(
-        self,
-        grads: GradientStore,
-        kernel: BlockKernel,
-        weights: np.ndarray,
-        prune: np.ndarray,
-        gradient: np.ndarray | None,
-    ):
+    def __init__(self, grads: GradientStore, kernel: BlockKernel, weights: np.ndarray, prune: np.ndarray):
         self._grads = grads.block(slice(0, grads.shape[1]))
         self._kernel = kernel
         self._keep = ~prune
-        self._gradient = None if gradient is None else np.where(prune, 0.0, gradient)
-        removed = np.where(prune, weights, 0.0).astype(np.float64)
-        sources = removed[:, None] if self._gradient is None else np.stack([removed, self._gradient], axis=1)
+        self._removed = np.where(prune, weights, 0.0).astype(np.float64)
         self._values, self._basis = np.linalg.eigh(kernel.gram(self._grads, self._keep))
-        self._sources = self._basis.T @ kernel.combine(self._grads, sources)
 
-    def changes(self, compensations: Sequence[float], steps: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-        """The changes for each damping.
+    def compensations(self, dampings: Sequence[float]) -> np.ndarray:
+        """The compensation for each damping, (k, d) float32, zero on what is removed."""
+        return self._responses(self._removed, dampings)
+
+    def steps(self, gradient: np.ndarray, dampings: Sequence[float]) -> np.ndarray:
+        """The Newton step for each damping, (k, d) float32, zero on what is removed.
 
         Args:
-            compensations: Dampings of the compensation.
-            steps: Dampings of the Newton step; none without a gradient.
-
-        Returns:
-            Compensations (k, d) and steps (l, d), float32, zero on what is removed.
+            gradient: (d,) gradient of the mean loss.
+            dampings: Ridges on the diagonal of the Fisher.
         """
-        duals = [self._dual(0, damp) for damp in compensations] + [self._dual(1, damp) for damp in steps]
-        out = np.zeros((len(duals), self._keep.size), np.float32)
-        stacked = np.stack(duals, axis=1)
+        kept = np.where(self._keep, gradient, 0.0)
+        out = self._responses(kept, dampings)
+        out -= kept
+        out /= np.asarray(dampings)[:, None]
+        return out
+
+    def _responses(self, right: np.ndarray, dampings: Sequence[float]) -> np.ndarray:
+        """`G_K^T (A + m damp I)^-1 G right` for each damping."""
+        source = self._basis.T @ self._kernel.combine(self._grads, right)
+        # Rounding may leave eigenvalues that are zero a little below it.
+        values = np.maximum(self._values, 0.0)[:, None] + len(source) * np.asarray(dampings)
+        duals = self._basis @ (source[:, None] / values)
+        out = np.zeros((len(dampings), self._keep.size), np.float32)
         for start in range(0, self._keep.size, PANEL):
             part = slice(start, min(start + PANEL, self._keep.size))
             if self._keep[part].any():
-                responses = self._kernel.project(self._grads[:, part], self._keep[part], stacked)
+                responses = self._kernel.project(self._grads[:, part], self._keep[part], duals)
                 out[:, part][:, self._keep[part]] = responses.T
-        compensated, stepped = out[: len(compensations)], out[len(compensations) :]
-        if self._gradient is not None and len(steps):
-            stepped -= self._gradient
-            stepped /= np.asarray(steps)[:, None]
-        return compensated, stepped
-
-    def _dual(self, source: int, damp: float) -> np.ndarray:
-        """`(A + m damp I)^-1` applied to `G_Q w_Q` or to `G_K g_K`."""
-        ridge = len(self._sources) * damp
-        # Rounding may leave eigenvalues that are zero a little below it.
-        return self._basis @ (self._sources[:, source] / (np.maximum(self._values, 0.0) + ridge))
+        return out

@@ -7,10 +7,9 @@ from typing import Protocol
 import numpy as np
 from keras_woodfisher_backends.kernel import BlockKernel
 
-from keras_woodfisher.calibration import COMPENSATIONS, STEPS, HeldOutLoss, calibrate
+from keras_woodfisher.calibration import COMPENSATIONS, STEPS, HeldOutLoss, best_of, longest_that_helps
 from keras_woodfisher.correction import WholeCorrection
 from keras_woodfisher.fisher import BlockFisher
-from keras_woodfisher.memory_plan import MemoryPlan
 from keras_woodfisher.meter import Meter
 from keras_woodfisher.report import CalibrationReport
 from keras_woodfisher.sources import SampledGradients
@@ -31,8 +30,8 @@ class Removal:
         diagonal: (d,) `diag(F^-1)`.
         damp: The ridge of the scores.
         mean_diagonal: Mean of the diagonal of `(1/m) G^T G`.
-        draw: Samples that were asked for, and the number of the draw.
-        memory: The plan that the update keeps to.
+        draw: Number of the update.
+        chunk: Samples that are taken at a time.
     """
 
     grads: GradientStore
@@ -44,8 +43,8 @@ class Removal:
     diagonal: np.ndarray
     damp: float
     mean_diagonal: float
-    draw: tuple[int, int]
-    memory: MemoryPlan
+    draw: int
+    chunk: int
 
 
 class Corrector(Protocol):
@@ -75,43 +74,67 @@ class BlockCorrector:
 class CalibratedCorrector:
     """Over all kept weights at once, with the dampings that are best on held-out examples.
 
+    Of the compensations the best one is taken, or none; then as many Newton steps as help, each with the gradient where
+    the last one ended, and with the curvature from before the removal.
+
     Args:
-        source: Gives the gradient of the mean loss.
+        source: Gives gradients of the mean loss.
         loss: On the held-out examples.
-        first_order: Whether Newton steps are tried.
+        newton_steps: How many steps are tried.
         damp: The damping of the compensation, or None: several are tried.
     """
 
-    def __init__(self, source: SampledGradients, loss: HeldOutLoss, first_order: bool, damp: float | None):
+    def __init__(self, source: SampledGradients, loss: HeldOutLoss, newton_steps: int, damp: float | None):
         self._source = source
         self._loss = loss
-        self._first_order = first_order
+        self._newton_steps = newton_steps
         self._damp = damp
 
     def __call__(self, removal: Removal, meter: Meter) -> tuple[np.ndarray, CalibrationReport | None]:
         compensations = [part * removal.mean_diagonal for part in COMPENSATIONS] if self._damp is None else [self._damp]
-        steps = [part * removal.mean_diagonal for part in STEPS] if self._first_order else []
-        gradient = self._gradient(removal, meter) if self._first_order else None
+        dampings = [part * removal.mean_diagonal for part in STEPS]
+        unpruned = removal.weights[removal.keep]
         with meter.phase("update", 1, "decomposition") as advance:
-            unpruned = removal.weights[removal.keep]
-            correction = WholeCorrection(removal.grads, removal.kernels[0], unpruned, removal.prune, gradient)
-            changes = correction.changes(compensations, steps)
+            correction = WholeCorrection(removal.grads, removal.kernels[0], unpruned, removal.prune)
+            changes = correction.compensations(compensations)
             advance()
-        base = np.where(removal.prune, 0.0, unpruned)
-        with meter.phase("calibration", 1 + len(compensations) + len(steps), "candidate") as advance:
+        base = removal.weights.copy()
+        base[removal.keep] = np.where(removal.prune, 0.0, unpruned)
+        change = np.zeros(unpruned.shape)
 
-            def loss(change: np.ndarray) -> float:
-                weights = removal.weights.copy()
-                weights[removal.keep] = base + change
+        def loss(candidate: np.ndarray) -> float:
+            return self._loss(_added(base, removal.keep, change + candidate))
+
+        with meter.phase("calibration", 1, "choice") as advance:
+            removed = loss(change)
+            best, lowest = best_of(changes, loss, removed)
+            advance()
+        if best is not None:
+            change = change + changes[best]
+        chosen: list[float] = []
+        for number in range(self._newton_steps):
+            gradient = self._gradient(removal, _added(base, removal.keep, change), number, meter)
+            with meter.phase("calibration", 1, "choice") as advance:
+                steps = correction.steps(gradient, dampings)
+                place, lowest = longest_that_helps(steps, loss, lowest)
                 advance()
-                return self._loss(weights)
+            if place is None:
+                break
+            change = change + steps[place]
+            chosen.append(dampings[place])
+        compensation = None if best is None else compensations[best]
+        return change, CalibrationReport(compensation, tuple(chosen), removed, lowest)
 
-            return calibrate(changes, loss, (compensations, steps))
-
-    def _gradient(self, removal: Removal, meter: Meter) -> np.ndarray:
-        edges = np.cumsum([target.size for target in self._source.targets])[:-1]
-        kept = np.split(removal.keep, edges)
-        with meter.phase("gradients", removal.draw[0], "sample") as advance:
-            gradient = self._source.mean_gradient(kept, *removal.draw, removal.memory.chunk)
-            advance(removal.draw[0])
+    def _gradient(self, removal: Removal, weights: np.ndarray, number: int, meter: Meter) -> np.ndarray:
+        kept = np.split(removal.keep, np.cumsum([target.size for target in self._source.targets])[:-1])
+        with meter.phase("gradients", 1, "gradient") as advance:
+            gradient = self._source.mean_gradient(weights, kept, (removal.draw, number), removal.chunk)
+            advance()
         return gradient
+
+
+def _added(weights: np.ndarray, keep: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """All weights, with a change of the unpruned ones."""
+    out = weights.copy()
+    out[keep] += change
+    return out

@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_woodfisher.calibration import HeldOutLoss
 from keras_woodfisher.correctors import CalibratedCorrector, Corrector
-from keras_woodfisher.examples import open_examples
+from keras_woodfisher.examples import batches, open_examples
 from keras_woodfisher.gauss_newton import curvature_problem
 from keras_woodfisher.levels import arguments_of, checked_levels, finals_of
 from keras_woodfisher.options import AUTO, CALIBRATED, PruningOptions, fraction
@@ -35,14 +35,14 @@ def prune(
     global_sparsity: bool | None = None,
     quality: str = "balanced",
     stages: int | None = None,
-    num_grads: int | None = None,
+    num_grads: int | Mapping[float, int] | None = None,
     grad_batch_size: int | None = None,
     fisher: str | None = None,
     damp: float | str | None = None,
     fisher_block_size: int | None = 2000,
     update: str | None = None,
     calibration: Any = None,
-    first_order: bool | None = None,
+    newton_steps: int | None = None,
     method: str = "woodfisher",
     available_gpus: str | Sequence[str] | None = None,
     memory_limit: int | str | None = None,
@@ -78,7 +78,8 @@ def prune(
             below that aren't given; the report says what was used.
         stages: How many times new gradients are taken on the way to the sparsity; the kept fraction falls by the same
             factor each time.
-        num_grads: Gradient samples of a stage (m), or as many as arrays hold.
+        num_grads: Gradient samples of a stage (m), or as many as arrays hold; or `{sparsity: count}`: the count of the
+            largest key that is at or below the sparsity that the model has.
         grad_batch_size: Examples in one sample (b).
         fisher: `"empirical"`: samples are gradients of the loss, as in the papers; `"ggn"`: rows of an unbiased sketch
             of the Gauss-Newton matrix, for (sparse) categorical and binary cross-entropy and mean squared error.
@@ -89,7 +90,8 @@ def prune(
             the damping that gives the lowest loss on held-out examples.
         calibration: How many examples of `data` to hold out for that: of arrays they are drawn, of streams the first
             ones. Or other labelled examples.
-        first_order: Whether calibrated corrections try a damped Newton step on the loss itself.
+        newton_steps: How many damped Newton steps on the loss itself calibrated corrections may make in each stage,
+            each with a new gradient, as long as they help on the held-out examples.
         method: `"woodfisher"` or `"magnitude"`.
         available_gpus: Devices that share the inverse, or `"all"`: every GPU; none means the CPU.
         memory_limit: Bytes, or a text such as `"4GiB"`.
@@ -119,7 +121,7 @@ def prune(
         "damp": damp,
         "update": update,
         "calibration": calibration,
-        "first_order": first_order,
+        "newton_steps": newton_steps,
     }
     second_order = method != "magnitude"
     if second_order and data is None:
@@ -156,18 +158,17 @@ def prune(
     pruner = Pruner(model, options)
     finals = [final] * len(pruner.targets) if levels is None else finals_of(pruner.targets, levels)
     pruner.find_zeros()
+    rows = options.gradients_at(pruner.sparsity)
     if not second_order:
         done = [pruner.update(finals, None, 0)]
     else:
         source = SampledGradients(model, pruner.targets, options, pruner.backend, data, loss)
         corrector = _corrector(source, used, options)
-        source.check(used.num_grads)
+        source.check(rows)
         kept = sum(p.size - zeros for p, zeros in zip(pruner.pruned, pruner.zeros, strict=True))
         if pruner.prunes(finals):
-            pruner.plan_memory(source.footprint(used.num_grads), [(used.num_grads, kept)])
-        done = update_in_stages(
-            pruner, finals, source, used.num_grads, used.stages, corrector=corrector, verbose=verbose
-        )
+            pruner.plan_memory(source.footprint(rows), [(rows, kept)])
+        done = update_in_stages(pruner, finals, source, rows, used.stages, corrector=corrector, verbose=verbose)
     _constrain(pruner)
     return PruningReport(
         count_zeros(pruner.targets),
@@ -186,9 +187,9 @@ def _corrector(source: SampledGradients, used: Quality, options: PruningOptions)
     if isinstance(used.calibration, int):
         held_out = source.hold_out(used.calibration)
     else:
-        held_out, _ = open_examples(used.calibration).hold_out(_MOST_HELD_OUT, options.seed)
+        held_out = batches(open_examples(used.calibration), _MOST_HELD_OUT, options.seed)
     damp = None if used.damp == AUTO else float(used.damp)
-    return CalibratedCorrector(source, HeldOutLoss(source.loss, source.targets, held_out), used.first_order, damp)
+    return CalibratedCorrector(source, HeldOutLoss(source.loss, source.targets, held_out), used.newton_steps, damp)
 
 
 def _settings(quality: str, used: Quality, options: PruningOptions) -> dict[str, Any]:

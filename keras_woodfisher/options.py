@@ -59,7 +59,7 @@ class PruningOptions:
             set_field(self, "damp", number("damp", self.damp, above=0.0, mend=mend))
         set_field(self, "num_recomputations", count("num_recomputations", self.num_recomputations))
         set_field(self, "grad_batch_size", count("grad_batch_size", self.grad_batch_size))
-        set_field(self, "num_grads", _num_grads(self.num_grads))
+        set_field(self, "num_grads", checked_num_grads(self.num_grads))
         if self.fisher_block_size is not None:
             # Recipes write 0 for "one block over everything".
             size = count("fisher_block_size", self.fisher_block_size, "Write None for one block.", least=0)
@@ -216,7 +216,12 @@ def _as_tuple(value: str | tuple[str, ...]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else value
 
 
-def _num_grads(value: Any) -> int | Mapping[float, int]:
+def checked_num_grads(value: Any) -> int | Mapping[float, int]:
+    """Checks a number of samples, or `{sparsity: count}`.
+
+    Raises:
+        TypeError, ValueError: If it is neither.
+    """
     if not isinstance(value, Mapping):
         return count("num_grads", value)
     # JSON turns the keys of a dictionary into strings.

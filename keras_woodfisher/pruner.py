@@ -209,7 +209,17 @@ class Pruner:
             new = self._grow(_saliencies(weights, keep, diagonal), sparsity)
             assert self.memory is not None
             removal = Removal(
-                grads, blocks, self._kernels, weights, keep, new[keep], diagonal, damp, mean_diagonal, draw, self.memory
+                grads,
+                blocks,
+                self._kernels,
+                weights,
+                keep,
+                new[keep],
+                diagonal,
+                damp,
+                mean_diagonal,
+                draw[1],
+                self.memory.chunk,
             )
             change, chosen = corrector(removal, meter)
             samples = len(grads)

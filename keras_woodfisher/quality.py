@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
-from keras_woodfisher.options import CALIBRATED, count, flag, one_of
+from keras_woodfisher.options import CALIBRATED, checked_num_grads, count, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,13 +13,13 @@ class Quality:
     """The options that a preset chooses. See `prune` for what each means."""
 
     stages: int
-    num_grads: int
+    num_grads: int | Mapping[float, int]
     grad_batch_size: int
     fisher: str
     damp: float | str
     update: str
     calibration: Any
-    first_order: bool
+    newton_steps: int
 
 
 _HELD_OUT = 500
@@ -34,7 +34,7 @@ PRESETS: Mapping[str, Quality] = {
         damp=1e-5,
         update="joint",
         calibration=0,
-        first_order=False,
+        newton_steps=0,
     ),
     "balanced": Quality(
         stages=5,
@@ -44,7 +44,7 @@ PRESETS: Mapping[str, Quality] = {
         damp="auto",
         update=CALIBRATED,
         calibration=_HELD_OUT,
-        first_order=True,
+        newton_steps=2,
     ),
     "best": Quality(
         stages=14,
@@ -54,7 +54,7 @@ PRESETS: Mapping[str, Quality] = {
         damp="auto",
         update=CALIBRATED,
         calibration=_HELD_OUT,
-        first_order=True,
+        newton_steps=2,
     ),
 }
 
@@ -75,11 +75,13 @@ def chosen(name: str, given: Mapping[str, Any], available: int | None) -> Qualit
     """
     one_of("quality", name, tuple(PRESETS))
     explicit = {key: value for key, value in given.items() if value is not None}
-    for key in ("stages", "num_grads", "grad_batch_size"):
+    for key in ("stages", "grad_batch_size"):
         if key in explicit:
             explicit[key] = count(key, explicit[key])
-    if "first_order" in explicit:
-        flag("first_order", explicit["first_order"])
+    if "num_grads" in explicit:
+        explicit["num_grads"] = checked_num_grads(explicit["num_grads"])
+    if "newton_steps" in explicit:
+        explicit["newton_steps"] = count("newton_steps", explicit["newton_steps"], least=0)
     quality = _checked(replace(PRESETS[name], **explicit), explicit)
     if available is None:
         return quality
@@ -88,8 +90,9 @@ def chosen(name: str, given: Mapping[str, Any], available: int | None) -> Qualit
     held_out = quality.calibration if isinstance(quality.calibration, int) else 0
     left = max(1, available - held_out)
     if "grad_batch_size" not in explicit:
-        quality = replace(quality, grad_batch_size=min(quality.grad_batch_size, max(1, left // quality.num_grads)))
-    if "num_grads" not in explicit:
+        most = quality.num_grads if isinstance(quality.num_grads, int) else max(quality.num_grads.values())
+        quality = replace(quality, grad_batch_size=min(quality.grad_batch_size, max(1, left // most)))
+    if "num_grads" not in explicit and isinstance(quality.num_grads, int):
         quality = replace(quality, num_grads=max(1, min(quality.num_grads, left // quality.grad_batch_size)))
     return quality
 
@@ -103,7 +106,7 @@ def _checked(quality: Quality, explicit: Mapping[str, Any]) -> Quality:
             mend = "update='calibrated' chooses by the loss on these examples; update='joint' needs none."
             return replace(quality, calibration=count("calibration", quality.calibration, mend))
         return quality
-    for key in ("calibration", "first_order"):
+    for key in ("calibration", "newton_steps"):
         if explicit.get(key):
             raise ValueError(f"{key} is for update='calibrated', got update={quality.update!r}. Leave one of them out.")
-    return replace(quality, calibration=0, first_order=False)
+    return replace(quality, calibration=0, newton_steps=0)

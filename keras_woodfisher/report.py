@@ -49,13 +49,13 @@ class CalibrationReport:
 
     Attributes:
         compensation: Damping of the compensation, or None: the weights that stay weren't compensated.
-        step: Damping of the Newton step, or None: there was none.
+        steps: Damping of each Newton step.
         loss_removed: The loss on the held-out examples with the weights removed and nothing corrected.
         loss: The loss on them after the correction.
     """
 
     compensation: float | None
-    step: float | None
+    steps: tuple[float, ...]
     loss_removed: float
     loss: float
 
@@ -181,7 +181,7 @@ def _stages(stages: Sequence[StageReport]) -> list[str]:
     if len(stages) < 2 and not any(stage.calibration for stage in stages):
         return []
     cells: list[tuple[str, ...]] = [
-        ("stage", "sparsity", "samples", "damp", "compensation", "step", "loss, weights removed", "corrected")
+        ("stage", "sparsity", "samples", "damp", "compensation", "Newton steps", "loss, weights removed", "corrected")
     ]
     for number, stage in enumerate(stages, start=1):
         chosen = stage.calibration
@@ -190,7 +190,7 @@ def _stages(stages: Sequence[StageReport]) -> list[str]:
             if chosen is None
             else (
                 _damping(chosen.compensation),
-                _damping(chosen.step),
+                " ".join(f"{damp:.2g}" for damp in chosen.steps) or "-",
                 f"{chosen.loss_removed:.4g}",
                 f"{chosen.loss:.4g}",
             )

@@ -17,7 +17,7 @@ from keras_woodfisher.gradients import ModelLoss, checked, sample_gradients, usa
 from keras_woodfisher.memory import check_device_memory
 from keras_woodfisher.options import PruningOptions
 from keras_woodfisher.stores.store import GradientStore
-from keras_woodfisher.targets import Target
+from keras_woodfisher.targets import Target, tensors_of
 
 
 class GradientSource(Protocol):
@@ -57,6 +57,13 @@ class GradientSource(Protocol):
             The sum of all squares of those samples.
         """
         ...
+
+
+GRADIENT_EXAMPLES = 1024
+"""Examples that a gradient of the mean loss is taken of, at most."""
+
+_SIGNS, _GRADIENTS = 1, 2
+"""What random numbers are for, beside the choice of samples."""
 
 
 class SampledGradients:
@@ -154,34 +161,42 @@ class SampledGradients:
         loss = self.loss
         if self._curvature is not None:
             loss = self._curvature
-            groups = self._curvature.with_signs(groups, self._stream(draw, 1))
+            groups = self._curvature.with_signs(groups, self._stream(draw, _SIGNS))
         pairs = list(zip(self.targets, kept, strict=True))
         return sample_gradients(loss, self._sampler_of(loss), self._backend, groups, pairs, rows, store, advance)
 
-    def mean_gradient(self, kept: Sequence[np.ndarray], rows: int, draw: int, chunk: int) -> np.ndarray:
-        """The gradient of the mean loss over the examples that `fill` takes its samples of.
+    def mean_gradient(
+        self, weights: np.ndarray, kept: Sequence[np.ndarray], draw: tuple[int, int], chunk: int
+    ) -> np.ndarray:
+        """The gradient of the mean loss at other weights than the model's.
 
         Args:
+            weights: (N,) all chosen weights, in weight order.
             kept: As in `fill`.
-            rows: As in `fill`.
-            draw: As in `fill`.
+            draw: Number of the update, and of the gradient within it: each has examples of its own.
             chunk: How many samples `fill` takes at a time: as many examples are differentiated at a time.
 
         Returns:
             (d,) float64, of the unpruned weights.
+
+        Raises:
+            ValueError: If data gives no example.
         """
-        examples = rows * self._options.grad_batch_size
+        available = self._examples.available
+        examples = GRADIENT_EXAMPLES if available is None else min(available, GRADIENT_EXAMPLES)
         size = min(chunk * self._options.grad_batch_size, examples)
         total, number = np.zeros(int(sum(mask.sum() for mask in kept))), 0
-        values, others = self.loss.values()
+        _, others = self.loss.values()
+        values = tensors_of(self.targets, weights)
         sampler = self._sampler_of(self.loss)
+        stream = self._stream(draw[0], _GRADIENTS + draw[1])
         with self.loss.sampling_mode():
-            for batch, groups in even_chunks(
-                self._examples.groups(examples // size, size, self._stream(draw)), lambda b: 1
-            ):
+            for batch, groups in even_chunks(self._examples.groups(examples // size, size, stream), lambda b: 1):
                 rows_of = zip(self.targets, sampler(values, others, batch), kept, strict=True)
                 total += np.concatenate([t.flatten(row[:groups].sum(0))[mask] for t, row, mask in rows_of])
                 number += groups
+        if not number:
+            raise ValueError(f"data holds fewer than {size} examples to take a gradient of. Give more.")
         return total / number
 
     def _stream(self, draw: int, purpose: int = 0) -> Any:

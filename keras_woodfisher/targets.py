@@ -63,6 +63,13 @@ class Target:
         self.variable.assign(self.unflatten(flat))
 
 
+def tensors_of(targets: Sequence[Target], weights: np.ndarray) -> list[Any]:
+    """Tensors for variables, of all their weights (N,) in weight order."""
+    parts = np.split(weights, np.cumsum([target.size for target in targets])[:-1])
+    pairs = zip(targets, parts, strict=True)
+    return [keras.ops.convert_to_tensor(t.unflatten(part), dtype=t.variable.dtype) for t, part in pairs]
+
+
 def find_targets(model: keras.Model, params: str | Sequence[str], exclude: Sequence[str] = ()) -> list[Target]:
     """The variables to prune, in the order of the model's layers; a shared variable once.
 

@@ -5,37 +5,31 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_woodfisher.calibration import HeldOutLoss, calibrate
+from keras_woodfisher.calibration import HeldOutLoss, best_of, longest_that_helps
 from keras_woodfisher.gradients import ModelLoss
 from keras_woodfisher.targets import find_targets
 
-COMPENSATIONS, STEPS = [0.1, 0.01], [100.0, 10.0, 1.0]
-CHANGES = np.array([[1.0, 0.0], [2.0, 0.0]], np.float32), np.array([[0, 1.0], [0, 2.0], [0, 3.0]], np.float32)
+CHANGES = np.array([[1.0], [2.0], [3.0], [4.0], [5.0]], np.float32)
 
 
-def choose(losses):
-    """With a table of losses by change; those that aren't there must not be asked for."""
-    return calibrate(CHANGES, lambda change: losses[tuple(change.tolist())], (COMPENSATIONS, STEPS))
+def losses(table):
+    """Those of a table, by change; what isn't there must not be asked for."""
+    return lambda change: table[float(change[0])]
 
 
-def test_the_best_compensation_and_the_longest_step_that_helps():
-    losses = {(0, 0): 5.0, (1, 0): 4.0, (2, 0): 3.0, (2, 1): 2.5, (2, 2): 2.0, (2, 3): 2.1}
-    change, report = choose(losses)
-    assert change.tolist() == [2.0, 2.0]
-    assert (report.compensation, report.step) == (0.01, 10.0)
-    assert (report.loss_removed, report.loss) == (5.0, 2.0)
+def test_the_best_of_all():
+    assert best_of(CHANGES[:3], losses({1: 4.0, 2: 3.0, 3: 3.5}), 5.0) == (1, 3.0)
+    assert best_of(CHANGES[:3], losses({1: 4.0, 2: np.inf, 3: 5.0}), 4.0) == (None, 4.0)
 
 
-def test_steps_end_where_they_no_longer_help():
-    change, report = choose({(0, 0): 5.0, (1, 0): 4.0, (2, 0): 6.0, (1, 1): 4.0})
-    assert change.tolist() == [1.0, 0.0]
-    assert (report.compensation, report.step, report.loss) == (0.1, None, 4.0)
+def test_steps_become_longer_while_that_helps():
+    assert longest_that_helps(CHANGES, losses({1: 4.0, 3: 3.0, 5: 2.0, 4: 2.5}), 5.0) == (4, 2.0)
+    assert longest_that_helps(CHANGES, losses({1: 4.0, 3: 4.5, 2: 3.9}), 5.0) == (1, 3.9)
+    assert longest_that_helps(CHANGES, losses({1: 4.0, 3: 3.0, 5: 3.5, 2: 3.4, 4: 2.9}), 5.0) == (3, 2.9)
 
 
-def test_nothing_is_changed_where_nothing_helps():
-    change, report = choose({(0, 0): 5.0, (1, 0): 5.0, (2, 0): np.inf, (0, 1): 5.0})
-    assert change.tolist() == [0.0, 0.0]
-    assert (report.compensation, report.step, report.loss) == (None, None, 5.0)
+def test_no_step_where_the_shortest_does_not_help():
+    assert longest_that_helps(CHANGES, losses({1: 5.0}), 5.0) == (None, 5.0)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -86,9 +86,9 @@ def test_the_plan_is_what_the_run_does(model, blobs, monkeypatch):
     done = []
     update = Pruner.update
 
-    def seen(self, sparsity, source, rows, draw=0):
+    def seen(self, sparsity, source, rows, *others):
         kept = sum(int((~p).sum()) for p in self.pruned)
-        outcome = update(self, sparsity, source, rows, draw)
+        outcome = update(self, sparsity, source, rows, *others)
         done.append((pruner._progress.epoch, self.sparsity, rows if source else 0, kept))
         return outcome
 
@@ -305,7 +305,9 @@ def test_config_round_trip(blobs):
         "global_sparsity": False,
         "num_grads": {0.0: 3, 0.5: 4},
         "grad_batch_size": 2,
-        "damp": 1e-4,
+        "fisher": "ggn",
+        "damp": "auto",
+        "num_recomputations": 2,
         "fisher_block_size": None,
         "update": "independent",
         "method": "magnitude",

@@ -37,8 +37,8 @@ def test_changes_are_those_of_the_dense_matrix(backend, device):
     fisher, keep = dense_fisher(grads), ~prune
     compensations, steps = [1e-3, 0.1, 5.0], [0.5, 20.0]
     for store in stores(grads, page=7):
-        correction = WholeCorrection(store, backend.kernel(device), weights, prune, gradient)
-        compensated, stepped = correction.changes(compensations, steps)
+        correction = WholeCorrection(store, backend.kernel(device), weights, prune)
+        compensated, stepped = correction.compensations(compensations), correction.steps(gradient, steps)
         assert compensated.dtype == stepped.dtype == np.float32
         for change, damp in zip(compensated, compensations, strict=True):
             ridge = fisher[np.ix_(keep, keep)] + damp * np.eye(keep.sum())
@@ -52,16 +52,7 @@ def test_changes_are_those_of_the_dense_matrix(backend, device):
             assert (change[prune] == 0).all()
 
 
-def test_without_a_gradient_there_are_compensations_only(backend):
-    grads, weights, prune, gradient = problem(1)
-    kernel = backend.kernel("cpu")
-    with_it, _ = WholeCorrection(MemoryStore.of(grads), kernel, weights, prune, gradient).changes([0.1], [1.0])
-    without, steps = WholeCorrection(MemoryStore.of(grads), kernel, weights, prune, None).changes([0.1], [])
-    np.testing.assert_allclose(without, with_it, rtol=1e-6)
-    assert steps.shape == (0, D)
-
-
 def test_nothing_removed_needs_no_compensation(backend):
     grads, weights, prune, _ = problem(2)
-    correction = WholeCorrection(MemoryStore.of(grads), backend.kernel("cpu"), weights, np.zeros_like(prune), None)
-    assert (correction.changes([0.1], [])[0] == 0).all()
+    correction = WholeCorrection(MemoryStore.of(grads), backend.kernel("cpu"), weights, np.zeros_like(prune))
+    assert (correction.compensations([0.1]) == 0).all()

@@ -188,11 +188,15 @@ def test_a_callable_that_gives_its_data_only_once(backend, blobs, make_mlp):
 
 def test_usable_rows_and_their_messages():
     rows = np.array([[0, 0], [1, np.nan], [np.inf, 1], [0, -1e-30], [-np.inf, np.nan]], np.float32)
-    assert usable_rows(rows).tolist() == [False, False, False, True, False]
+    assert usable_rows(rows)[0].tolist() == [False, False, False, True, False]
     extremes = np.array([[1e30, -1e30], [1e-40, 0], [3e38, np.nan]], np.float32)
-    assert usable_rows(extremes).tolist() == [True, True, False]
-    assert usable_rows(np.empty((0, 2), np.float32)).shape == usable_rows(np.empty((0, 0), np.float32)).shape == (0,)
-    assert not usable_rows(np.empty((2, 0), np.float32)).any()
+    good, squares = usable_rows(extremes)
+    assert good.tolist() == [True, True, False]
+    np.testing.assert_allclose(squares[good], [2e60, 1e-80], rtol=1e-4)
+    for width in (0, 2):
+        good, squares = usable_rows(np.empty((0, width), np.float32))
+        assert good.shape == squares.shape == (0,)
+    assert not usable_rows(np.empty((2, 0), np.float32))[0].any()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(checked(rows[3:4], 0, 1)) == 1

@@ -18,7 +18,7 @@ SHARED = [
     ({"exclude": ["re:["]}, ValueError, r"pattern 're:\[' in exclude isn't a regular expression"),
     ({"method": "wood"}, ValueError, "method must be one of 'woodfisher', 'magnitude', got 'wood'"),
     ({"method": None}, ValueError, "method must be one of .*, got None"),
-    ({"update": "both"}, ValueError, "update must be one of 'joint', 'independent', got 'both'"),
+    ({"update": "both"}, ValueError, "update must be one of 'joint', 'independent', 'calibrated', got 'both'"),
     ({"update": True}, ValueError, "update must be one of .*, got True"),
     ({"global_sparsity": 1}, TypeError, "global_sparsity must be True or False, got 1"),
     ({"num_grads": 0}, ValueError, "num_grads must be at least 1, got 0"),
@@ -38,6 +38,8 @@ SHARED = [
     ({"damp": float("inf")}, ValueError, "damp must be above 0, got inf"),
     ({"damp": "1e-5"}, TypeError, "damp must be a number, got '1e-5'"),
     ({"damp": True}, TypeError, "damp must be a number, got True"),
+    ({"damp": "much"}, TypeError, r"damp must be a number, got 'much'\. .*\"auto\" takes a part of its mean"),
+    ({"fisher": "exact"}, ValueError, "fisher must be one of 'empirical', 'ggn', got 'exact'"),
     ({"fisher_block_size": -1}, ValueError, r"fisher_block_size must be at least 0, got -1\. Write None for one block"),
     ({"fisher_block_size": 2e3}, TypeError, r"fisher_block_size must be a whole number, got 2000\.0"),
     ({"fisher_block_size": False}, TypeError, "fisher_block_size must be a whole number, got False"),
@@ -59,6 +61,9 @@ SHARED += [
 ]
 
 OF_CALLBACK = [
+    ({"num_recomputations": 0}, ValueError, "num_recomputations must be at least 1, got 0"),
+    ({"num_recomputations": 1.5}, TypeError, r"num_recomputations must be a whole number, got 1\.5"),
+    ({"update": "calibrated"}, ValueError, "update='calibrated' is for prune"),
     ({"final_sparsity": 90}, ValueError, r"final_sparsity must lie in \[0, 1\), got 90\. .* write 0\.9 for 90 %"),
     ({"final_sparsity": 1.0}, ValueError, r"final_sparsity must lie in \[0, 1\), got 1\. .*fraction of zeros\."),
     ({"final_sparsity": -0.5}, ValueError, r"final_sparsity must lie in \[0, 1\), got -0\.5"),
@@ -146,7 +151,9 @@ UNUSUAL = {
     "global_sparsity": False,
     "num_grads": {0.5: 32, 0.0: 16},
     "grad_batch_size": 2,
-    "damp": 1e-4,
+    "fisher": "ggn",
+    "damp": "auto",
+    "num_recomputations": 2,
     "fisher_block_size": None,
     "update": "independent",
     "method": "magnitude",

@@ -76,14 +76,15 @@ def test_more_work_is_better(model, digits):
     assert losses[1] < losses[0]
 
 
-def test_a_first_order_step_lowers_the_loss(model, digits):
-    weights, losses = model.get_weights(), []
-    for first_order in (False, True):
+def test_newton_steps_lower_the_held_out_loss(model, digits):
+    weights, chosen = model.get_weights(), []
+    for steps in (0, 1, 3):
         model.set_weights(weights)
-        report = kw.prune(model, digits, 0.9, stages=2, first_order=first_order, verbose=0)
-        losses.append(loss_of(model, digits))
-        assert any(stage.calibration.step is not None for stage in report.stages) == first_order
-    assert losses[1] < losses[0]
+        report = kw.prune(model, digits, 0.9, stages=1, newton_steps=steps, calibration=100, verbose=0)
+        chosen.append(report.stages[0].calibration)
+    assert [len(calibration.steps) for calibration in chosen] == [0, 1, 3]
+    assert len({calibration.compensation for calibration in chosen}) == 1
+    assert chosen[2].loss < chosen[1].loss < chosen[0].loss < chosen[0].loss_removed
 
 
 def test_what_is_given_wins_over_the_preset(model, digits):

@@ -10,6 +10,7 @@ from keras import layers, ops
 
 from keras_woodfisher.options import PruningOptions
 from keras_woodfisher.pruner import Pruner, zeros_of
+from keras_woodfisher.report import StageReport
 from keras_woodfisher.targets import Target
 
 NAME = keras.backend.backend()
@@ -95,12 +96,12 @@ def test_an_update_is_that_of_the_definition(m, update, size):
         fisher = dense_fisher(pruner, grads, ~old, size)
         number = int(np.floor(sparsity * 35 + 0.5))
         new, truth = obs(fisher, before, old, [(slice(0, 35), number)], update)
-        phases, used = pruner.update([sparsity] * 2, GivenGradients(grads), m)
+        done = pruner.update([sparsity] * 2, GivenGradients(grads), m)
         np.testing.assert_array_equal(pruned_of(pruner), new)
         assert new.sum() == number
         np.testing.assert_allclose(weights_of(pruner), truth, rtol=1e-4, atol=1e-5)
-        assert used == m
-        assert [phase.name for phase in phases] == ["gradients", "inverse", "update"]
+        assert done.samples == m and done.sparsity == pruner.sparsity
+        assert [phase.name for phase in done.phases] == ["gradients", "inverse", "update"]
         old, before = new, weights_of(pruner)
 
 
@@ -154,11 +155,11 @@ def test_scores_find_the_best_single_weight():
 def test_magnitude_prunes_the_smallest_and_corrects_nothing():
     pruner = make(method="magnitude")
     before = weights_of(pruner)
-    phases, used = pruner.update([0.4] * 2, None, 0)
+    done = pruner.update([0.4] * 2, None, 0)
     lowest = np.sort(np.argsort(np.abs(before))[:14])
     np.testing.assert_array_equal(np.flatnonzero(pruned_of(pruner)), lowest)
     np.testing.assert_array_equal(weights_of(pruner), np.where(pruned_of(pruner), 0.0, before))
-    assert (phases, used) == ([], 0)
+    assert done == StageReport(pruner.sparsity)
 
 
 def test_equal_weights_are_pruned_in_order_and_exactly():
@@ -183,7 +184,7 @@ def test_what_is_pruned_stays_pruned():
     assert not weights_of(pruner)[pruned_of(pruner)].any()
     before = weights_of(pruner)
     source = GivenGradients(grads)
-    assert pruner.update([0.6] * 2, source, 12) == ([], 0)  # sparsity never falls
+    assert pruner.update([0.6] * 2, source, 12) == StageReport(pruner.sparsity)  # sparsity never falls
     assert source.asked == []
     np.testing.assert_array_equal(weights_of(pruner), before)
 

@@ -12,7 +12,7 @@ def test_a_preset_as_it_is_where_the_data_is_plenty():
 
 
 def test_what_is_given_wins():
-    given = {"stages": 3, "num_grads": 7, "damp": 0.5, "fisher": "empirical", "first_order": False, "calibration": 11}
+    given = {"stages": 3, "num_grads": 7, "damp": 0.5, "fisher": "empirical", "newton_steps": 0, "calibration": 11}
     found = chosen("best", {**given, "update": None}, 10**6)
     assert {name: getattr(found, name) for name in given} == given
     assert found.update == "calibrated"
@@ -30,7 +30,7 @@ def test_it_fits_the_data(name, available):
 
 def test_block_by_block_nothing_is_held_out():
     found = chosen("best", {"update": "joint"}, 1000)
-    assert (found.calibration, found.first_order, found.stages) == (0, False, PRESETS["best"].stages)
+    assert (found.calibration, found.newton_steps, found.stages) == (0, 0, PRESETS["best"].stages)
 
 
 def test_calibrated_corrections_have_examples_whatever_the_preset():
@@ -43,14 +43,14 @@ def test_calibrated_corrections_have_examples_whatever_the_preset():
         (ValueError, "quality must be one of 'fast', 'balanced', 'best', got 'good'", {"quality": "good"}),
         (ValueError, "stages must be at least 1, got 0", {"stages": 0}),
         (TypeError, "stages must be a whole number, got 1.5", {"stages": 1.5}),
-        (TypeError, "first_order must be True or False, got 1", {"first_order": 1}),
+        (ValueError, "newton_steps must be at least 0, got -1", {"newton_steps": -1}),
         (ValueError, "calibration must be at least 1, got 0. update='calibrated' chooses by", {"calibration": 0}),
         (
             ValueError,
             "calibration is for update='calibrated', got update='joint'",
             {"calibration": 5, "update": "joint"},
         ),
-        (ValueError, "first_order is for update='cal", {"first_order": True, "update": "independent"}),
+        (ValueError, "newton_steps is for update='cal", {"newton_steps": 1, "update": "independent"}),
     ],
 )
 def test_errors(error, message, given):

@@ -440,7 +440,6 @@ def test_one_shot(make_mlp, blobs):
 NOT_BUILT = [
     ({"mask_type": "2:4"}, "mask_type 2:4 can't be pruned yet"),
     ({"mask_type": [1, 4]}, r"mask_type \[1, 4\] can't be pruned yet"),
-    ({"num_recomputations": 3}, "num_recomputations=3 can't be done yet"),
 ]
 
 
