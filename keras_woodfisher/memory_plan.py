@@ -29,6 +29,7 @@ class MemoryNeeds:
         kernels: How many devices work on that many blocks each.
         block_bytes: `block_bytes(m, lanes)`: bytes of so many blocks at work on each, beside their gradients.
         panel: Columns of a block that the kernel asks for at a time, where it is wide.
+        structure_bytes: Bytes of the groups that are pruned together, and of choosing among them.
     """
 
     samples: int
@@ -45,6 +46,7 @@ class MemoryNeeds:
     kernels: int
     block_bytes: Callable[[int, int], int]
     panel: int
+    structure_bytes: int = 0
 
 
 @dataclass(frozen=True)

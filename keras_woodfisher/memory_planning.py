@@ -115,9 +115,13 @@ def _plan(needs: MemoryNeeds, means: Means, layout: _Layout, chunk: int, lanes: 
         gradients=layout.resident,
         sampling=_sampling(needs, means, layout, chunk),
         blocks=needs.block_bytes(needs.most, lanes) + _copies(needs, means, layout, lanes),
-        vectors=_VECTORS * needs.weights,
+        vectors=_vectors(needs),
         ring=needs.ring_bytes,
     )
+
+
+def _vectors(needs: MemoryNeeds) -> int:
+    return _VECTORS * needs.weights + needs.structure_bytes
 
 
 def _sampling(needs: MemoryNeeds, means: Means, layout: _Layout, chunk: int) -> int:
@@ -163,7 +167,7 @@ def _by_pages(needs: MemoryNeeds, means: Means) -> MemoryPlan:
     if needs.blocks == 1:
         # Threads that share the panels of one block would each want a page of their own.
         needs = replace(needs, lanes=1)
-    rest = means.limit - _VECTORS * needs.weights - needs.ring_bytes
+    rest = means.limit - _vectors(needs) - needs.ring_bytes
     column = means.itemsize * needs.samples
     work = _less_work(needs, means, layout, budget=min(rest // 2, rest - column * smallest))
     page = (rest - max(work.sampling, work.blocks)) // column

@@ -17,6 +17,7 @@ from keras_woodfisher.stores.disk import DiskStore
 from keras_woodfisher.stores.recomputed import RecomputedStore
 from keras_woodfisher.stores.spool import disk_room, temporary_folder
 from keras_woodfisher.stores.store import GradientStore, MemoryStore
+from keras_woodfisher.structure import Structure
 
 
 def needs_of(
@@ -25,6 +26,7 @@ def needs_of(
     options: PruningOptions,
     kernels: Sequence[tuple[str, BlockKernel]],
     footprint: Footprint,
+    structure: Structure | None = None,
 ) -> MemoryNeeds:
     """What updates take.
 
@@ -34,14 +36,16 @@ def needs_of(
         options: How updates work.
         kernels: Kernels with the names of their devices.
         footprint: Of the source of gradients.
+        structure: The groups of weights that are pruned together, if any.
     """
+    group = 1 if structure is None else structure.largest
     samples, columns = max(uses, key=lambda use: use[0] * use[1])
     most = max(rows for rows, _ in uses)
     widths = [block.stop - block.start for block in block_slices(sizes, options.fisher_block_size)]
     widest = min(max(widths), columns)
 
     def block_bytes(rows: int, lanes: int) -> int:
-        return sum(_block_bytes(*kernel, rows, widest, lanes) for kernel in kernels)
+        return sum(_block_bytes(*kernel, rows, widest, lanes, group) for kernel in kernels)
 
     most_lanes = max(kernel.lanes for _, kernel in kernels)
     return MemoryNeeds(
@@ -60,6 +64,7 @@ def needs_of(
         kernels=len(kernels),
         block_bytes=block_bytes,
         panel=PANEL,
+        structure_bytes=0 if structure is None else structure.bytes,
     )
 
 
@@ -104,8 +109,13 @@ def _widest(blocks: Sequence[slice]) -> int:
     return max((block.stop - block.start for block in blocks), default=1)
 
 
-def _block_bytes(device: str, kernel: BlockKernel, rows: int, widest: int, lanes: int) -> int:
+def _block_bytes(device: str, kernel: BlockKernel, rows: int, widest: int, lanes: int, group: int) -> int:
+    lanes = min(lanes, kernel.lanes)
     if device.startswith("cpu"):
-        return min(lanes, kernel.lanes) * kernel.memory(rows, widest)
+        return lanes * kernel.memory(rows, widest, group)
     # The block's columns, contiguous, on their way to the device.
-    return min(lanes, kernel.lanes) * 4 * rows * min(widest, PANEL)
+    columns = 4 * rows * min(widest, PANEL)
+    if group > 1:
+        # The matrices of groups on their way back, twice.
+        columns += 16 * max(min(widest, PANEL), group) * min(group, rows, widest)
+    return lanes * columns

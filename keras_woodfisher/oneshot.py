@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_woodfisher.levels import arguments_of, checked_levels, finals_of
+from keras_woodfisher.mask_types import check_final
 from keras_woodfisher.options import PruningOptions, fraction
 from keras_woodfisher.pruner import Pruner
 from keras_woodfisher.report import PruningReport, count_zeros
@@ -31,6 +32,7 @@ def prune(
     fisher_block_size: int | None = 2000,
     update: str = "joint",
     method: str = "woodfisher",
+    mask_type: str | Sequence[int] = "unstructured",
     available_gpus: str | Sequence[str] | None = None,
     memory_limit: int | str | None = None,
     grads_device: str = "cpu",
@@ -66,6 +68,7 @@ def prune(
         fisher_block_size: Weights in one block (B); None means one block over everything.
         update: `"joint"` or `"independent"`.
         method: `"woodfisher"` or `"magnitude"`.
+        mask_type: `"unstructured"`, `"N:M"` such as `"2:4"`, `"block4"`, `[a, b]`, `"filter"` or `"channel"`.
         available_gpus: Devices that share the inverse, or `"all"`: every GPU; none means the CPU.
         memory_limit: Bytes, or a text such as `"4GiB"`.
         grads_device: Where gradients are kept: `"cpu"`, `"disk"` or a device.
@@ -90,6 +93,7 @@ def prune(
         params="__ALL_PRUNABLE__" if params is None else params,  # type: ignore[arg-type]
         exclude=exclude,  # type: ignore[arg-type]
         method=method,
+        mask_type=mask_type,  # type: ignore[arg-type]
         update=update,
         global_sparsity=True if global_sparsity is None else global_sparsity,
         num_grads=_DEFAULT_GRADIENTS if num_grads is None else num_grads,
@@ -104,6 +108,7 @@ def prune(
         seed=seed,
         verbose=verbose,
     )
+    check_final(options.mask_type, final if levels is None else max(level for level, _ in levels))
     pruner = Pruner(model, options)
     finals = [final] * len(pruner.targets) if levels is None else finals_of(pruner.targets, levels)
     pruner.find_zeros()
@@ -124,7 +129,8 @@ def prune(
             pruner.plan_memory(source.footprint(rows), [(rows, kept)])
     phases, samples = pruner.update(finals, source, rows)
     _constrain(pruner)
-    return PruningReport(count_zeros(pruner.targets), tuple(phases), samples)
+    note = pruner.structure.note() if pruner.structure is not None else ""
+    return PruningReport(count_zeros(pruner.targets), tuple(phases), samples, (note,) if note else ())
 
 
 def _constrain(pruner: Pruner) -> None:

@@ -21,8 +21,10 @@ from keras_woodfisher.memory_use import means_of, needs_of, open_store
 from keras_woodfisher.meter import Meter, say
 from keras_woodfisher.options import PruningOptions
 from keras_woodfisher.report import PhaseReport
+from keras_woodfisher.selection import grows, select
 from keras_woodfisher.sources import GradientSource
 from keras_woodfisher.stores.store import GradientStore
+from keras_woodfisher.structure import Structure, arranged, structure_of
 from keras_woodfisher.targets import Target, find_targets
 
 _DEVICE_SHARE = 0.8
@@ -41,18 +43,21 @@ class Pruner:
         pruned: For each variable, its pruned weights in weight order (bool).
         zeros: For each variable the number of its pruned weights.
         sparsity: The fraction of pruned weights over all chosen variables.
+        structure: The groups of weights that are pruned together; None where each is pruned by itself.
         backend: The adapter of the Keras backend.
         memory: The plan that updates keep to; None before `plan_memory`, when gradients are in memory.
 
     Raises:
-        ValueError: If a device doesn't exist or there is nothing to prune.
+        ValueError: If a device doesn't exist, there is nothing to prune, or no variable has a group of `mask_type`.
         KeyError: If a name matches nothing.
     """
 
     def __init__(self, model: keras.Model, options: PruningOptions):
         self._options = options
         self.backend: Backend = get_backend(keras.backend.backend())
-        self.targets: list[Target] = find_targets(model, options.params, options.exclude)
+        chosen = find_targets(model, options.params, options.exclude)
+        self.targets: list[Target] = [arranged(target, options.mask_type) for target in chosen]
+        self.structure: Structure | None = structure_of(self.targets, options.mask_type)
         self._devices = expand(options.available_gpus, self.backend.devices())
         self._kernels: list[BlockKernel] = [self.backend.kernel(name) for name in self._devices]
         self._lanes = [kernel.lanes for kernel in self._kernels]
@@ -74,7 +79,7 @@ class Pruner:
         for kernel, lanes in zip(self._kernels, self._lanes, strict=True):
             kernel.lanes = lanes
         kernels = list(zip(self._devices, self._kernels, strict=True))
-        needs = needs_of(uses, [t.size for t in self.targets], self._options, kernels, footprint)
+        needs = needs_of(uses, [t.size for t in self.targets], self._options, kernels, footprint, self.structure)
         plan = self.memory = plan_memory(needs, means_of(self._options))
         if plan.storage not in (MEMORY, DISK, RECOMPUTED):
             check_device_memory(plan.samples, plan.columns, plan.storage, self.backend.free_memory(plan.storage))
@@ -94,6 +99,11 @@ class Pruner:
     def find_zeros(self) -> None:
         """Takes the zeros that are there as pruned (but for a variable that is zero as a whole)."""
         self._set([zeros_of(target) for target in self.targets])
+
+    @property
+    def coverage(self) -> list[int]:
+        """For each variable the weights that a sparsity is a fraction of: those that belong to a group."""
+        return [t.size for t in self.targets] if self.structure is None else self.structure.covered
 
     def masks(self) -> list[np.ndarray]:
         """The pruned weights of each variable, bool in the variable's shape."""
@@ -115,6 +125,8 @@ class Pruner:
 
     def prunes(self, sparsity: Sequence[float]) -> bool:
         """Whether an update to a sparsity would prune anything."""
+        if self.structure is not None:
+            return grows(self.structure, np.concatenate(self.pruned), sparsity, self._options.global_sparsity)
         counts = self.zeros
         if self._options.global_sparsity:
             return count(sparsity[0], sum(p.size for p in self.pruned)) > sum(counts)
@@ -130,7 +142,8 @@ class Pruner:
         before.
 
         Args:
-            sparsity: The fraction to reach, one a variable (all the same for global pruning).
+            sparsity: The fraction to reach, one a variable (all the same for global pruning); of a variable's weights,
+                or of those that belong to a group.
             source: Where gradients come from; None for magnitude pruning.
             rows: How many gradient samples to use.
             draw: Number of the update.
@@ -146,7 +159,7 @@ class Pruner:
         meter = Meter(self.backend, self._devices, self._options.verbose)
         weights = self.check_weights()
         if source is None:
-            new = self._grow(np.abs(weights), sparsity)
+            new = self._select(weights, None, sparsity)
             delta, samples = np.zeros(weights.shape), 0
         else:
             new, delta, samples = self._second_order(weights, sparsity, source, (rows, draw), meter)
@@ -168,18 +181,20 @@ class Pruner:
     ) -> tuple[np.ndarray, np.ndarray, int]:
         kept = [~p for p in self.pruned]
         keep = np.concatenate(kept)
-        blocks = block_slices([int(k.sum()) for k in kept], self._options.fisher_block_size)
+        labels = None if self.structure is None else self.structure.labels[keep]
+        blocks = block_slices([int(k.sum()) for k in kept], self._options.fisher_block_size, labels)
         with closing(self._store(source, kept, blocks, draw, meter)) as grads:
             self._fit_devices(len(grads))
             with meter.phase("inverse", len(blocks), "block") as advance:
                 fisher = BlockFisher(grads, blocks, self._options.damp, self._kernels, advance)
-                diagonal = fisher.inverse_diagonal()
-            new = self._grow(_saliencies(weights, keep, diagonal), sparsity)
+                new = self._select(weights, fisher, sparsity)
+            joint = self._options.update == "joint"
+            diagonal = None if joint else fisher.inverse_diagonal()
             prune = new[keep]
             work = sum(bool(prune[block].any()) for block in blocks)
             with meter.phase("update", work, "block") as advance:
                 fisher = BlockFisher(grads, blocks, self._options.damp, self._kernels, advance)
-                change = fisher.update(weights[keep], prune, diagonal, self._options.update == "joint")
+                change = fisher.update(weights[keep], prune, diagonal, joint)
             samples = len(grads)
         delta = np.zeros(weights.shape)
         delta[keep] = change
@@ -219,7 +234,23 @@ class Pruner:
         for name, kernel in zip(self._devices, self._kernels, strict=True):
             free = self.backend.free_memory(name)
             if free is not None:
-                kernel.fit(rows, int(_DEVICE_SHARE * free / kernel.lanes))
+                group = 1 if self.structure is None else self.structure.largest
+                kernel.fit(rows, int(_DEVICE_SHARE * free / kernel.lanes), group)
+
+    def _select(self, weights: np.ndarray, fisher: BlockFisher | None, sparsity: Sequence[float]) -> np.ndarray:
+        """The next set of pruned weights: scores and choice.
+
+        Args:
+            weights: All weights, in weight order.
+            fisher: Of the unpruned ones; None for magnitudes.
+            sparsity: As in `update`.
+        """
+        pruned = np.concatenate(self.pruned)
+        if self.structure is not None:
+            return select(self.structure, weights, pruned, fisher, sparsity, self._options.global_sparsity)
+        if fisher is None:
+            return self._grow(np.abs(weights), sparsity)
+        return self._grow(_saliencies(weights, ~pruned, fisher.inverse_diagonal()), sparsity)
 
     def _grow(self, scores: np.ndarray, sparsity: Sequence[float]) -> np.ndarray:
         sizes = [p.size for p in self.pruned]

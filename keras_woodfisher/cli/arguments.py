@@ -10,8 +10,19 @@ from typing import Any
 BACKENDS = ("torch", "tensorflow", "jax")
 METHODS = ("woodfisher", "magnitude")
 UPDATES = ("joint", "independent")
+MASK_TYPES = ("unstructured", "block4", "filter", "channel")
 
-_OF_SPARSITY = ("params", "exclude", "num_grads", "damp", "fisher_block_size", "memory_limit", "method", "update")
+_OF_SPARSITY = (
+    "params",
+    "exclude",
+    "num_grads",
+    "damp",
+    "fisher_block_size",
+    "memory_limit",
+    "method",
+    "update",
+    "mask_type",
+)
 _OF_WOODFISHER = ("num_grads", "damp", "fisher_block_size", "memory_limit", "update")
 _LOSS_HELP = "a Keras loss, such as mse; NAME:from_logits where the model's outputs are logits"
 
@@ -77,6 +88,9 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
     plain.add_argument("--memory-limit", type=_size, metavar="SIZE", help="such as 4GiB (default: 1/4 of what is free)")
     plain.add_argument("--method", choices=METHODS)
     plain.add_argument("--update", choices=UPDATES)
+    plain.add_argument(
+        "--mask-type", type=_mask_type, metavar="MASK", help="unstructured (default), 2:4, block4, 4,1, filter, channel"
+    )
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
@@ -177,6 +191,17 @@ def _size(text: str) -> str:
         or float(text.strip("KMGTIBkmgtib ")) == 0
     ):
         raise argparse.ArgumentTypeError(f"must be a size such as 4GiB or 500MB, got {text!r}")
+    return text
+
+
+def _mask_type(text: str) -> str | list[int]:
+    if block := re.fullmatch(r"\[?\s*([1-9]\d*)\s*,\s*([1-9]\d*)\s*\]?", text):
+        return [int(block[1]), int(block[2])]
+    pattern = re.fullmatch(r"(\d{1,4}):(\d{1,4})", text)
+    if text not in MASK_TYPES and not (pattern and 0 < int(pattern[1]) < int(pattern[2])):
+        raise argparse.ArgumentTypeError(
+            f"must be {', '.join(MASK_TYPES)}, N:M such as 2:4, or outputs and inputs such as 4,1, got {text!r}"
+        )
     return text
 
 

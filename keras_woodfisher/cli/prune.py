@@ -17,7 +17,17 @@ from keras_woodfisher.cli.evaluation import Evaluation
 from keras_woodfisher.cli.losses import check_outputs, needed_loss
 from keras_woodfisher.cli.recipes import read_recipe
 
-_PASSED_ON = ("exclude", "num_grads", "damp", "fisher_block_size", "memory_limit", "method", "update", "seed")
+_PASSED_ON = (
+    "exclude",
+    "num_grads",
+    "damp",
+    "fisher_block_size",
+    "memory_limit",
+    "method",
+    "update",
+    "mask_type",
+    "seed",
+)
 _BATCH_SIZE = 64
 _LEARNING_RATE = 1e-4
 

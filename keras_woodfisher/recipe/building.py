@@ -73,6 +73,7 @@ def pruning_arguments(modifier: PruningModifier) -> dict[str, Any]:
         "params": None if isinstance(modifier.final_sparsity, Mapping) else modifier.params,
         "exclude": modifier.exclude,
         "global_sparsity": modifier.global_sparsity,
+        "mask_type": modifier.mask_type,
     }
     if isinstance(modifier, MagnitudePruningModifier):
         return arguments | {"method": "magnitude"}
@@ -90,11 +91,6 @@ def buffers(modifier: Modifier, data: Any) -> bool:
 def not_built(modifier: Modifier) -> list[str]:
     """What a modifier wants that this version can't do."""
     found = []
-    if isinstance(modifier, PruningModifier) and modifier.mask_type != "unstructured":
-        mask = modifier.mask_type
-        found.append(
-            f"mask_type {list(mask) if isinstance(mask, tuple) else mask} can't be pruned yet, only unstructured."
-        )
     if isinstance(modifier, WoodFisherPruningModifier) and modifier.num_recomputations > 1:
         found.append(
             f"num_recomputations={modifier.num_recomputations} can't be done yet. Remove it, or give a smaller "

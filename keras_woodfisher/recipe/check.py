@@ -153,9 +153,7 @@ class _Run:
         problems += missing
         # What can't be done is said above; the rest is checked as if it could.
         known: dict[str, Any] = {"available_gpus": None, "num_recomputations": 1}
-        plain = modifier.model_copy(
-            update={k: v for k, v in known.items() if hasattr(modifier, k)} | {"mask_type": "unstructured"}
-        )
+        plain = modifier.model_copy(update={k: v for k, v in known.items() if hasattr(modifier, k)})
         updates: list[PlannedUpdate] = []
         cost = Cost()
         self._slow = None

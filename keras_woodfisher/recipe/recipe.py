@@ -88,7 +88,8 @@ class Recipe:
             raise
         targets = {id(t.variable): t for m in pruning for t in targets_of(m, model)}
         phases = tuple(phase for report in reports for phase in report.phases)
-        return PruningReport(count_zeros(list(targets.values())), phases, sum(report.samples for report in reports))
+        samples, notes = sum(report.samples for report in reports), (note for r in reports for note in r.notes)
+        return PruningReport(count_zeros(list(targets.values())), phases, samples, tuple(dict.fromkeys(notes)))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the canonical form, which `load_recipe` reads back equal."""
