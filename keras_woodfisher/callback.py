@@ -249,9 +249,8 @@ class WoodFisherPruning(HoldingCallback):
     def _prepare(self, model: keras.Model) -> list[Target]:
         self._check_epochs(self._progress.epochs)
         self._pruner, self._ramps = self._open(model)
-        note = self._pruner.structure.note() if self._pruner.structure is not None else ""
-        if note and self._options.verbose:
-            say(note)
+        if self._pruner.note and self._options.verbose:
+            say(self._pruner.note)
         self._source = self._open_source(model, self._pruner)
         return self._pruner.targets
 

@@ -129,8 +129,8 @@ def prune(
             pruner.plan_memory(source.footprint(rows), [(rows, kept)])
     phases, samples = pruner.update(finals, source, rows)
     _constrain(pruner)
-    note = pruner.structure.note() if pruner.structure is not None else ""
-    return PruningReport(count_zeros(pruner.targets), tuple(phases), samples, (note,) if note else ())
+    notes = (pruner.note,) if pruner.note else ()
+    return PruningReport(count_zeros(pruner.targets), tuple(phases), samples, notes)
 
 
 def _constrain(pruner: Pruner) -> None:

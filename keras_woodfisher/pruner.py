@@ -105,6 +105,11 @@ class Pruner:
         """For each variable the weights that a sparsity is a fraction of: those that belong to a group."""
         return [t.size for t in self.targets] if self.structure is None else self.structure.covered
 
+    @property
+    def note(self) -> str:
+        """What stays dense since it fills no group, or ""."""
+        return "" if self.structure is None else self.structure.note()
+
     def masks(self) -> list[np.ndarray]:
         """The pruned weights of each variable, bool in the variable's shape."""
         return [t.unflatten(p) for t, p in zip(self.targets, self.pruned, strict=True)]

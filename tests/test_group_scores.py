@@ -86,9 +86,9 @@ def test_the_whole_block_and_no_group_at_all(kernel):
 
 
 @pytest.mark.parametrize("panel", [2, 7, 64])
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_panels_and_lanes_change_nothing(backend, panel, lanes):
-    grads, labels = samples(12, 64), labelled(64, 9)
+@pytest.mark.parametrize("lanes, groups", [(1, 9), (2, 9), (2, 2)])
+def test_panels_and_lanes_change_nothing(backend, panel, lanes, groups):
+    grads, labels = samples(12, 64), labelled(64, groups)
     weights = np.random.default_rng(1).normal(size=64)
     members = np.arange(64).reshape(16, 4)
     truth = costs_by_definition(grads, DAMP, weights, labels)[1]
@@ -101,20 +101,20 @@ def test_panels_and_lanes_change_nothing(backend, panel, lanes):
         np.testing.assert_array_equal(chosen, sets[1])
 
 
-@pytest.mark.parametrize("panel", [32, 1000])
+@pytest.mark.parametrize("panel", [16, 1000])
 def test_groups_that_explain_nearly_everything(backend, monkeypatch, panel):
-    grads = samples(64, 200)
-    grads[:, 3:] *= 1e-4
+    grads = samples(32, 60)
+    grads[:, 3:] *= 1e-6
     grads *= 300.0
-    weights, labels, damp = np.random.default_rng(1).normal(size=200), np.arange(200) // 10, 1e-7
-    truth = [least_quadratic_in_long_double(grads, damp, weights, labels == group) for group in range(20)]
+    weights, labels, damp = np.random.default_rng(1).normal(size=60), np.arange(60) // 20, 1e-7
+    truth = [least_quadratic_in_long_double(grads, damp, weights, labels == group) for group in range(3)]
     for device in DEVICES:
         kernel = BlockKernel(backend.kernel(device)._ops, panel=panel)
-        np.testing.assert_allclose(kernel.group_costs(grads, damp, weights, labels)[1], truth, rtol=1e-6)
+        np.testing.assert_allclose(kernel.group_costs(grads, damp, weights, labels)[1], truth, rtol=1e-5)
     # Without the second look the first group is off.
     monkeypatch.setattr(group_scores, "RISKY_PIVOT", 0.0)
     careless = host_kernel().group_costs(grads, damp, weights, labels)[1]
-    assert np.abs(careless / truth - 1).max() > 1e-6
+    assert np.abs(careless / truth - 1).max() > 5e-5
 
 
 def test_the_two_definitions_agree():

@@ -4,7 +4,7 @@ The least `1/2 delta^T F delta` with `delta_S = -w_S` is `1/2 w_S^T ([F^-1]_SS)^
 scores `w_j^2 / (2 [F^-1]_jj)` only where `[F^-1]_SS` is diagonal. As in `kernel`, the smaller of two matrices serves:
 
 - up to m weights: `damp [F^-1]_SS = I - Z_S^T Z_S` with `Z = L^-1 G` and `m damp I + G G^T = L L^T`, all in float64;
-- more of them: `damp / 2 (|w_S|^2 + u^T A_K^-1 u)` with `u = G_S w_S` and `A_K = m damp I + G G^T - G_S G_S^T`, from
+- more of them: `damp / 2 (|w_S|^2 + u^T A_K^-1 u)` with `u = G_S w_S` and `A_K = m damp I + G_K G_K^T`, from
   `F_SS - F_SK F_KK^-1 F_KS = damp (I + G_S^T A_K^-1 G_S)`. Nothing cancels there, so it also serves where
   `I - Z_S^T Z_S` would have lost its digits.
 """
@@ -94,30 +94,32 @@ class GroupScores(Factors):
                 costs[small[part]] = _costs(inverse, np.where(members >= 0, weights[members], 0.0))
 
             self._share(work, chunks, alone)
+        gram = None
         # Large groups, and those that lost too many digits.
-        rest = np.flatnonzero(np.isnan(costs))
-        if rest.size:
-            gram = self._gram(grads, None, alone)
-            for group in rest.tolist():
-                inside = np.zeros(width, bool)
-                inside[groups.columns(group)] = True
-                costs[group] = self._cost_by_samples(grads, damp, weights, inside, gram, alone)
+        for group in np.flatnonzero(np.isnan(costs)).tolist():
+            inside = np.zeros(width, bool)
+            inside[groups.columns(group)] = True
+            # The sum over the others is the more accurate one, but with many groups in a wide block it takes too long.
+            subtract = groups.sizes[group] > m and width > self._widest
+            if subtract and gram is None:
+                gram = self._gram(grads, None, alone)
+            costs[group] = self._cost_by_samples(grads, damp, weights, inside, gram if subtract else None, alone)
         return 0.5 * damp * costs
 
     def _cost_by_samples(
         self, grads: Samples, damp: float, weights: np.ndarray, inside: np.ndarray, gram: Any, alone: bool
     ) -> float:
-        """`|w_S|^2 + u^T A_K^-1 u`."""
+        """`|w_S|^2 + u^T A_K^-1 u`; `A_K` from `gram` of the whole block by subtraction, where that is given."""
         m = grads.shape[0]
         removed = np.where(inside, weights, 0.0)
         source = self._combine(grads, removed)
         plain = float(removed @ removed)
         if inside.all():
             return plain + float(source @ source) / (m * damp)
-        try:
-            factor = self._factor(gram - self._gram(grads, inside, alone), m, damp)
-        except np.linalg.LinAlgError:
+        if gram is None:
             factor = self._dual_factor(grads, damp, ~inside, alone)
+        else:
+            factor = self._factor(gram - self._gram(grads, inside, alone), m, damp)
         return plain + float(source @ self._ops.solve(factor, source))
 
     def _cheapest_sets(

@@ -155,13 +155,14 @@ class _Run:
         known: dict[str, Any] = {"available_gpus": None, "num_recomputations": 1}
         plain = modifier.model_copy(update={k: v for k, v in known.items() if hasattr(modifier, k)})
         updates: list[PlannedUpdate] = []
-        cost = Cost()
+        cost, dense = Cost(), ""
         self._slow = None
         try:
             callback = callback_of(plain, self._data, 0)
             assert isinstance(callback, WoodFisherPruning)
             pruner = Pruner(self._model, callback.options)
             pruner.check_weights()
+            dense = pruner.note
             updates = callback.plan(self._model, self._steps, self._epochs, pruned=self._zeros)
             try:
                 callback.check_plan(updates, self._steps, self._epochs)
@@ -180,6 +181,7 @@ class _Run:
             cost=cost,
             source=source,
             slow_layers=self._slow,
+            dense=dense,
             problems=tuple(problems),
         )
 
