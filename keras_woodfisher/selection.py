@@ -10,6 +10,9 @@ from keras_woodfisher.fisher import BlockFisher
 from keras_woodfisher.mask_types import TOLERANCE, highest
 from keras_woodfisher.structure import Structure
 
+_CHUNK = 4096
+"""Groups whose sets are compared at a time."""
+
 
 def select(
     structure: Structure,
@@ -173,9 +176,14 @@ def _cheapest_sets(
         keep = ~pruned
         columns = np.where(keep, np.cumsum(keep) - 1, -1)[members]
         return fisher.cheapest_sets(weights[keep], columns, structure.most)
-    values, there = weights[members].astype(np.float64), ~pruned[members]
-    alike = np.broadcast_to(np.eye(members.shape[1]), (len(members), members.shape[1], members.shape[1]))
-    return cheapest_sets(alike, np.ones(values.shape), values, there, structure.most)
+    size = members.shape[1]
+    costs, sets = np.empty((len(members), structure.most)), np.empty((len(members), structure.most, size), bool)
+    for start in range(0, len(members), _CHUNK):
+        part = slice(start, min(start + _CHUNK, len(members)))
+        values, there = weights[members[part]].astype(np.float64), ~pruned[members[part]]
+        alike = np.broadcast_to(np.eye(size), (len(values), size, size))
+        costs[part], sets[part] = cheapest_sets(alike, np.ones(values.shape), values, there, structure.most)
+    return costs, sets
 
 
 def _left(structure: Structure, pruned: np.ndarray) -> np.ndarray:

@@ -395,6 +395,8 @@ PRUNE = "prune model.keras --out p.keras --data data.npz"
         (f"{PRUNE} --recipe r.yaml --var a", "must be NAME=VALUE, got 'a'"),
         (f"{PRUNE} --recipe r.yaml --num-grads 9", "--num-grads has no effect beside --recipe; set it in the recipe"),
         (f"{PRUNE} --recipe r.yaml --exclude a", "--exclude has no effect beside --recipe"),
+        (f"{PRUNE} --sparsity 0.5 --mask-type 4:2", "must be unstructured, .* N:M such as 2:4, .*got '4:2'"),
+        (f"{PRUNE} --recipe r.yaml --mask-type 2:4", "--mask-type has no effect beside --recipe"),
         (f"{PRUNE} --sparsity 0.5 --method magnitude --damp 1", "--damp has no effect beside --method magnitude"),
         (f"{PRUNE} --sparsity 0.5 --method magnitude --loss mse", "--loss has no effect: nothing takes gradients"),
         (f"{PRUNE} --sparsity 0.5 --learning-rate 1", "--learning-rate is for fine-tuning: give --epochs"),
