@@ -120,7 +120,7 @@ class GroupScores(Factors):
             factor = self._dual_factor(grads, damp, ~inside, alone)
         else:
             factor = self._factor(gram - self._gram(grads, inside, alone), m, damp)
-        return plain + float(source @ self._ops.solve(factor, source))
+        return plain + float(source @ self._ops.solve(factor, source)[:m])
 
     def _cheapest_sets(
         self, grads: Samples, damp: float, weights: np.ndarray, members: np.ndarray, most: int, alone: bool
