@@ -11,6 +11,7 @@ import numpy as np
 from keras_woodfisher.footprint import buffered_footprint
 from keras_woodfisher.holding import HoldingCallback, keep_edits
 from keras_woodfisher.levels import arguments_of, checked_levels, finals_of
+from keras_woodfisher.mask_types import check_final
 from keras_woodfisher.meter import say
 from keras_woodfisher.neighbours import callbacks_beside, warn, warn_about_neighbours
 from keras_woodfisher.options import CALIBRATED, PruningOptions, flag
@@ -63,6 +64,11 @@ class WoodFisherPruning(HoldingCallback):
         update: `"joint"` corrects for all weights pruned in a block at once, `"independent"` adds up the single
             corrections, as in the papers.
         method: `"woodfisher"`, or `"magnitude"` (no gradients, no correction).
+        mask_type: Which zeros are made: `"unstructured"` (single weights), `"N:M"` such as `"2:4"` (at most N of M
+            neighbours stay), `"block4"` (4 neighbours), `[a, b]` (a output units by b inputs), `"filter"` (all weights
+            of an output unit) or `"channel"` (all weights that read an input). Neighbours are inputs of one output
+            unit, those of one kernel position next to each other. Groups are ranked by their joint cost for each
+            weight. Sparsities are fractions of the weights that fill whole groups; what fills none stays dense.
         available_gpus: Devices that share the inverse, such as `["cuda:0"]`, or `"all"`: every GPU; none means the CPU.
         memory_limit: Bytes of the host's memory that updates may take beside the training's own, or a text such as
             `"4GiB"`; by default a quarter of what is free when training begins. Gradients that don't fit go to a
@@ -104,6 +110,7 @@ class WoodFisherPruning(HoldingCallback):
         num_recomputations: int = 1,
         update: str = "joint",
         method: str = "woodfisher",
+        mask_type: str | Sequence[int] = "unstructured",
         available_gpus: str | Sequence[str] | None = None,
         memory_limit: int | str | None = None,
         grads_device: str = "cpu",
@@ -121,6 +128,7 @@ class WoodFisherPruning(HoldingCallback):
             params="__ALL_PRUNABLE__" if params is None else params,  # type: ignore[arg-type]
             exclude=exclude,  # type: ignore[arg-type]
             method=method,
+            mask_type=mask_type,  # type: ignore[arg-type]
             update=update,
             global_sparsity=True if global_sparsity is None else global_sparsity,
             num_grads=num_grads,
@@ -151,6 +159,8 @@ class WoodFisherPruning(HoldingCallback):
         self._schedule = checked_schedule(
             init_sparsity, final_sparsity, start_epoch, end_epoch, update_frequency, inter_func
         )
+        levels = self._levels or ((self._schedule.final, ()),)
+        check_final(self._options.mask_type, max(final for final, _ in levels))
         self._init: Any = init_sparsity if init_sparsity == FROM_PARAM else self._schedule.init
         self._written = {
             "start_epoch": float(start_epoch),
@@ -253,6 +263,8 @@ class WoodFisherPruning(HoldingCallback):
     def _prepare(self, model: keras.Model) -> list[Target]:
         self._check_epochs(self._progress.epochs)
         self._pruner, self._ramps = self._open(model)
+        if self._pruner.note and self._options.verbose:
+            say(self._pruner.note)
         self._source = self._open_source(model, self._pruner)
         return self._pruner.targets
 
@@ -302,7 +314,7 @@ class WoodFisherPruning(HoldingCallback):
         pruner = Pruner(model, self._options)
         targets = pruner.targets
         finals = [self._schedule.final] * len(targets) if self._levels is None else finals_of(targets, self._levels)
-        return pruner, Ramps(self._schedule, finals, [t.size for t in targets], self._options)
+        return pruner, Ramps(self._schedule, finals, [t.size for t in targets], self._options, pruner.coverage)
 
     def _check_epochs(self, epochs: int | None) -> None:
         if epochs is not None and self._schedule.end > epochs:

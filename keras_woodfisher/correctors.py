@@ -27,7 +27,7 @@ class Removal:
         weights: (N,) all chosen weights, pruned ones too.
         keep: (N,) bool, those that were unpruned before.
         prune: (d,) bool, those of the unpruned ones that are removed now.
-        diagonal: (d,) `diag(F^-1)`.
+        fisher: The block-wise Fisher of the scores.
         damp: The ridge of the scores.
         mean_diagonal: Mean of the diagonal of `(1/m) G^T G`.
         draw: Number of the update.
@@ -40,7 +40,7 @@ class Removal:
     weights: np.ndarray
     keep: np.ndarray
     prune: np.ndarray
-    diagonal: np.ndarray
+    fisher: BlockFisher
     damp: float
     mean_diagonal: float
     draw: int
@@ -64,11 +64,11 @@ class BlockCorrector:
         self._joint = joint
 
     def __call__(self, removal: Removal, meter: Meter) -> tuple[np.ndarray, CalibrationReport | None]:
+        diagonal = None if self._joint else removal.fisher.inverse_diagonal()
         work = sum(bool(removal.prune[block].any()) for block in removal.blocks)
         with meter.phase("update", work, "block") as advance:
             fisher = BlockFisher(removal.grads, removal.blocks, removal.damp, removal.kernels, advance)
-            weights = removal.weights[removal.keep]
-            return fisher.update(weights, removal.prune, removal.diagonal, self._joint), None
+            return fisher.update(removal.weights[removal.keep], removal.prune, diagonal, self._joint), None
 
 
 class CalibratedCorrector:

@@ -1,6 +1,7 @@
 """The block-diagonal inverse Fisher over all chosen weights: which block works where."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,23 +11,32 @@ from keras_woodfisher_backends.lanes import host_threads, side_by_side
 from keras_woodfisher.stores.store import GradientStore, as_store
 
 
-def block_slices(kept: Sequence[int], size: int | None) -> list[slice]:
+def block_slices(kept: Sequence[int], size: int | None, labels: np.ndarray | None = None) -> list[slice]:
     """Cuts columns into blocks that never span two variables (but for `size=None`: one block).
 
     >>> [(s.start, s.stop) for s in block_slices([5, 0, 2], 3)]
     [(0, 3), (3, 5), (5, 7)]
+    >>> [(s.start, s.stop) for s in block_slices([5, 0, 2], 3, np.array([0, 0, 1, 1, 1, 2, 2]))]
+    [(0, 2), (2, 5), (5, 7)]
 
     Args:
         kept: Number of unpruned weights of each variable.
         size: Weights a block, or None.
+        labels: The group of each column: a block ends where a run of one group does, if it isn't longer than a block.
     """
     if size is None:
         return [slice(0, sum(kept))] if sum(kept) else []
+    ends = None if labels is None else 1 + np.flatnonzero(np.diff(labels))
     blocks, start = [], 0
     for width in kept:
         stop = start + width
-        blocks += [slice(low, min(low + size, stop)) for low in range(start, stop, size)]
-        start = stop
+        while start < stop:
+            end = min(start + size, stop)
+            if ends is not None and end < stop:
+                before = ends[: int(np.searchsorted(ends, end, side="right"))]
+                end = int(before[-1]) if before.size and before[-1] > start else end
+            blocks.append(slice(start, end))
+            start = end
     return blocks
 
 
@@ -57,9 +67,75 @@ class BlockFisher:
         self._damp = damp
         self._kernels = kernels
         self._advance = advance
+        self._diagonal: np.ndarray | None = None
 
     def inverse_diagonal(self) -> np.ndarray:
-        """`diag(F^-1)`, (d,) float64."""
+        """`diag(F^-1)`, (d,) float64; computed once."""
+        if self._diagonal is None:
+            self._diagonal = self._inverse_diagonal()
+        return self._diagonal
+
+    def group_costs(self, weights: np.ndarray, labels: np.ndarray, number: int) -> np.ndarray:
+        """What removing each group costs, `1/2 w_S^T ([F^-1]_SS)^-1 w_S`.
+
+        F is block-diagonal, so the cost of a group that lies in several blocks is the sum of those of its parts.
+
+        Args:
+            weights: (d,) unpruned weights.
+            labels: (d,) int, the group of each, -1 where it has none.
+            number: How many groups there are (n).
+
+        Returns:
+            (n,) float64; zero for groups without a weight.
+        """
+        parts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        alone = len(self._blocks) == 1
+
+        def work(kernel: BlockKernel, block: slice) -> None:
+            grads = self._grads.block(block)
+            parts[block.start] = kernel.group_costs(grads, self._damp, weights[block], labels[block], alone=alone)
+
+        for blocks in self._grads.groups(self._blocks):
+            self._each(work, blocks)
+        out = np.zeros(number)
+        # In the order of the blocks, whichever was done first: rounding is always the same.
+        for start in sorted(parts):
+            found, costs = parts[start]
+            out[found] += costs
+        return out
+
+    def cheapest_sets(self, weights: np.ndarray, members: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each group the sets of 1, 2, ... of its weights whose removal costs least.
+
+        Args:
+            weights: (d,) unpruned weights.
+            members: (n, M) int, the columns of each group, all in one block; -1 where a weight was pruned earlier.
+            most: The largest number of weights to remove of a group.
+
+        Returns:
+            Costs (n, most) float64, infinite where a group has fewer weights, and the sets (n, most, M) bool.
+        """
+        costs = np.full((len(members), most), np.inf)
+        sets = np.zeros((len(members), most, members.shape[1]), bool)
+        starts = np.array([block.start for block in self._blocks])
+        owner = np.searchsorted(starts, members.max(1), side="right") - 1
+        order = np.argsort(owner, kind="stable")
+        edges = np.searchsorted(owner[order], np.arange(len(starts) + 1))
+        groups = {start: order[slice(*pair)] for start, pair in zip(starts.tolist(), pairwise(edges), strict=True)}
+        alone = len(self._blocks) == 1
+
+        def work(kernel: BlockKernel, block: slice) -> None:
+            if (chosen := groups[block.start]).size:
+                here = members[chosen]
+                here = np.where(here >= 0, here - block.start, -1)
+                args = (self._grads.block(block), self._damp, weights[block], here, most)
+                costs[chosen], sets[chosen] = kernel.cheapest_sets(*args, alone=alone)
+
+        for blocks in self._grads.groups(self._blocks):
+            self._each(work, blocks)
+        return costs, sets
+
+    def _inverse_diagonal(self) -> np.ndarray:
         out = np.empty(self._grads.shape[1])
 
         def work(kernel: BlockKernel, block: slice) -> None:
@@ -69,13 +145,13 @@ class BlockFisher:
             self._each(work, blocks)
         return out
 
-    def update(self, weights: np.ndarray, prune: np.ndarray, diagonal: np.ndarray, joint: bool) -> np.ndarray:
+    def update(self, weights: np.ndarray, prune: np.ndarray, diagonal: np.ndarray | None, joint: bool) -> np.ndarray:
         """The change of the kept weights when `prune` is removed.
 
         Args:
             weights: (d,) unpruned weights.
             prune: (d,) bool, those to remove now.
-            diagonal: (d,) from `inverse_diagonal` (the independent update uses it).
+            diagonal: (d,) from `inverse_diagonal`, for the independent update.
             joint: The exact update for the set in each block, or the sum of single updates.
 
         Returns:
@@ -91,6 +167,7 @@ class BlockFisher:
             if joint:
                 out[block] = kernel.joint_update(*args, alone=alone)
             else:
+                assert diagonal is not None
                 out[block] = kernel.independent_update(*args, diagonal[block], alone=alone)
 
         for group in self._grads.groups(blocks):

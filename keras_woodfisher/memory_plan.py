@@ -30,6 +30,7 @@ class MemoryNeeds:
         block_bytes: `block_bytes(m, lanes)`: bytes of so many blocks at work on each, beside their gradients.
         panel: Columns of a block that the kernel asks for at a time, where it is wide.
         whole: Whether corrections span all blocks, whatever their size.
+        structure_bytes: Bytes of the groups that are pruned together, and of choosing among them.
     """
 
     samples: int
@@ -47,6 +48,7 @@ class MemoryNeeds:
     block_bytes: Callable[[int, int], int]
     panel: int
     whole: bool = False
+    structure_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def _plan(needs: MemoryNeeds, means: Means, layout: _Layout, chunk: int, lanes: 
 
 
 def _vectors(needs: MemoryNeeds) -> int:
-    return (_VECTORS + (_CANDIDATES if needs.whole else 0)) * needs.weights
+    return (_VECTORS + (_CANDIDATES if needs.whole else 0)) * needs.weights + needs.structure_bytes
 
 
 def _sampling(needs: MemoryNeeds, means: Means, layout: _Layout, chunk: int) -> int:

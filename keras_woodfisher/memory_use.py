@@ -17,6 +17,7 @@ from keras_woodfisher.stores.disk import DiskStore
 from keras_woodfisher.stores.recomputed import RecomputedStore
 from keras_woodfisher.stores.spool import disk_room, temporary_folder
 from keras_woodfisher.stores.store import GradientStore, MemoryStore
+from keras_woodfisher.structure import Structure
 
 
 def needs_of(
@@ -25,6 +26,7 @@ def needs_of(
     options: PruningOptions,
     kernels: Sequence[tuple[str, BlockKernel]],
     footprint: Footprint,
+    structure: Structure | None = None,
 ) -> MemoryNeeds:
     """What updates take.
 
@@ -34,7 +36,9 @@ def needs_of(
         options: How updates work.
         kernels: Kernels with the names of their devices.
         footprint: Of the source of gradients.
+        structure: The groups of weights that are pruned together, if any.
     """
+    group = 1 if structure is None else structure.largest
     samples, columns = max(uses, key=lambda use: use[0] * use[1])
     most = max(rows for rows, _ in uses)
     widths = [block.stop - block.start for block in block_slices(sizes, options.fisher_block_size)]
@@ -42,7 +46,8 @@ def needs_of(
     whole = options.update == CALIBRATED
 
     def block_bytes(rows: int, lanes: int) -> int:
-        return sum(_block_bytes(*kernel, rows, columns if whole else widest, lanes) for kernel in kernels)
+        width = columns if whole else widest
+        return sum(_block_bytes(*kernel, rows, width, lanes, group) for kernel in kernels)
 
     most_lanes = max(kernel.lanes for _, kernel in kernels)
     return MemoryNeeds(
@@ -62,6 +67,7 @@ def needs_of(
         block_bytes=block_bytes,
         panel=PANEL,
         whole=whole,
+        structure_bytes=0 if structure is None else structure.bytes,
     )
 
 
@@ -106,8 +112,13 @@ def _widest(blocks: Sequence[slice]) -> int:
     return max((block.stop - block.start for block in blocks), default=1)
 
 
-def _block_bytes(device: str, kernel: BlockKernel, rows: int, widest: int, lanes: int) -> int:
+def _block_bytes(device: str, kernel: BlockKernel, rows: int, widest: int, lanes: int, group: int) -> int:
+    lanes = min(lanes, kernel.lanes)
     if device.startswith("cpu"):
-        return min(lanes, kernel.lanes) * kernel.memory(rows, widest)
+        return lanes * kernel.memory(rows, widest, group)
     # The block's columns, contiguous, on their way to the device.
-    return min(lanes, kernel.lanes) * 4 * rows * min(widest, PANEL)
+    columns = 4 * rows * min(widest, PANEL)
+    if group > 1:
+        # The matrices of groups on their way back, twice.
+        columns += 16 * max(min(widest, PANEL), group) * min(group, rows, widest)
+    return lanes * columns

@@ -13,6 +13,7 @@ from keras_woodfisher.correctors import CalibratedCorrector, Corrector
 from keras_woodfisher.examples import batches, open_examples
 from keras_woodfisher.gauss_newton import curvature_problem
 from keras_woodfisher.levels import arguments_of, checked_levels, finals_of
+from keras_woodfisher.mask_types import check_final
 from keras_woodfisher.options import AUTO, CALIBRATED, PruningOptions, fraction
 from keras_woodfisher.pruner import Pruner
 from keras_woodfisher.quality import Quality, chosen
@@ -44,6 +45,7 @@ def prune(
     calibration: Any = None,
     newton_steps: int | None = None,
     method: str = "woodfisher",
+    mask_type: str | Sequence[int] = "unstructured",
     available_gpus: str | Sequence[str] | None = None,
     memory_limit: int | str | None = None,
     grads_device: str = "cpu",
@@ -93,6 +95,7 @@ def prune(
         newton_steps: How many damped Newton steps on the loss itself calibrated corrections may make in each stage,
             each with a new gradient, as long as they help on the held-out examples.
         method: `"woodfisher"` or `"magnitude"`.
+        mask_type: `"unstructured"`, `"N:M"` such as `"2:4"`, `"block4"`, `[a, b]`, `"filter"` or `"channel"`.
         available_gpus: Devices that share the inverse, or `"all"`: every GPU; none means the CPU.
         memory_limit: Bytes, or a text such as `"4GiB"`.
         grads_device: Where gradients are kept: `"cpu"`, `"disk"` or a device.
@@ -136,6 +139,7 @@ def prune(
         exclude=exclude,  # type: ignore[arg-type]
         method=method,
         update=used.update,
+        mask_type=mask_type,  # type: ignore[arg-type]
         global_sparsity=True if global_sparsity is None else global_sparsity,
         num_grads=used.num_grads,
         grad_batch_size=used.grad_batch_size,
@@ -151,6 +155,7 @@ def prune(
         seed=seed,
         verbose=verbose,
     )
+    check_final(options.mask_type, final if levels is None else max(level for level, _ in levels))
     notes: tuple[str, ...] = ()
     if second_order and fisher is None and used.fisher == "ggn" and (problem := curvature_problem(model, loss)):
         options, used = replace(options, fisher="empirical"), replace(used, fisher="empirical")
@@ -174,7 +179,7 @@ def prune(
         count_zeros(pruner.targets),
         merged([phase for stage in done for phase in stage.phases]),
         sum(stage.samples for stage in done),
-        notes,
+        (*notes, pruner.note) if pruner.note else notes,
         tuple(done),
         _settings(quality, used, options) if second_order else {},
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
+from keras_woodfisher.mask_types import UNSTRUCTURED, checked_mask, mask_text, pattern_of
 from keras_woodfisher.memory import parse_bytes
 
 METHODS = ("woodfisher", "magnitude")
@@ -29,6 +30,7 @@ class PruningOptions:
     exclude: tuple[str, ...] = ()
     method: str = "woodfisher"
     update: str = "joint"
+    mask_type: str | tuple[int, int] = UNSTRUCTURED
     global_sparsity: bool = True
     num_grads: int | Mapping[float, int] = 64
     grad_batch_size: int = 1
@@ -64,6 +66,7 @@ class PruningOptions:
             # Recipes write 0 for "one block over everything".
             size = count("fisher_block_size", self.fisher_block_size, "Write None for one block.", least=0)
             set_field(self, "fisher_block_size", size or None)
+        self._check_mask()
         if self.memory_limit is not None:
             parse_bytes("memory_limit", self.memory_limit)
         if not isinstance(self.grads_device, str):
@@ -80,6 +83,23 @@ class PruningOptions:
             set_field(self, "seed", count("seed", self.seed, least=0))
         set_field(self, "verbose", 1 if self.verbose == "auto" else self.verbose)
         one_of("verbose", self.verbose, (0, 1, 2))
+
+    def _check_mask(self) -> None:
+        mask = checked_mask(self.mask_type)
+        object.__setattr__(self, "mask_type", mask)
+        if mask == UNSTRUCTURED or self.method == "magnitude":
+            return
+        if self.update == "independent":
+            raise ValueError(
+                f"update='independent' adds up corrections for single weights, but mask_type {mask_text(mask)} prunes "
+                "groups, whose cost is a joint one. Use update='joint'."
+            )
+        pattern = pattern_of(mask)
+        if pattern is not None and self.fisher_block_size is not None and self.fisher_block_size < pattern[1]:
+            raise ValueError(
+                f"fisher_block_size={self.fisher_block_size} can't hold the groups of {pattern[1]} weights of "
+                f"mask_type {mask}, whose costs are joint ones. Give at least {pattern[1]}."
+            )
 
     def gradients_at(self, sparsity: float) -> int:
         """Samples to use at a sparsity: of a dictionary, the count of the largest key at or below it."""

@@ -41,11 +41,21 @@ class Ramps:
         finals: Final sparsity of each variable.
         sizes: Weights of each variable.
         options: How updates work.
+        coverage: The weights of each variable that a sparsity is a fraction of; by default all. Groups are taken to
+            give exactly that fraction.
     """
 
-    def __init__(self, schedule: Schedule, finals: Sequence[float], sizes: Sequence[int], options: PruningOptions):
+    def __init__(
+        self,
+        schedule: Schedule,
+        finals: Sequence[float],
+        sizes: Sequence[int],
+        options: PruningOptions,
+        coverage: Sequence[int] | None = None,
+    ):
         self.schedule = schedule
         self._sizes = list(sizes)
+        self._coverage = self._sizes if coverage is None else list(coverage)
         self._options = options
         self._ramps = [replace(schedule, final=final) for final in finals]
 
@@ -82,8 +92,8 @@ class Ramps:
         """Zeros after the update that is due at a position: of each variable, or of all in global pruning."""
         wanted = self.at(position)
         if self._options.global_sparsity:
-            return [max(count(wanted[0], sum(self._sizes)), sum(pruned))]
-        return [max(count(s, n), p) for s, n, p in zip(wanted, self._sizes, pruned, strict=True)]
+            return [max(count(wanted[0], sum(self._coverage)), sum(pruned))]
+        return [max(count(s, n), p) for s, n, p in zip(wanted, self._coverage, pruned, strict=True)]
 
     def plan(
         self, pruned: Sequence[int], steps: int | None, epochs: int | None, first_epoch: int = 0

@@ -24,8 +24,10 @@ from keras_woodfisher.memory_use import means_of, needs_of, open_store
 from keras_woodfisher.meter import Meter, say
 from keras_woodfisher.options import PruningOptions
 from keras_woodfisher.report import StageReport
+from keras_woodfisher.selection import grows, select
 from keras_woodfisher.sources import GradientSource
 from keras_woodfisher.stores.store import GradientStore
+from keras_woodfisher.structure import Structure, arranged, structure_of
 from keras_woodfisher.targets import Target, find_targets
 
 _DEVICE_SHARE = 0.8
@@ -44,18 +46,21 @@ class Pruner:
         pruned: For each variable, its pruned weights in weight order (bool).
         zeros: For each variable the number of its pruned weights.
         sparsity: The fraction of pruned weights over all chosen variables.
+        structure: The groups of weights that are pruned together; None where each is pruned by itself.
         backend: The adapter of the Keras backend.
         memory: The plan that updates keep to; None before `plan_memory`, when gradients are in memory.
 
     Raises:
-        ValueError: If a device doesn't exist or there is nothing to prune.
+        ValueError: If a device doesn't exist, there is nothing to prune, or no variable has a group of `mask_type`.
         KeyError: If a name matches nothing.
     """
 
     def __init__(self, model: keras.Model, options: PruningOptions):
         self._options = options
         self.backend: Backend = get_backend(keras.backend.backend())
-        self.targets: list[Target] = find_targets(model, options.params, options.exclude)
+        chosen = find_targets(model, options.params, options.exclude)
+        self.targets: list[Target] = [arranged(target, options.mask_type) for target in chosen]
+        self.structure: Structure | None = structure_of(self.targets, options.mask_type)
         self._devices = expand(options.available_gpus, self.backend.devices())
         self._kernels: list[BlockKernel] = [self.backend.kernel(name) for name in self._devices]
         self._lanes = [kernel.lanes for kernel in self._kernels]
@@ -77,7 +82,7 @@ class Pruner:
         for kernel, lanes in zip(self._kernels, self._lanes, strict=True):
             kernel.lanes = lanes
         kernels = list(zip(self._devices, self._kernels, strict=True))
-        needs = needs_of(uses, [t.size for t in self.targets], self._options, kernels, footprint)
+        needs = needs_of(uses, [t.size for t in self.targets], self._options, kernels, footprint, self.structure)
         plan = self.memory = plan_memory(needs, means_of(self._options))
         if plan.storage not in (MEMORY, DISK, RECOMPUTED):
             check_device_memory(plan.samples, plan.columns, plan.storage, self.backend.free_memory(plan.storage))
@@ -99,11 +104,21 @@ class Pruner:
         self._set([zeros_of(target) for target in self.targets])
 
     @property
+    def coverage(self) -> list[int]:
+        """For each variable the weights that a sparsity is a fraction of: those that belong to a group."""
+        return [t.size for t in self.targets] if self.structure is None else self.structure.covered
+
+    @property
+    def note(self) -> str:
+        """What stays dense since it fills no group, or ""."""
+        return "" if self.structure is None else self.structure.note()
+
+    @property
     def reached(self) -> list[float]:
-        """The sparsity of each variable (the same one for all in global pruning)."""
+        """The sparsity of each variable as fractions of `coverage` (the same one for all in global pruning)."""
         if self._options.global_sparsity:
-            return [self.sparsity] * len(self.pruned)
-        return [zeros / p.size for zeros, p in zip(self.zeros, self.pruned, strict=True)]
+            return [sum(self.zeros) / sum(self.coverage)] * len(self.pruned)
+        return [zeros / max(size, 1) for zeros, size in zip(self.zeros, self.coverage, strict=True)]
 
     def snapshot(self) -> tuple[list[Any], list[np.ndarray]]:
         """The weights, and what is pruned of them."""
@@ -136,6 +151,8 @@ class Pruner:
 
     def prunes(self, sparsity: Sequence[float]) -> bool:
         """Whether an update to a sparsity would prune anything."""
+        if self.structure is not None:
+            return grows(self.structure, np.concatenate(self.pruned), sparsity, self._options.global_sparsity)
         counts = self.zeros
         if self._options.global_sparsity:
             return count(sparsity[0], sum(p.size for p in self.pruned)) > sum(counts)
@@ -156,7 +173,8 @@ class Pruner:
         before.
 
         Args:
-            sparsity: The fraction to reach, one a variable (all the same for global pruning).
+            sparsity: The fraction to reach, one a variable (all the same for global pruning); of a variable's weights,
+                or of those that belong to a group.
             source: Where gradients come from; None for magnitude pruning.
             rows: How many gradient samples to use.
             draw: Number of the update.
@@ -174,7 +192,7 @@ class Pruner:
         weights = self.check_weights()
         done = StageReport(0.0)
         if source is None:
-            new, delta = self._grow(np.abs(weights), sparsity), np.zeros(weights.shape)
+            new, delta = self._select(weights, None, sparsity), np.zeros(weights.shape)
         else:
             corrector = corrector or BlockCorrector(self._options.update == "joint")
             new, delta, done = self._second_order(weights, sparsity, source, (rows, draw), corrector, meter)
@@ -197,7 +215,8 @@ class Pruner:
     ) -> tuple[np.ndarray, np.ndarray, StageReport]:
         kept = [~p for p in self.pruned]
         keep = np.concatenate(kept)
-        blocks = block_slices([int(k.sum()) for k in kept], self._options.fisher_block_size)
+        labels = None if self.structure is None else self.structure.labels[keep]
+        blocks = block_slices([int(k.sum()) for k in kept], self._options.fisher_block_size, labels)
         store, squares = self._store(source, kept, blocks, draw, meter)
         with closing(store) as grads:
             self._fit_devices(len(grads))
@@ -205,8 +224,7 @@ class Pruner:
             damp = self._options.damping(mean_diagonal)
             with meter.phase("inverse", len(blocks), "block") as advance:
                 fisher = BlockFisher(grads, blocks, damp, self._kernels, advance)
-                diagonal = fisher.inverse_diagonal()
-            new = self._grow(_saliencies(weights, keep, diagonal), sparsity)
+                new = self._select(weights, fisher, sparsity)
             assert self.memory is not None
             removal = Removal(
                 grads,
@@ -214,12 +232,12 @@ class Pruner:
                 self._kernels,
                 weights,
                 keep,
-                new[keep],
-                diagonal,
-                damp,
-                mean_diagonal,
-                draw[1],
-                self.memory.chunk,
+                prune=new[keep],
+                fisher=fisher,
+                damp=damp,
+                mean_diagonal=mean_diagonal,
+                draw=draw[1],
+                chunk=self.memory.chunk,
             )
             change, chosen = corrector(removal, meter)
             samples = len(grads)
@@ -262,7 +280,23 @@ class Pruner:
         for name, kernel in zip(self._devices, self._kernels, strict=True):
             free = self.backend.free_memory(name)
             if free is not None:
-                kernel.fit(rows, int(_DEVICE_SHARE * free / kernel.lanes))
+                group = 1 if self.structure is None else self.structure.largest
+                kernel.fit(rows, int(_DEVICE_SHARE * free / kernel.lanes), group)
+
+    def _select(self, weights: np.ndarray, fisher: BlockFisher | None, sparsity: Sequence[float]) -> np.ndarray:
+        """The next set of pruned weights: scores and choice.
+
+        Args:
+            weights: All weights, in weight order.
+            fisher: Of the unpruned ones; None for magnitudes.
+            sparsity: As in `update`.
+        """
+        pruned = np.concatenate(self.pruned)
+        if self.structure is not None:
+            return select(self.structure, weights, pruned, fisher, sparsity, self._options.global_sparsity)
+        if fisher is None:
+            return self._grow(np.abs(weights), sparsity)
+        return self._grow(_saliencies(weights, ~pruned, fisher.inverse_diagonal()), sparsity)
 
     def _grow(self, scores: np.ndarray, sparsity: Sequence[float]) -> np.ndarray:
         sizes = [p.size for p in self.pruned]

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import ops
 
 from keras_woodfisher.targets import Target
+from keras_woodfisher.weight_order import axis_roles
 
 _GZIP_LEVEL = 6
 
@@ -68,19 +69,8 @@ def target_matrix(target: Target) -> np.ndarray:
     variable = target.variable
     # Frameworks may hand out bfloat16 as float32.
     values = ops.convert_to_numpy(variable).astype(np.dtype(keras.backend.standardize_dtype(variable.dtype)))
-    outputs = [variable.shape[axis] for axis in target.order[: _output_axes(target)]]
-    return target.flatten(values).reshape(int(np.prod(outputs)), -1)
-
-
-def _output_axes(target: Target) -> int:
-    """How many of the first axes in weight order count output units."""
-    layer, name = target.layer, target.variable.name
-    if name == "depthwise_kernel" or isinstance(layer, (layers.DepthwiseConv1D, layers.DepthwiseConv2D)):
-        return 2  # channel and multiplier
-    if isinstance(layer, layers.EinsumDense) and name == "kernel":
-        inputs, output = layer.equation.replace(" ", "").split("->")
-        return sum(letter in output for letter in inputs.split(",")[1])
-    return 1
+    roles = axis_roles(target.layer, variable.name, len(variable.shape))
+    return target.flatten(values).reshape(int(np.prod([variable.shape[axis] for axis in roles.outputs])), -1)
 
 
 def _index_bytes(largest: int) -> int:

@@ -13,7 +13,7 @@ import pytest
 from keras import layers, ops
 
 import keras_woodfisher as kw
-from keras_woodfisher import options
+from keras_woodfisher import mask_types, options
 from keras_woodfisher.cli import arguments, files, main
 
 NAME = keras.backend.backend()
@@ -172,6 +172,9 @@ def test_accuracy_of_binary_logits_has_its_threshold_at_zero(cli):
         ("--memory-limit 1.5GiB", {"memory_limit": "1.5GiB"}),
         ("--method magnitude", {"method": "magnitude", "loss": None}),
         ("--update independent", {"update": "independent"}),
+        ("--mask-type 2:4", {"mask_type": "2:4"}),
+        ("--mask-type block4", {"mask_type": "block4"}),
+        ("--mask-type 4,1", {"mask_type": [4, 1]}),
         ("--seed 5", {"seed": 5}),
         ("--loss mse", {"loss": keras.losses.mean_squared_error}),
     ],
@@ -182,12 +185,14 @@ def test_options_reach_prune(cli, asked, written, expected):
     assert asked["sparsity"] == 0.25
     assert asked["data"].x.shape == (96, 12)
     assert {name: asked[name] for name in expected} == expected
-    left = {"num_grads", "damp", "fisher_block_size", "method", "update", "params", "exclude"} - expected.keys()
+    left = {"num_grads", "damp", "fisher_block_size", "method", "update", "mask_type", "params", "exclude"}
+    left -= expected.keys()
     assert not left & asked.keys(), "what isn't given is left to prune"
 
 
 def test_the_choices_are_those_of_the_library():
     assert (arguments.METHODS, arguments.UPDATES) == (options.METHODS, options.UPDATES)
+    assert arguments.MASK_TYPES == mask_types.NAMED
 
 
 # --- prune, with training ----------------------------------------------------------------------------------------
@@ -390,6 +395,8 @@ PRUNE = "prune model.keras --out p.keras --data data.npz"
         (f"{PRUNE} --recipe r.yaml --var a", "must be NAME=VALUE, got 'a'"),
         (f"{PRUNE} --recipe r.yaml --num-grads 9", "--num-grads has no effect beside --recipe; set it in the recipe"),
         (f"{PRUNE} --recipe r.yaml --exclude a", "--exclude has no effect beside --recipe"),
+        (f"{PRUNE} --sparsity 0.5 --mask-type 4:2", "must be unstructured, .* N:M such as 2:4, .*got '4:2'"),
+        (f"{PRUNE} --recipe r.yaml --mask-type 2:4", "--mask-type has no effect beside --recipe"),
         (f"{PRUNE} --sparsity 0.5 --method magnitude --damp 1", "--damp has no effect beside --method magnitude"),
         (f"{PRUNE} --sparsity 0.5 --method magnitude --loss mse", "--loss has no effect: nothing takes gradients"),
         (f"{PRUNE} --sparsity 0.5 --learning-rate 1", "--learning-rate is for fine-tuning: give --epochs"),

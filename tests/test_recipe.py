@@ -437,23 +437,42 @@ def test_one_shot(make_mlp, blobs):
         kw.load_recipe({"modifiers": [{"EpochRangeModifier": {"end_epoch": 2}}]}).apply(model, blobs)
 
 
-NOT_BUILT = [
-    ({"mask_type": "2:4"}, "mask_type 2:4 can't be pruned yet"),
-    ({"mask_type": [1, 4]}, r"mask_type \[1, 4\] can't be pruned yet"),
-]
+@pytest.mark.parametrize("tag", ["MFACPruningModifier", "GMPruningModifier"])
+@pytest.mark.parametrize("mask", ["2:4", "tensorrt", "block4", [2, 4], "filter", "channel"])
+def test_masks_of_recipes(make_mlp, blobs, tag, mask):
+    fields = {"num_grads": 8, "damp": 1e-2} if tag == "MFACPruningModifier" else {}
+    recipe = kw.load_recipe(pruning(tag, mask_type=mask, **fields))
+    assert kw.load_recipe(str(recipe)) == recipe
+    (callback,) = recipe.callbacks(make_mlp(), blobs)
+    wanted = "2:4" if mask == "tensorrt" else tuple(mask) if isinstance(mask, list) else mask
+    assert callback.options.mask_type == wanted
+    model, twin = make_mlp(), make_mlp()
+    twin.set_weights(model.get_weights())
+    check = kw.check_recipe(recipe, model, steps_per_epoch=12, data=blobs, verbose=0)
+    assert not check.problems
+    assert [update.sparsity > 0 for update in check.modifiers[0].updates] == [False, True]
+    report = recipe.apply(model, blobs, verbose=0)
+    method = {"method": "magnitude", "global_sparsity": False} if tag == "GMPruningModifier" else fields
+    alone = kw.prune(twin, blobs, 0.5, mask_type=wanted, verbose=0, **method)
+    assert 0.3 < report.sparsity < 0.7
+    assert report.notes == alone.notes == ((check.modifiers[0].dense,) if check.modifiers[0].dense else ())
+    assert check.modifiers[0].dense in str(check)
+    for a, b in zip(model.get_weights(), twin.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("fields, message", NOT_BUILT, ids=[next(iter(f)) for f, _ in NOT_BUILT])
-def test_what_waits_is_refused_by_the_plan(make_mlp, blobs, fields, message):
-    recipe = kw.load_recipe(pruning(num_grads=8, **fields))
-    model = make_mlp()
-    with pytest.raises(NotImplementedError, match=message):
-        recipe.callbacks(model, blobs)
-    with pytest.raises(NotImplementedError, match=message):
-        recipe.apply(model, blobs)
-    check = kw.check_recipe(recipe, model, steps_per_epoch=12, data=blobs)
-    assert any(message.replace("\\", "") in problem.message for problem in check.problems)
-    assert [update.sparsity for update in check.modifiers[0].updates] == [0.0, 0.5]
+def test_masks_that_a_recipe_refuses(make_mlp, blobs):
+    with pytest.raises(kw.RecipeError, match=r"2:4 keeps 2 of 4 weights, .* at most 0\.5, got 0\.8"):
+        kw.load_recipe(pruning(mask_type="2:4", final_sparsity=0.8))
+    with pytest.raises(kw.RecipeError, match="fisher_block_size=2 can't hold the groups of 4"):
+        kw.load_recipe(pruning(mask_type="2:4", fisher_block_size=2))
+    constant = {"modifiers": [{"ConstantPruningModifier": {"mask_type": "block4"}}]}
+    assert only(constant) == only({"modifiers": [{"ConstantPruningModifier": {}}]})
+    with pytest.raises(kw.RecipeError, match="mask_type must be unstructured"):
+        kw.load_recipe({"modifiers": [{"ConstantPruningModifier": {"mask_type": "4:2"}}]})
+    none = kw.load_recipe(pruning(mask_type=[50, 50], num_grads=8))
+    (problem, *_) = kw.check_recipe(none, make_mlp(), steps_per_epoch=12, data=blobs, verbose=0).problems
+    assert "finds no whole group" in problem.message
 
 
 def test_where_gradients_come_from(make_mlp, blobs, monkeypatch):

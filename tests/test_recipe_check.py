@@ -176,7 +176,7 @@ PROBLEMS = [
     ((5,), {"available_gpus": ["cuda:7"]}, "There is no device 'cuda:7' here. Devices that exist: cpu"),
     ((5,), {"params": ["hiden/kernel"]}, "which no variable has. The nearest: .*hidden/kernel"),
     ((5,), {"use_gradient_buffering": False}, "so data is required"),
-    ((5,), {"mask_type": "block4"}, "mask_type block4 can't be pruned yet"),
+    ((5,), {"mask_type": [50, 50]}, r"mask_type \[50, 50\] finds no whole group in any chosen variable"),
     ((5,), {"num_grads": 10**9}, "num_grads=1000000000 .* needs at least .* may be used"),
 ]
 

@@ -107,14 +107,12 @@ def test_a_buffer_that_can_not_be_full_is_found_out_before_training(model, blobs
     assert not kw.check_recipe(recipe, model, steps_per_epoch=16).problems
 
 
-def test_once_pruned_stays_pruned(model, blobs):
-    # With second-order scores of N:M masks SparseML turned the mask around. Those masks are refused until they are
-    # built; for single weights, second-order updates only ever add zeros.
-    fields = {"mask_type": "2:4", "init_sparsity": 0.1, "final_sparsity": 0.5, "start_epoch": 0, "end_epoch": 2}
+@pytest.mark.parametrize("mask", ["2:4", "unstructured"])
+def test_once_pruned_stays_pruned(model, blobs, mask):
+    # With second-order scores of N:M masks SparseML turned the mask around.
+    fields = {"init_sparsity": 0.1, "final_sparsity": 0.5, "start_epoch": 0, "end_epoch": 2}
     known = {"params": "__ALL_PRUNABLE__", "update_frequency": 0.5, "num_grads": 16}
-    with pytest.raises(NotImplementedError, match="mask_type 2:4 can't be pruned yet"):
-        kw.load_recipe({"modifiers": [{"MFACPruningModifier": known | fields}]}).callbacks(model, blobs)
-    recipe = kw.load_recipe({"modifiers": [{"MFACPruningModifier": known | fields | {"mask_type": "unstructured"}}]})
+    recipe = kw.load_recipe({"modifiers": [{"MFACPruningModifier": known | fields | {"mask_type": mask}}]})
     zero = []
 
     class Masks(keras.callbacks.Callback):

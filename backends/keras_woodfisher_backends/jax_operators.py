@@ -13,6 +13,7 @@ from keras_woodfisher_backends.operators import Operators
 
 _SMALLEST_PANEL = 128
 _ROWS = 32
+_GROUP = 8
 
 
 class JaxOperators:
@@ -68,6 +69,15 @@ class JaxOperators:
     def inverse_diagonal(self, factor: jax.Array) -> np.ndarray:
         return np.array(jnp.square(_triangular_inverse(factor)).sum(0))
 
+    def group_gram(self, factor: jax.Array, groups: np.ndarray) -> np.ndarray:
+        rows, number, size = groups.shape
+        # Few shapes are compiled: zero columns belong to no result.
+        shape = factor.shape[0], 1 << (number - 1).bit_length(), -(-size // _GROUP) * _GROUP if size > _GROUP else size
+        padded = np.zeros(shape, np.float32)
+        padded[:rows, :number, :size] = groups
+        blocks = np.array(_group_gram(factor, jax.device_put(padded, self._device)))
+        return np.ascontiguousarray(blocks[:number, :size, :size])
+
     def solve(self, factor: jax.Array, right: np.ndarray) -> np.ndarray:
         return np.array(_solve(factor, _padded(right, factor.shape[0])))
 
@@ -112,6 +122,13 @@ def _product_sums(inverse: jax.Array, panel: jax.Array) -> tuple[jax.Array, jax.
 def _solved_sums(factor: jax.Array, panel: jax.Array) -> jax.Array:
     rows = solve_triangular(factor, panel.astype(jnp.float64), lower=True)
     return jnp.square(rows).sum(0)
+
+
+@jax.jit
+def _group_gram(factor: jax.Array, groups: jax.Array) -> jax.Array:
+    panel = groups.astype(jnp.float64).reshape(groups.shape[0], -1)
+    by_group = solve_triangular(factor, panel, lower=True).reshape(groups.shape).transpose(1, 2, 0)
+    return by_group @ by_group.transpose(0, 2, 1)
 
 
 @jax.jit

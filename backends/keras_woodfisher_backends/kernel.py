@@ -8,11 +8,10 @@ the Woodbury identity gives `F^-1 = (I - G^T A^-1 G) / damp`, so that one Choles
 Gram matrices, Cholesky factors and solves are float64; `G` and the product `L^-1 G` are float32.
 """
 
-from typing import Any
-
 import numpy as np
 
-from keras_woodfisher_backends.panels import Panels, Samples, chosen
+from keras_woodfisher_backends.group_scores import GroupScores
+from keras_woodfisher_backends.panels import Samples
 
 RISKY_LEVERAGE = 0.95
 """Above this, `1 - leverage` would lose digits in float32, and the column is done again in float64."""
@@ -21,7 +20,7 @@ RISKY_ERROR = 1e-6
 """Where rounding in float32 may move `1 - leverage` by more than this, relatively, the same is done."""
 
 
-class BlockKernel(Panels):
+class BlockKernel(GroupScores):
     """Diagonal of the inverse and weight updates of one block, on one device; see `Panels` for its arguments."""
 
     def inverse_diagonal(self, grads: Samples, damp: float, alone: bool = False) -> np.ndarray:
@@ -116,12 +115,6 @@ class BlockKernel(Panels):
         self._each(work, width, alone)
         return out
 
-    @staticmethod
-    def _least(panel: np.ndarray, damp: float) -> np.ndarray:
-        """`damp / F_jj`: no `1 - leverage` is below it, whatever rounding says, so scores stay positive."""
-        ridge = panel.shape[0] * damp
-        return ridge / (ridge + np.square(panel.astype(np.float64)).sum(0))
-
     def _respond(self, grads: Samples, damp: float, keep: np.ndarray, removed: np.ndarray, alone: bool) -> np.ndarray:
         """`G_K^T (m damp I + G_K G_K^T)^-1 G r`, by the smaller of the two matrices."""
         ops, m = self._ops, grads.shape[0]
@@ -137,28 +130,3 @@ class BlockKernel(Panels):
         dual = ops.solve(self._dual_factor(grads, damp, keep, alone), source)
         out[keep] = self._project(grads, keep, dual)
         return out
-
-    def _dual_factor(self, grads: Samples, damp: float, keep: np.ndarray | None, alone: bool) -> Any:
-        """Of `m damp I + G_K G_K^T` (m, m)."""
-        return self._factor(self._gram(grads, keep, alone), grads.shape[0], damp)
-
-    def _primal_factor(self, grads: Samples, damp: float, keep: np.ndarray | None) -> Any:
-        """Of `m F_KK = m damp I + G_K^T G_K`, for few weights and any number of samples."""
-        total = None
-        for rows in self._parts(grads.shape[0]):
-            panels = [
-                grads[rows, part] if keep is None else chosen(grads[rows, part], keep[part])
-                for part in self._parts(grads.shape[1])
-            ]
-            panel = panels[0] if len(panels) == 1 else np.concatenate(panels, axis=1)
-            total = self._ops.fisher(self._ops.load(panel), total)
-        return self._factor(total, grads.shape[0], damp)
-
-    def _factor(self, matrix: Any, samples: int, damp: float) -> Any:
-        try:
-            return self._ops.factor(matrix, samples * damp)
-        except np.linalg.LinAlgError as error:
-            raise np.linalg.LinAlgError(
-                f"The Fisher of a block isn't positive definite with damp={damp:g}: its gradients are too large for "
-                "that damp, or not finite. Give a larger damp."
-            ) from error

@@ -77,6 +77,15 @@ class NumpyOperators:
     def inverse_diagonal(self, factor: np.ndarray) -> np.ndarray:
         return np.einsum("ij,ij->j", factor, factor)
 
+    def group_gram(self, factor: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        panel = self._double(groups.reshape(len(groups), -1))
+        solved = self._arrays.take("solved", panel.shape)
+        for low, high in _row_panels(len(factor)):
+            np.matmul(factor[low:high, :high], panel[:high], out=solved[low:high])
+        by_group = self._arrays.take("by group", (*groups.shape[1:], len(groups)))
+        np.copyto(by_group, solved.reshape(groups.shape).transpose(1, 2, 0))
+        return by_group @ by_group.transpose(0, 2, 1)
+
     def solve(self, factor: np.ndarray, right: np.ndarray) -> np.ndarray:
         return (factor @ right) @ factor
 

@@ -57,6 +57,18 @@ class Operators(Protocol):
         """The diagonal of `(L L^T)^-1`, as NumPy float64."""
         ...
 
+    def group_gram(self, factor: Any, groups: np.ndarray) -> np.ndarray:
+        """`Z_S^T Z_S` for groups of columns of `Z = L^-1 P`, all in float64.
+
+        Args:
+            factor: Of a matrix of `rows` rows, or more.
+            groups: The columns of each group, (rows, n, g) float32.
+
+        Returns:
+            (n, g, g) float64.
+        """
+        ...
+
     def solve(self, factor: Any, right: np.ndarray) -> np.ndarray:
         """`(L L^T)^-1 right` in float64. `right` may be shorter than L: the rest is zero."""
         ...

@@ -1,6 +1,6 @@
 """The gradient samples of a block, panel by panel: what bounds the memory of a device, and fills its lanes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -53,22 +53,35 @@ class Panels:
         self.lanes = lanes
         self.on_host = on_host
 
-    def memory(self, samples: int, width: int) -> int:
-        """Bytes that one block of (m, B) = (`samples`, `width`) takes at most, beside the gradients of the block."""
+    def memory(self, samples: int, width: int, group: int = 1) -> int:
+        """Bytes that one block takes at most, beside its gradients.
+
+        Args:
+            samples: Gradient samples (m).
+            width: Weights of the block (B).
+            group: The most weights that are scored together.
+        """
         matrix = 8 * min(samples, width) ** 2
         panel = 8 * samples * min(width, self._panel)
         # Double panel, product of the panel, and Fisher or Gram matrix, factor, its inverse and a copy.
-        return panel + panel // 2 + 4 * matrix
+        single = panel + panel // 2 + 4 * matrix
+        if group == 1:
+            return single
+        rows, largest = min(samples, width), min(group, samples, width)
+        columns = max(min(width, self._panel // 2), largest)
+        # Columns of groups in float32, in float64, solved, and by group; the matrix of each group and its factor.
+        return max(single, (4 + 3 * 8) * rows * columns + 2 * 8 * columns * largest + 5 * matrix)
 
-    def fit(self, samples: int, free: int) -> None:
+    def fit(self, samples: int, free: int, group: int = 1) -> None:
         """Makes the panel as narrow as the free memory of the device demands.
 
         Args:
             samples: Gradient samples (m).
             free: Bytes that one lane may use.
+            group: As in `memory`.
         """
         self._panel = self._widest
-        while self._panel > SMALLEST_PANEL and self.memory(samples, self._panel) > free:
+        while self._panel > SMALLEST_PANEL and self.memory(samples, self._panel, group) > free:
             self._panel //= 2
 
     def gram(self, grads: Samples, keep: np.ndarray) -> np.ndarray:
@@ -129,8 +142,8 @@ class Panels:
         totals: dict[int, Any] = {}
 
         def work(part: slice, lane: int = 0) -> None:
-            panel = grads[:, part] if keep is None else chosen(grads[:, part], keep[part])
-            if panel.shape[1]:
+            if keep is None or keep[part].any():
+                panel = grads[:, part] if keep is None else chosen(grads[:, part], keep[part])
                 totals[lane] = self._ops.gram(self._ops.load(panel), totals.get(lane))
 
         self._each(work, grads.shape[1], alone)
@@ -160,7 +173,10 @@ class Panels:
 
     def _each(self, work: Callable[..., None], width: int, alone: bool) -> None:
         """Calls `work(columns, lane)` for each panel."""
-        parts = list(self._parts(width))
+        self._share(work, list(self._parts(width)), alone)
+
+    def _share(self, work: Callable[..., None], parts: Sequence[slice], alone: bool) -> None:
+        """Calls `work(part, lane)` for each part."""
         lanes = min(self.lanes, len(parts)) if alone else 1
         if lanes == 1:
             for part in parts:

@@ -60,6 +60,13 @@ class TensorFlowOperators:
     def inverse_diagonal(self, factor: Any) -> np.ndarray:
         return _column_sums(_triangular_inverse(factor))
 
+    def group_gram(self, factor: Any, groups: np.ndarray) -> np.ndarray:
+        panel = tf.cast(self.load(groups.reshape(len(groups), -1)), tf.float64)
+        solved = tf.linalg.triangular_solve(factor, panel)
+        by_group = tf.transpose(tf.reshape(solved, groups.shape), (1, 2, 0))
+        # A copy: the tensor's own memory can't be written.
+        return np.array(tf.matmul(by_group, by_group, transpose_b=True))
+
     def solve(self, factor: Any, right: np.ndarray) -> np.ndarray:
         return tf.linalg.cholesky_solve(factor, right[:, None])[:, 0].numpy()
 

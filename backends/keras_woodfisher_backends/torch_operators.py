@@ -66,6 +66,12 @@ class TorchOperators:
     def inverse_diagonal(self, factor: torch.Tensor) -> np.ndarray:
         return _column_sums(_triangular_inverse(factor))
 
+    def group_gram(self, factor: torch.Tensor, groups: np.ndarray) -> np.ndarray:
+        panel = self.load(groups.reshape(len(groups), -1)).double()
+        solved = torch.linalg.solve_triangular(factor, panel, upper=False)
+        by_group = solved.reshape(groups.shape).permute(1, 2, 0)
+        return _host(by_group @ by_group.transpose(1, 2))
+
     def solve(self, factor: torch.Tensor, right: np.ndarray) -> np.ndarray:
         column = torch.from_numpy(right).to(self._device)[:, None]
         return torch.cholesky_solve(column, factor)[:, 0].cpu().numpy()

@@ -12,6 +12,7 @@ METHODS = ("woodfisher", "magnitude")
 UPDATES = ("joint", "independent", "calibrated")
 FISHERS = ("empirical", "ggn")
 QUALITIES = ("fast", "balanced", "best")
+MASK_TYPES = ("unstructured", "block4", "filter", "channel")
 
 _OF_WOODFISHER = (
     "quality",
@@ -25,7 +26,7 @@ _OF_WOODFISHER = (
     "memory_limit",
     "update",
 )
-_OF_SPARSITY = ("params", "exclude", "method", *_OF_WOODFISHER)
+_OF_SPARSITY = ("params", "exclude", "method", "mask_type", *_OF_WOODFISHER)
 _LOSS_HELP = "a Keras loss, such as mse; NAME:from_logits where the model's outputs are logits"
 
 
@@ -95,6 +96,9 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
     plain.add_argument("--memory-limit", type=_size, metavar="SIZE", help="such as 4GiB (default: 1/4 of what is free)")
     plain.add_argument("--method", choices=METHODS)
     plain.add_argument("--update", choices=UPDATES)
+    plain.add_argument(
+        "--mask-type", type=_mask_type, metavar="MASK", help="unstructured (default), 2:4, block4, 4,1, filter, channel"
+    )
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
@@ -200,6 +204,17 @@ def _size(text: str) -> str:
 
 def _damp(text: str) -> float | str:
     return text if text == "auto" else _positive(text)
+
+
+def _mask_type(text: str) -> str | list[int]:
+    if block := re.fullmatch(r"\[?\s*([1-9]\d*)\s*,\s*([1-9]\d*)\s*\]?", text):
+        return [int(block[1]), int(block[2])]
+    pattern = re.fullmatch(r"(\d{1,4}):(\d{1,4})", text)
+    if text not in MASK_TYPES and not (pattern and 0 < int(pattern[1]) < int(pattern[2])):
+        raise argparse.ArgumentTypeError(
+            f"must be {', '.join(MASK_TYPES)}, N:M such as 2:4, or outputs and inputs such as 4,1, got {text!r}"
+        )
+    return text
 
 
 def _variable(text: str) -> tuple[str, str]:

@@ -30,6 +30,7 @@ _PASSED_ON = (
     "memory_limit",
     "method",
     "update",
+    "mask_type",
     "seed",
 )
 _BATCH_SIZE = 64

@@ -46,15 +46,12 @@ def callback_of(modifier: Modifier, data: Any, verbose: int) -> Any:
 
     Raises:
         ValueError: If the modifier wants data and there is none.
-        NotImplementedError: If it wants what this version can't do.
     """
     if isinstance(modifier, CompanionModifier):
         return modifier.callback()
     if isinstance(modifier, ConstantPruningModifier):
         return KeepZeros(modifier.params, modifier.exclude, modifier.start_epoch, modifier.end_epoch)
     assert isinstance(modifier, PruningModifier)
-    if missing := not_built(modifier):
-        raise NotImplementedError(f"{modifier.tag}: {missing[0]}")
     return WoodFisherPruning(
         modifier.final_sparsity,
         init_sparsity=modifier.init_sparsity,
@@ -75,6 +72,7 @@ def pruning_arguments(modifier: PruningModifier) -> dict[str, Any]:
         "params": None if isinstance(modifier.final_sparsity, Mapping) else modifier.params,
         "exclude": modifier.exclude,
         "global_sparsity": modifier.global_sparsity,
+        "mask_type": modifier.mask_type,
     }
     if isinstance(modifier, MagnitudePruningModifier):
         return arguments | {"method": "magnitude"}
@@ -87,17 +85,6 @@ def buffers(modifier: Modifier, data: Any) -> bool:
     if not isinstance(modifier, WoodFisherPruningModifier):
         return False
     return bool(modifier.use_gradient_buffering) or (modifier.use_gradient_buffering is None and data is None)
-
-
-def not_built(modifier: Modifier) -> list[str]:
-    """What a modifier wants that this version can't do."""
-    found = []
-    if isinstance(modifier, PruningModifier) and modifier.mask_type != "unstructured":
-        mask = modifier.mask_type
-        found.append(
-            f"mask_type {list(mask) if isinstance(mask, tuple) else mask} can't be pruned yet, only unstructured."
-        )
-    return found
 
 
 def _source_of(modifier: PruningModifier, data: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from keras_woodfisher.meter import say
 from keras_woodfisher.options import count
 from keras_woodfisher.planning import PlannedUpdate
 from keras_woodfisher.pruner import Pruner
-from keras_woodfisher.recipe.building import buffers, callback_of, not_built
+from keras_woodfisher.recipe.building import buffers, callback_of
 from keras_woodfisher.recipe.check_report import CheckedModifier, Problem, RecipeCheck
 from keras_woodfisher.recipe.conflicts import conflicts
 from keras_woodfisher.recipe.costs import Cost, cost_of, probed_seconds
@@ -35,7 +35,7 @@ from keras_woodfisher.recipe.modifiers import (
 from keras_woodfisher.recipe.recipe import Recipe
 from keras_woodfisher.sources import SampledGradients
 
-_REFUSALS = (ValueError, TypeError, KeyError, MemoryError, NotImplementedError, FloatingPointError)
+_REFUSALS = (ValueError, TypeError, KeyError, MemoryError, FloatingPointError)
 
 
 def check_recipe(
@@ -148,22 +148,19 @@ class _Run:
             yield _problem(modifier, error)
 
     def _pruning(self, modifier: PruningModifier, entry: CheckedModifier) -> CheckedModifier:
-        problems = [Problem(modifier.tag, message) for message in not_built(modifier)]
-        kernels, missing = self._devices(modifier)
-        problems += missing
-        # What can't be done is said above; the rest is checked as if it could.
-        known: dict[str, Any] = {"available_gpus": None}
-        plain = modifier.model_copy(
-            update={k: v for k, v in known.items() if hasattr(modifier, k)} | {"mask_type": "unstructured"}
-        )
+        kernels, problems = self._devices(modifier)
+        # Devices that are missing are told above; the rest is checked as if they weren't.
+        known = {"available_gpus": None} if hasattr(modifier, "available_gpus") else {}
+        plain = modifier.model_copy(update=known)
         updates: list[PlannedUpdate] = []
-        cost = Cost()
+        cost, dense = Cost(), ""
         self._slow = None
         try:
             callback = callback_of(plain, self._data, 0)
             assert isinstance(callback, WoodFisherPruning)
             pruner = Pruner(self._model, callback.options)
             pruner.check_weights()
+            dense = pruner.note
             updates = callback.plan(self._model, self._steps, self._epochs, pruned=self._zeros)
             try:
                 callback.check_plan(updates, self._steps, self._epochs)
@@ -182,6 +179,7 @@ class _Run:
             cost=cost,
             source=source,
             slow_layers=self._slow,
+            dense=dense,
             problems=tuple(problems),
         )
 

@@ -41,6 +41,7 @@ class CheckedModifier:
         variables: Names of the variables that it works on.
         weights: Their weights.
         nearly: Names of variables that its names and patterns nearly match.
+        dense: What stays dense since it fills no group of the mask, or "".
         updates: Every pruning update.
         source: `"data"` or `"buffer"`: where gradients come from; "" where none are needed.
         slow_layers: Layers that make sampling slow; None if there are none, or no data to try it on.
@@ -53,6 +54,7 @@ class CheckedModifier:
     variables: tuple[str, ...] = ()
     weights: int = 0
     nearly: tuple[str, ...] = ()
+    dense: str = ""
     updates: tuple[PlannedUpdate, ...] = ()
     source: str = ""
     slow_layers: SlowLayers | None = None
@@ -74,6 +76,7 @@ class CheckedModifier:
             "variables": list(self.variables),
             "weights": self.weights,
             "nearly": list(self.nearly),
+            "dense": self.dense,
             "updates": [asdict(update) for update in self.updates],
             "source": self.source,
             "slow_layers": None if self.slow_layers is None else asdict(self.slow_layers),
@@ -89,6 +92,8 @@ class CheckedModifier:
             lines.append(f"  {len(self.variables)} variables, {self.weights:,} weights: {first}")
         if self.nearly:
             lines.append(f"  nearly matched, and left alone: {', '.join(self.nearly)}")
+        if self.dense:
+            lines.append(f"  {self.dense}")
         if self.updates:
             lines += [f"  {line}" for line in _table(self.updates)]
             lines += [f"  {line}" for line in self._cost_lines()]

@@ -73,8 +73,9 @@ def cost_of(
     gradients = max(_FLOAT * u.num_grads * u.kept for u in working)
     ring = _FLOAT * max(options.most_gradients, 1) * total if buffered else 0
     blocks = {u: [b.stop - b.start for b in block_slices(_kept(sizes, u), options.fisher_block_size)] for u in working}
+    group = 1 if pruner.structure is None else pruner.structure.largest
     workspace = {
-        name: max(k.memory(u.num_grads, max(widths)) * min(k.lanes, len(widths)) for u, widths in blocks.items())
+        name: max(k.memory(u.num_grads, max(widths), group) * min(k.lanes, len(widths)) for u, widths in blocks.items())
         for name, k in kernels.items()
     }
     seconds = None

@@ -3,13 +3,13 @@
 Whatever dialect a recipe is written in, `normal` gives the same modifier, with every default filled in.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from keras_woodfisher.levels import checked_levels
+from keras_woodfisher.levels import Levels, checked_levels
+from keras_woodfisher.mask_types import check_final, checked_mask
 from keras_woodfisher.options import PruningOptions, count, names
 from keras_woodfisher.recipe.fields import Gradients, LogTypes, Mask, Names, Params, Position, Sparsities, Whole
 from keras_woodfisher.schedule import checked_schedule
@@ -68,6 +68,7 @@ class PruningModifier(Modifier):
     @model_validator(mode="after")
     def _check(self) -> "PruningModifier":
         final = self.final_sparsity
+        levels: Levels = ()
         if isinstance(final, Mapping):
             levels = checked_levels(final)
             if self.params:
@@ -85,10 +86,11 @@ class PruningModifier(Modifier):
             raise ValueError("params must name something to prune: __ALL_PRUNABLE__, or names and re: patterns.")
         names("params", self.params)
         names("exclude", self.exclude)
-        _check_mask(self.mask_type)
+        mask = _checked_mask(self.mask_type)
         checked_schedule(
             self.init_sparsity, final, self.start_epoch, self.end_epoch, self.update_frequency, self.inter_func
         )
+        check_final(mask, max(fraction for fraction, _ in levels) if levels else final)
         return self
 
     def _is_global(self, default: bool) -> bool:
@@ -97,9 +99,8 @@ class PruningModifier(Modifier):
         return default if self.global_sparsity is None else self.global_sparsity
 
     def _common(self, default_global: bool) -> dict[str, Any]:
-        mask = "2:4" if self.mask_type == "tensorrt" else self.mask_type
         fields = {name: getattr(self, name) for name in PruningModifier.model_fields}
-        fields |= {"global_sparsity": self._is_global(default_global), "mask_type": mask}
+        fields |= {"global_sparsity": self._is_global(default_global), "mask_type": _checked_mask(self.mask_type)}
         return fields | {"start_epoch": max(self.start_epoch, 0.0), "update_frequency": max(self.update_frequency, 0.0)}
 
 
@@ -213,6 +214,7 @@ class SecondOrderModifier(FisherOptions, PruningModifier):
             params=self.params or tuple(name for _, listed in levels for name in listed),
             exclude=self.exclude,
             update=self.update,
+            mask_type=_checked_mask(self.mask_type),
             global_sparsity=self._is_global(self._global),
             num_grads=fisher["num_grads"],
             grad_batch_size=self._batch(),
@@ -286,11 +288,21 @@ class ConstantPruningModifier(Modifier):
     update_frequency: float | None = Field(None, description="Any number: zeros are held at each step.")
     log_types: LogTypes = Field(None, description="Accepted where it says __ALL__.")
     exclude: Names = Field((), description="Names and patterns to leave out.")
-    mask_type: Literal["unstructured"] = Field("unstructured", description="Accepted where it says unstructured.")
+    mask_type: Mask = Field("unstructured", description="Any: zeros are held whatever their pattern.")
     leave_enabled: Literal[True] = Field(True, description="Accepted where true.")
 
+    @model_validator(mode="after")
+    def _check(self) -> "ConstantPruningModifier":
+        _checked_mask(self.mask_type)
+        return self
+
     def normal(self) -> "Modifier":
-        return self.model_copy(update={"start_epoch": max(self.start_epoch, 0.0), "update_frequency": None})
+        same = {"update_frequency": None, "mask_type": "unstructured"}
+        return self.model_copy(update=same | {"start_epoch": max(self.start_epoch, 0.0)})
+
+
+def _checked_mask(mask: str | tuple[int, int]) -> str | tuple[int, int]:
+    return checked_mask("2:4" if mask == "tensorrt" else mask)
 
 
 def _always_global(modifier: Any) -> Any:
@@ -300,18 +312,3 @@ def _always_global(modifier: Any) -> Any:
             f"{modifier.tag.replace('Global', '')} for a sparsity of each variable."
         )
     return modifier
-
-
-def _check_mask(mask: str | tuple[int, int]) -> None:
-    if isinstance(mask, tuple):
-        if min(mask) < 1:
-            raise ValueError(f"mask_type: the sides of a block must be at least 1, got {list(mask)}.")
-        return
-    if mask in ("unstructured", "block4", "tensorrt", "channel", "filter"):
-        return
-    pattern = re.fullmatch(r"(\d{1,4}):(\d{1,4})", mask)
-    if pattern is None or not 0 < int(pattern[1]) < int(pattern[2]):
-        raise ValueError(
-            f"mask_type must be unstructured, block4, tensorrt, channel, filter, [a, b] or N:M such as 2:4, "
-            f"got {mask!r}."
-        )

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from keras_woodfisher.oneshot import prune
-from keras_woodfisher.recipe.building import callbacks_of, not_built, pruning_arguments
+from keras_woodfisher.recipe.building import callbacks_of, pruning_arguments
 from keras_woodfisher.recipe.matching import targets_of
 from keras_woodfisher.recipe.modifiers import Modifier, PruningModifier, WoodFisherPruningModifier
 from keras_woodfisher.recipe.outline import read_outline
@@ -51,7 +51,6 @@ class Recipe:
         Raises:
             KeyError: If a name matches nothing.
             ValueError: If the recipe demands data and there is none, or it doesn't fit the model.
-            NotImplementedError: If it asks for what this version can't do.
         """
         callbacks = callbacks_of(self.modifiers, data, verbose)
         for modifier in self.modifiers:
@@ -72,14 +71,10 @@ class Recipe:
 
         Raises:
             ValueError: If the recipe prunes nothing.
-            NotImplementedError: If it asks for what this version can't do.
         """
         pruning = [m for m in self.modifiers if isinstance(m, PruningModifier)]
         if not pruning:
             raise ValueError("This recipe prunes nothing: it has no pruning modifier.")
-        for modifier in pruning:
-            if missing := not_built(modifier):
-                raise NotImplementedError(f"{modifier.tag}: {missing[0]}")
         before = model.get_weights()
         try:
             reports = [_apply(m, model, data, loss, verbose) for m in sorted(pruning, key=lambda m: m.end_epoch)]
@@ -88,7 +83,8 @@ class Recipe:
             raise
         targets = {id(t.variable): t for m in pruning for t in targets_of(m, model)}
         phases = tuple(phase for report in reports for phase in report.phases)
-        return PruningReport(count_zeros(list(targets.values())), phases, sum(report.samples for report in reports))
+        samples, notes = sum(report.samples for report in reports), (note for r in reports for note in r.notes)
+        return PruningReport(count_zeros(list(targets.values())), phases, samples, tuple(dict.fromkeys(notes)))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the canonical form, which `load_recipe` reads back equal."""
