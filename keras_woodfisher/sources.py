@@ -6,12 +6,13 @@ from typing import Any, Protocol
 
 import keras
 import numpy as np
-from keras_woodfisher_backends.protocol import Backend, Sampler, SlowLayers
+from keras_woodfisher_backends.protocol import Backend, SlowLayers
 
 from keras_woodfisher.buffer import GradientBuffer
 from keras_woodfisher.examples import open_examples
 from keras_woodfisher.footprint import Footprint, buffered_footprint, counted_outputs, sampled_footprint
 from keras_woodfisher.gradients import ModelLoss, checked, sample_gradients, usable_rows
+from keras_woodfisher.halving import HalvingSampler
 from keras_woodfisher.memory import check_device_memory
 from keras_woodfisher.options import PruningOptions
 from keras_woodfisher.stores.store import GradientStore
@@ -72,7 +73,7 @@ class SampledGradients:
         self._model = model
         self._examples = open_examples(data)
         self._loss = ModelLoss(model, targets, loss)
-        self._sampler: Sampler | None = None
+        self._sampler: HalvingSampler | None = None
         self._probed: tuple[Any, int] | None = None
 
     @property
@@ -119,7 +120,8 @@ class SampledGradients:
     ) -> None:
         if self._sampler is None:
             variables = [t.variable for t in self._targets]
-            self._sampler = self._backend.sampler(self._loss, self._model, variables)
+            sampler = self._backend.sampler(self._loss, self._model, variables)
+            self._sampler = HalvingSampler(sampler, self._backend)
         # The first draw is `default_rng(seed)` itself; each later update has a stream of its own.
         seed = self._options.seed
         stream = [seed, draw] if draw and seed is not None else seed
