@@ -55,7 +55,7 @@ def main() -> None:
 
 def _measure(weights: int, m: int, width: int, args: argparse.Namespace) -> dict:
     columns = min(weights, args.page_mib * 2**18 // m)
-    page = np.random.default_rng(0).standard_normal((m, columns - columns % width), np.float32)
+    page = np.random.default_rng(0).standard_normal((m, max(width, columns - columns % width)), np.float32)
     blocks = -(-weights // width)
     few = min(blocks, 4)
     # The first one warms up.
