@@ -57,7 +57,10 @@ def main() -> None:
 
 def _run(limit: str) -> dict:
     command = [sys.executable, __file__, *sys.argv[1:], "--one", limit]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ)
+    # A temporary folder of its own: what other processes put into the common one is none of this one's leavings.
+    with tempfile.TemporaryDirectory() as folder:
+        env = {**os.environ, "TMPDIR": folder}
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env)
     return json.loads(done.stdout.splitlines()[-1])
 
 

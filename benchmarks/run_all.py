@@ -11,6 +11,7 @@ HERE = Path(__file__).parent
 BACKENDS = ("torch", "tensorflow", "jax")
 BENCHMARKS = (
     "kernel_speed",
+    "growth",
     "gradient_cost",
     "whole_update",
     "update_cost",
@@ -22,8 +23,11 @@ BENCHMARKS = (
     "structured",
     "gradual",
 )
-SHARED = ("kernel_speed",)
+SHARED = ("kernel_speed", "growth")
 """Of the CPU kernel, which all backends use: run once, without a model."""
+
+
+_LETTERS = {"d": "weights", "m": "num_grads", "B": "fisher_block_size"}
 
 
 def main() -> None:
@@ -72,6 +76,15 @@ def _rows() -> list[str]:
         ):
             if key in result:
                 rows.append(f"| {name} | {result['backend']} | {key} | {json.dumps(result[key])} |")
+        for series, points in result.get("series", {}).items():
+            for point in points:
+                place = ", ".join(f"{letter}={point[key]:,}" for letter, key in _LETTERS.items())
+                seconds = f"{point['seconds']:.3g}" + (" (extrapolated)" if point["extrapolated"] else "")
+                rows.append(f"| {name} with {series}: {place} | the CPU kernel, one core | seconds | {seconds} |")
+                for key in ("over_smallest", "over_useful_arithmetic"):
+                    rows.append(
+                        f"| {name} with {series}: {place} | the CPU kernel, one core | {key} | {point[key]:.3g} |"
+                    )
     return rows
 
 

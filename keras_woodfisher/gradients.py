@@ -79,7 +79,8 @@ class ModelLoss:
                 # Not stateless: the variables of a loss can't be made otherwise.
                 value = ops.convert_to_numpy(self._measure(first, prediction))
         except Exception as error:
-            raise ValueError(f"The loss of the first examples in data can't be computed: {error}") from error
+            labels = "" if batch[1] is not None else "data holds no labels: give (x, y) if the loss needs them. "
+            raise ValueError(f"{labels}The loss of the first examples in data can't be computed: {error}") from error
         finally:
             for variable in self._model.metrics_variables:
                 # Those of a loss that was built just now begin at zero.

@@ -101,13 +101,14 @@ def check_trainable_here(model: keras.Model) -> None:
     """Refuses a model whose training a pruning callback can't follow.
 
     Raises:
-        ValueError: If it isn't compiled with an optimizer, or is trained on several replicas.
+        ValueError: If it isn't compiled with an optimizer of this backend, or is trained on several replicas.
     """
     if not getattr(model, "compiled", False) or model.optimizer is None:
         raise ValueError(
             "The model must be compiled with an optimizer before training with a pruning callback: "
             "call model.compile(optimizer=..., loss=...)."
         )
+    check_optimizer(model)
     strategy = getattr(model, "distribute_strategy", None)
     replicas = getattr(strategy, "num_replicas_in_sync", 1)
     if replicas > 1 or keras.distribution.distribution() is not None:
@@ -115,3 +116,19 @@ def check_trainable_here(model: keras.Model) -> None:
             "Pruning while training on several replicas isn't supported. "
             "Prune on one device, or in one shot with keras_woodfisher.prune."
         )
+
+
+def check_optimizer(model: keras.Model) -> None:
+    """Refuses an optimizer that would fail in the first step.
+
+    Raises:
+        ValueError: If it is torch's, as Keras writes it into a file saved there, and Keras runs on another backend.
+    """
+    here = keras.backend.backend()
+    for optimizer in (model.optimizer, getattr(model.optimizer, "inner_optimizer", None)):
+        kind = type(optimizer)
+        if here != "torch" and kind.__module__.startswith("keras.src.backend.torch."):
+            raise ValueError(
+                f"The model's optimizer is torch's own {kind.__name__}, as in a file saved on torch, and can't "
+                f"train on {here}. Compile the model again: model.compile(keras.optimizers.{kind.__name__}(...), ...)."
+            )

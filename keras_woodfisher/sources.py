@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import keras
 import numpy as np
-from keras_woodfisher_backends.protocol import Backend, Sampler, SlowLayers
+from keras_woodfisher_backends.protocol import Backend, SlowLayers
 
 from keras_woodfisher.buffer import GradientBuffer
 from keras_woodfisher.chunks import even_chunks
@@ -14,6 +14,7 @@ from keras_woodfisher.examples import Batch, open_examples
 from keras_woodfisher.footprint import Footprint, buffered_footprint, counted_outputs, sampled_footprint
 from keras_woodfisher.gauss_newton import GaussNewtonLoss
 from keras_woodfisher.gradients import ModelLoss, checked, sample_gradients, usable_rows
+from keras_woodfisher.halving import HalvingSampler
 from keras_woodfisher.memory import check_device_memory
 from keras_woodfisher.options import PruningOptions
 from keras_woodfisher.stores.store import GradientStore
@@ -90,7 +91,7 @@ class SampledGradients:
         self._model = model
         self._examples = open_examples(data)
         self._curvature = GaussNewtonLoss(model, targets, loss) if options.fisher == "ggn" else None
-        self._samplers: dict[int, Sampler] = {}
+        self._samplers: dict[int, HalvingSampler] = {}
         self._probed: tuple[Any, int] | None = None
 
     @property
@@ -206,10 +207,10 @@ class SampledGradients:
             return seed
         return [seed, draw, purpose] if purpose else [seed, draw]
 
-    def _sampler_of(self, loss: ModelLoss) -> Sampler:
+    def _sampler_of(self, loss: ModelLoss) -> HalvingSampler:
         if id(loss) not in self._samplers:
-            variables = [t.variable for t in self.targets]
-            self._samplers[id(loss)] = self._backend.sampler(loss, self._model, variables)
+            sampler = self._backend.sampler(loss, self._model, [t.variable for t in self.targets])
+            self._samplers[id(loss)] = HalvingSampler(sampler, self._backend)
         return self._samplers[id(loss)]
 
 

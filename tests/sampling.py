@@ -30,7 +30,7 @@ def collect(source, targets, count, backend, draw=0):
 def sample(backend, model, data, count, **kwargs):
     source, targets = source_of(backend, model, data, count, **kwargs)
     grads = collect(source, targets, count, backend)
-    return grads, targets, getattr(source._sampler_of(source.loss), "trusted", None)
+    return grads, targets, getattr(source._sampler_of(source.loss).sampler, "trusted", None)
 
 
 def truth_of(model, targets, loss_of_output, data, count, b=1):

@@ -5,6 +5,7 @@ import threading
 import keras
 import numpy as np
 import pytest
+from exhausted import full
 from keras_woodfisher_backends import devices, get_backend, panels
 from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher_backends.numpy_backend import NumpyOperators
@@ -124,21 +125,6 @@ def test_all_accelerators_share_the_blocks(monkeypatch, make_mlp, blobs, free):
         # 12 bytes a column and sample, and the matrices: 64 columns are the fewest that are tried.
         assert widths == {64}
         assert max(loads) == 64
-
-
-def full():
-    """What the framework raises where its memory is full."""
-    if NAME == "torch":
-        import torch
-
-        return torch.OutOfMemoryError("CUDA out of memory.")
-    if NAME == "tensorflow":
-        import tensorflow as tf
-
-        return tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
-    import jax
-
-    return jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu:0"])

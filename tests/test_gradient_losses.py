@@ -195,6 +195,10 @@ def test_data_that_dont_fit_the_loss_fail_early(backend, blobs, make_mlp, rng):
     source, _ = source_of(backend, model, (x, rng.normal(size=(len(x), 5))), 4, loss="categorical_crossentropy")
     with pytest.raises(ValueError, match="The loss of the first examples in data can't be computed: "):
         source.check(4)
+    for unlabelled in (x, (x,), lambda: ((x[i : i + 8], None) for i in range(0, 96, 8))):
+        source, _ = source_of(backend, make_mlp(), unlabelled, 4)
+        with pytest.raises(ValueError, match=r"^data holds no labels: give \(x, y\).*The loss of the first examples"):
+            source.check(4)
     loss = keras.losses.MeanSquaredError(reduction=None)
     source, _ = source_of(backend, model, (x, np.eye(3)[y]), 4, b=2, loss=loss)
     with pytest.raises(ValueError, match="The loss of the first examples in data can't be computed: "):

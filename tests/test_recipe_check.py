@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import contextmanager
 
 import keras
 import numpy as np
@@ -295,6 +296,58 @@ def test_a_model_that_can_not_be_trained(make_mlp, blobs):
     message = "was frozen when the MultiOptimizer was built"
     fit = both(lambda: with_two_optimizers(make_mlp), grow, blobs, message, run=(4, 2))
     with pytest.raises(ValueError, match=message):
+        fit()
+
+
+@contextmanager
+def two_replicas(monkeypatch):
+    """TensorFlow has a strategy of its own; the others follow Keras's distribution."""
+    name = keras.backend.backend()
+    if name == "tensorflow":
+        import tensorflow as tf
+
+        with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+            yield
+    elif name == "jax":
+        keras.distribution.set_distribution(keras.distribution.DataParallel(devices=["cpu:0", "cpu:1"]))
+        try:
+            yield
+        finally:
+            keras.distribution.set_distribution(None)
+    else:  # Keras has none for torch yet
+        monkeypatch.setattr(keras.distribution, "distribution", object)
+        yield
+
+
+def test_training_on_several_replicas(make_mlp, blobs, monkeypatch):
+    message = "several replicas isn't supported. Prune on one device"
+    with two_replicas(monkeypatch):
+        for tag in ("GMPruningModifier", "MFACPruningModifier"):
+            fit = both(make_mlp, [entry(tag, num_grads=4)], blobs, message)
+            with pytest.raises(ValueError, match=message):
+                fit()
+        both(make_mlp, [{"EpochRangeModifier": {"start_epoch": 0.0, "end_epoch": 1.0}}], blobs, None)()
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_an_optimizer_of_torch(make_mlp, blobs, scaled):
+    from keras.src.backend.torch.optimizers.torch_adam import Adam
+
+    def make():
+        optimizer = Adam(1e-3)
+        return make_mlp(keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer)
+
+    name = keras.backend.backend()
+    if name == "torch":
+        both(make, [entry("GMPruningModifier")], blobs, None)()
+        return
+    message = f"optimizer is torch's own Adam.*can't train on {name}. Compile the model again"
+    fit = both(make, [entry("GMPruningModifier")], blobs, message)
+    with pytest.raises(ValueError, match=message):
+        fit()
+    # Without pruning no callback looks: Keras itself fails, in its own words.
+    fit = both(make, [{"SetLearningRateModifier": {"learning_rate": 0.1}}], blobs, message, run=(5, 1))
+    with pytest.raises(Exception):  # noqa: B017
         fit()
 
 

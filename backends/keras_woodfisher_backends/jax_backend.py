@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from keras_woodfisher_backends import devices
-from keras_woodfisher_backends.jax_operators import JaxOperators
+from keras_woodfisher_backends.jax_operators import JaxOperators, is_out_of_memory
 from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher_backends.numpy_backend import host_kernel
 from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
@@ -34,6 +34,9 @@ class JaxBackend:
 
     def peak_memory(self, device: str) -> int | None:
         return self._memory(device).get("peak_bytes_in_use")
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        return is_out_of_memory(error)
 
     def sampler(self, loss: Loss, model: Any, variables: Sequence[Any]) -> Sampler:
         return _JaxSampler(loss)

@@ -32,7 +32,7 @@ class JaxOperators:
             yield
 
     def is_out_of_memory(self, error: Exception) -> bool:
-        return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+        return is_out_of_memory(error)
 
     def load(self, panel: np.ndarray) -> jax.Array:
         rows, columns = panel.shape
@@ -89,6 +89,12 @@ class JaxOperators:
 
     def project(self, panel: jax.Array, dual: np.ndarray) -> np.ndarray:
         return np.array(_apply(panel.T, _padded(dual, panel.shape[0])))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device or the host is full."""
+    of_device = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    return of_device or isinstance(error, MemoryError)
 
 
 def _padded(vector: np.ndarray, size: int) -> np.ndarray:

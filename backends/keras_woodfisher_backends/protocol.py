@@ -96,6 +96,13 @@ class Backend(Protocol):
         """Largest number of bytes in use on a device so far, or None where it can't tell."""
         ...
 
+    def is_out_of_memory(self, error: Exception) -> bool:
+        """Whether an error says that the memory of a device, or of the host, is full.
+
+        What can be given back to the device is.
+        """
+        ...
+
     def sampler(self, loss: Loss, model: Any, variables: Sequence[Any]) -> Sampler:
         """Compiles (where the framework does so) the gradients of `loss` for chunks of groups.
 

@@ -13,7 +13,7 @@ from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher_backends.nest import arrays, fill, outline
 from keras_woodfisher_backends.numpy_backend import host_kernel
 from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
-from keras_woodfisher_backends.tensorflow_operators import TensorFlowOperators
+from keras_woodfisher_backends.tensorflow_operators import TensorFlowOperators, is_out_of_memory
 from keras_woodfisher_backends.verified import VerifiedSampler
 
 
@@ -41,10 +41,13 @@ class TensorFlowBackend:
             return None
         return tf.config.experimental.get_memory_info(found)["peak"]
 
+    def is_out_of_memory(self, error: Exception) -> bool:
+        return is_out_of_memory(error)
+
     def sampler(self, loss: Loss, model: Any, variables: Sequence[Any]) -> Sampler:
         capture = Capture(model, variables)
         gradients = _TensorFlowGradients(loss, capture)
-        return VerifiedSampler(capture, [gradients.captured], gradients.direct)
+        return VerifiedSampler(capture, [gradients.captured], gradients.direct, is_out_of_memory)
 
     def chunk_groups(self, examples: int) -> int:
         return max(1, 64 // examples)

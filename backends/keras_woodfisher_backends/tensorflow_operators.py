@@ -24,7 +24,7 @@ class TensorFlowOperators:
             yield
 
     def is_out_of_memory(self, error: Exception) -> bool:
-        return isinstance(error, tf.errors.ResourceExhaustedError)
+        return is_out_of_memory(error)
 
     def load(self, panel: np.ndarray) -> Any:
         return tf.convert_to_tensor(panel)
@@ -78,6 +78,11 @@ class TensorFlowOperators:
 
     def project(self, panel: Any, dual: np.ndarray) -> np.ndarray:
         return _apply(panel, dual, transpose=True)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device or the host is full."""
+    return isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError))
 
 
 def _apply(panel: Any, right: np.ndarray, transpose: bool) -> np.ndarray:

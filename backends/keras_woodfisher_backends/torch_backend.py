@@ -16,7 +16,7 @@ from keras_woodfisher_backends.nest import arrays, fill, map_arrays, outline, ta
 from keras_woodfisher_backends.numpy_backend import host_kernel
 from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
 from keras_woodfisher_backends.torch_devices import CudaDevices
-from keras_woodfisher_backends.torch_operators import TorchOperators
+from keras_woodfisher_backends.torch_operators import TorchOperators, is_out_of_memory
 from keras_woodfisher_backends.verified import VerifiedSampler
 
 
@@ -47,11 +47,14 @@ class TorchBackend:
         kind, index = self._resolve(device)
         return self._accelerators.peak_memory(index) if kind == "gpu" else None
 
+    def is_out_of_memory(self, error: Exception) -> bool:
+        return is_out_of_memory(error)
+
     def sampler(self, loss: Loss, model: Any, variables: Sequence[Any]) -> Sampler:
         capture = Capture(model, variables)
         gradients = _TorchGradients(loss, model, capture)
         ways = [partial(gradients.captured, vectorised) for vectorised in (True, False)]
-        return VerifiedSampler(capture, ways, gradients.direct)
+        return VerifiedSampler(capture, ways, gradients.direct, is_out_of_memory)
 
     def chunk_groups(self, examples: int) -> int:
         return max(1, 64 // examples)

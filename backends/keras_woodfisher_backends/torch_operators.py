@@ -33,10 +33,7 @@ class TorchOperators:
         return torch.cuda.stream(self._streams.own)
 
     def is_out_of_memory(self, error: Exception) -> bool:
-        full = isinstance(error, torch.OutOfMemoryError)
-        if full and self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        return full
+        return is_out_of_memory(error)
 
     def load(self, panel: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(panel)).to(self._device)
@@ -84,6 +81,17 @@ class TorchOperators:
 
     def project(self, panel: torch.Tensor, dual: np.ndarray) -> np.ndarray:
         return (panel.double().T @ torch.from_numpy(dual).to(self._device)).cpu().numpy()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device or the host is full; then devices get back what torch holds in reserve."""
+    # Of the host torch says it in a plain RuntimeError.
+    full = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
+    if full and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    return full
 
 
 def _triangular_inverse(factor: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_woodfisher_backends.capture import Capture
-from keras_woodfisher_backends.nest import take
+from keras_woodfisher_backends.nest import arrays, take
 from keras_woodfisher_backends.protocol import Sampler, SlowLayers
 
 TOLERANCE = 1e-3
@@ -23,22 +23,27 @@ class VerifiedSampler:
     """Compares the two largest samples of the first chunk, then trusts a fast way or never uses it.
 
     The largest, because the gradient of an example that the model is sure of is little more than rounding. A fast way
-    that fails on the first chunk (a layer may do anything to its tensors) isn't used either.
+    that fails on the first chunk (a layer may do anything to its tensors) isn't used either, unless memory is full: the
+    caller may try fewer groups.
 
     Args:
         capture: Knows the layers.
         fast: Ways to try, the fastest one first.
         direct: One backward pass a group: always right.
+        is_out_of_memory: Tells whether an error means that memory is full.
 
     Attributes:
         trusted: Whether a fast way is used; None before the first chunk, unless a layer is known to prevent it.
         slow_layers: See `Sampler`.
     """
 
-    def __init__(self, capture: Capture, fast: Sequence[Way], direct: Way):
+    def __init__(
+        self, capture: Capture, fast: Sequence[Way], direct: Way, is_out_of_memory: Callable[[Exception], bool]
+    ):
         self._capture = capture
         self._fast = list(fast)
         self._direct = direct
+        self._is_out_of_memory = is_out_of_memory
         self._chosen = direct
         self.trusted: bool | None = None
         self.slow_layers: SlowLayers | None = None
@@ -52,11 +57,13 @@ class VerifiedSampler:
         return self._chosen(values, others, batch)
 
     def _choose(self, values: Any, others: Any, batch: Any) -> list[np.ndarray]:
-        self.trusted = False
+        groups = arrays(batch)[0].shape[0]
         for way in self._fast:
             try:
                 rows = way(values, others, batch)
-            except Exception as error:  # noqa: BLE001 - what is wrong with the model itself, the direct way will say
+            except Exception as error:  # what is wrong with the model itself, the direct way will say
+                if groups > 1 and self._is_out_of_memory(error):
+                    raise
                 reason = f"the faster way failed with {type(error).__name__}"
                 self.slow_layers = SlowLayers(tuple(dict.fromkeys(self._capture.names)), reason)
                 continue
@@ -66,7 +73,9 @@ class VerifiedSampler:
                 return rows
             names = tuple(dict.fromkeys(self._capture.names[place] for place in wrong))
             self.slow_layers = SlowLayers(names, "in one pass over many examples their gradients come out differently")
-        return self._direct(values, others, batch)
+        rows = self._direct(values, others, batch)
+        self.trusted = False
+        return rows
 
     def _wrong(self, rows: list[np.ndarray], values: Any, others: Any, batch: Any) -> list[int]:
         """Places of the variables whose samples are off."""

@@ -15,7 +15,7 @@ from keras_woodfisher.callback import WoodFisherPruning
 from keras_woodfisher.companions.learning_rate import RateCallback
 from keras_woodfisher.footprint import buffered_footprint
 from keras_woodfisher.gradients import may_have_loss
-from keras_woodfisher.holding import check_trainable_here
+from keras_woodfisher.holding import check_optimizer, check_trainable_here
 from keras_woodfisher.keep_zeros import KeepZeros
 from keras_woodfisher.meter import say
 from keras_woodfisher.options import count
@@ -111,11 +111,11 @@ class _Run:
                 f"The model {model.name!r} is compiled without a loss, so training has nothing to lower. "
                 "Compile it with one: model.compile(optimizer=..., loss=...).",
             )
-        if any(isinstance(m, (PruningModifier, ConstantPruningModifier)) for m in modifiers):
-            try:
-                check_trainable_here(model)
-            except ValueError as error:
-                yield Problem("", str(error))
+        pruned = any(isinstance(m, (PruningModifier, ConstantPruningModifier)) for m in modifiers)
+        try:
+            (check_trainable_here if pruned else check_optimizer)(model)
+        except ValueError as error:
+            yield Problem("", str(error))
 
     def checked(self, modifier: Modifier) -> CheckedModifier:
         entry = CheckedModifier(modifier)
