@@ -19,6 +19,7 @@ BENCHMARKS = (
     "kernel_accuracy",
     "memory",
     "one_shot",
+    "batchnorm",
     "gradual",
 )
 SHARED = ("kernel_speed",)

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
-from keras import ops
 
+from keras_woodfisher.batchnorm import reestimation_of
 from keras_woodfisher.levels import arguments_of, checked_levels, finals_of
+from keras_woodfisher.meter import Meter
 from keras_woodfisher.options import PruningOptions, fraction
 from keras_woodfisher.pruner import Pruner
 from keras_woodfisher.report import PruningReport, count_zeros
+from keras_woodfisher.restoring import restored_on_failure
 from keras_woodfisher.sources import SampledGradients
 
 _DEFAULT_GRADIENTS = 512
@@ -36,13 +37,14 @@ def prune(
     grads_device: str = "cpu",
     grads_dtype: str = "float32",
     num_pages: int = 1,
+    reestimate_batchnorm: Any = False,
     seed: int | None = 0,
     verbose: int = 1,
 ) -> PruningReport:
     """Prunes a trained model in place, without training it.
 
     The model is changed only after everything was computed: if anything fails, it is as before. Weights that are
-    zero already count as pruned. BatchNorm isn't touched. To train the pruned model further, use
+    zero already count as pruned. BatchNorm isn't touched unless you ask for it. To train the pruned model further, use
     `keras_woodfisher.KeepZeros`.
 
         >>> import keras_woodfisher as kw
@@ -71,6 +73,10 @@ def prune(
         grads_device: Where gradients are kept: `"cpu"`, `"disk"` or a device.
         grads_dtype: `"float32"` or `"float16"`.
         num_pages: Pages of the gradients, where one block spans everything.
+        reestimate_batchnorm: True measures the moving statistics of BatchNorm layers anew after pruning, on up to 2048
+            examples of `data`; or examples to use instead. They must be training examples *with the training's
+            augmentation*, and the dense model's loss is compared first: a warning says if it gets worse. See
+            `keras_woodfisher.reestimate_batchnorm`.
         seed: Seed of the choice of examples from arrays.
         verbose: 0 silent, 1 a progress bar, 2 one line a phase.
 
@@ -122,14 +128,21 @@ def prune(
         kept = sum(p.size - zeros for p, zeros in zip(pruner.pruned, pruner.zeros, strict=True))
         if pruner.prunes(finals):
             pruner.plan_memory(source.footprint(rows), [(rows, kept)])
-    phases, samples = pruner.update(finals, source, rows)
-    _constrain(pruner)
-    return PruningReport(count_zeros(pruner.targets), tuple(phases), samples)
+    reestimation = reestimation_of(model, reestimate_batchnorm, data, loss, seed)
+    batchnorm = None
+    with restored_on_failure([target.variable for target in pruner.targets]):
+        phases, samples = pruner.update(finals, source, rows)
+        _constrain(pruner)
+        if reestimation is not None:
+            meter = Meter(pruner.backend, pruner.backend.devices(), options.verbose)
+            with meter.phase("batchnorm", reestimation.total, "layer") as advance:
+                batchnorm = reestimation.run(advance)
+            phases += meter.phases
+    return PruningReport(count_zeros(pruner.targets), tuple(phases), samples, batchnorm=batchnorm)
 
 
 def _constrain(pruner: Pruner) -> None:
     """Applies the weights' own constraints, which corrections may have broken; zeros stay."""
     for target, pruned in zip(pruner.targets, pruner.masks(), strict=True):
         if target.variable.constraint is not None:
-            values = ops.convert_to_numpy(target.variable.constraint(target.variable))
-            target.variable.assign(np.where(pruned, np.zeros((), values.dtype), values))
+            target.variable.assign(target.constrained(target.variable, pruned))
