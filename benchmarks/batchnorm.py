@@ -27,7 +27,8 @@ def main() -> None:
     seconds, dense_losses = [], []
     for seed in range(args.seeds):
         # The small CNN on digits was trained on plain images.
-        data = augmented(x, seed) if args.model else x, y
+        images = augmented(x, seed) if args.model else x
+        data = images, y
         model.set_weights(dense)
         grads, _ = gradients(model, data, args.num_grads, seed)
         for method in args.methods:

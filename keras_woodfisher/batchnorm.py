@@ -13,7 +13,7 @@ from keras_woodfisher.batchnorm_report import BatchNormReport
 from keras_woodfisher.batchnorm_statistics import batchnorm_layers, call_order, measure, name_of
 from keras_woodfisher.evaluation import mean_loss
 from keras_woodfisher.gradients import ModelLoss, has_loss
-from keras_woodfisher.meter import say
+from keras_woodfisher.meter import Meter, say
 from keras_woodfisher.options import one_of
 from keras_woodfisher.restoring import restored, restored_on_failure
 
@@ -73,11 +73,12 @@ def reestimate_batchnorm(
     """
     one_of("verbose", verbose, (0, 1, 2))
     work = Reestimation(model, data, num_examples, batch_size, seed)
-    if dense is not None:
-        work.check_dense(dense, loss)
     if verbose:
         say("BatchNorm re-estimation")
-    bar = keras.utils.Progbar(work.total, verbose=verbose, unit_name="layer")
+    passes = 1 if dense is None else 2
+    bar = keras.utils.Progbar(passes * work.total, verbose=verbose, unit_name="layer")
+    if dense is not None:
+        work.check_dense(dense, loss, lambda: bar.add(1))
     return work.run(lambda: bar.add(1))
 
 
@@ -103,10 +104,11 @@ class Reestimation:
         found = batchnorm_layers(model)
         _check_layers(model, found)
         self._batches = read_batches(data, num_examples, batch_size, seed)
-        self._order = call_order(model, [layer for layer in found if layer.trainable], self._batches[0])
+        trained = [layer for layer in found if layer.trainable]
+        self._order = call_order(model, trained, self._batches[0])
         if not self._order:
             raise ValueError(
-                f"The model {model.name!r} calls none of its {len(found)} BatchNorm layers that aren't frozen, so "
+                f"The model {model.name!r} calls none of its {len(trained)} BatchNorm layers that aren't frozen, so "
                 "there is nothing to re-estimate. Leave BatchNorm re-estimation out."
             )
         self.total = len(self._order)
@@ -114,10 +116,15 @@ class Reestimation:
         self._left_alone = tuple(name_of(layer) for layer in found if id(layer) not in called)
         self._dense_loss: tuple[float, float] | None = None
 
-    def check_dense(self, dense: keras.Model, loss: Any) -> None:
+    def check_dense(self, dense: keras.Model, loss: Any, advance: Callable[[], None]) -> None:
         """Measures the dense model's loss with its own and with measured statistics, and warns if it gets worse.
 
         The model is left as it was.
+
+        Args:
+            dense: The model before pruning.
+            loss: A Keras loss instead of the compiled one.
+            advance: Called after each layer.
 
         Raises:
             ValueError: If there is no loss, or it can't be computed.
@@ -135,6 +142,7 @@ class Reestimation:
             own = mean_loss(dense, self._batches, loss)
             for layer, calls in order:
                 measure(dense, layer, calls, self._batches)
+                advance()
             self._dense_loss = own, mean_loss(dense, self._batches, loss)
         if not self._report().dense_keeps_accuracy:
             warnings.warn(
@@ -163,7 +171,9 @@ class Reestimation:
         return BatchNormReport(done, self._left_alone, sum(map(length, self._batches)), self._dense_loss)
 
 
-def reestimation_of(model: keras.Model, wanted: Any, data: Any, loss: Any, seed: Any) -> Reestimation | None:
+def reestimation_of(
+    model: keras.Model, wanted: Any, data: Any, loss: Any, seed: Any, meter: Meter
+) -> Reestimation | None:
     """What `prune` is to re-estimate after pruning, with its dense model checked; None for nothing.
 
     Args:
@@ -172,6 +182,7 @@ def reestimation_of(model: keras.Model, wanted: Any, data: Any, loss: Any, seed:
         data: The examples that gradients are taken of.
         loss: A Keras loss instead of the compiled one.
         seed: Of the choice of examples from arrays.
+        meter: Tells of progress.
 
     Raises:
         ValueError, TypeError: If it can't be done.
@@ -188,7 +199,8 @@ def reestimation_of(model: keras.Model, wanted: Any, data: Any, loss: Any, seed:
     elif wanted is None or isinstance(wanted, (int, float, str)):
         raise TypeError(f"reestimate_batchnorm must be True, False, or training examples, got {wanted!r}.")
     work = Reestimation(model, wanted, EXAMPLES, 256, seed)
-    work.check_dense(model, loss)
+    with meter.phase("batchnorm of the dense model", work.total, "layer") as advance:
+        work.check_dense(model, loss, advance)
     return work
 
 

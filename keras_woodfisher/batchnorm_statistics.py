@@ -55,7 +55,8 @@ def measure(model: keras.Model, layer: Any, calls: int, batches: Sequence[Batch]
             if not left:
                 raise _Reached
 
-        with _listening([layer], see), suppress(_Reached):
+        # What isn't finite is told below.
+        with _listening([layer], see), suppress(_Reached), np.errstate(invalid="ignore"):
             _run(model, batch)
     if not (moments.count.all() and np.isfinite(moments.mean).all() and np.isfinite(moments.variance).all()):
         why = "isn't finite" if moments.count.all() else "is masked everywhere"

@@ -128,17 +128,16 @@ def prune(
         kept = sum(p.size - zeros for p, zeros in zip(pruner.pruned, pruner.zeros, strict=True))
         if pruner.prunes(finals):
             pruner.plan_memory(source.footprint(rows), [(rows, kept)])
-    reestimation = reestimation_of(model, reestimate_batchnorm, data, loss, seed)
+    meter = Meter(pruner.backend, pruner.backend.devices(), options.verbose)
+    reestimation = reestimation_of(model, reestimate_batchnorm, data, loss, seed, meter)
     batchnorm = None
     with restored_on_failure([target.variable for target in pruner.targets]):
         phases, samples = pruner.update(finals, source, rows)
         _constrain(pruner)
         if reestimation is not None:
-            meter = Meter(pruner.backend, pruner.backend.devices(), options.verbose)
             with meter.phase("batchnorm", reestimation.total, "layer") as advance:
                 batchnorm = reestimation.run(advance)
-            phases += meter.phases
-    return PruningReport(count_zeros(pruner.targets), tuple(phases), samples, batchnorm=batchnorm)
+    return PruningReport(count_zeros(pruner.targets), (*phases, *meter.phases), samples, batchnorm=batchnorm)
 
 
 def _constrain(pruner: Pruner) -> None:

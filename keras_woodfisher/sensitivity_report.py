@@ -97,16 +97,16 @@ class SensitivityReport:
             f"loss without pruning: {self.dense_loss:.4f}, on {self.examples:,} examples",
             "",
             "increase of the loss when one variable alone is pruned, measured",
-            *self._table("measured"),
+            *self._table("measured", ".4f"),
         ]
         if self.predicts:
-            lines += ["", "increase of the loss, predicted by the Fisher", *self._table("predicted")]
+            lines += ["", "increase of the loss, predicted by the Fisher", *self._table("predicted", ".1e")]
         return "\n".join(lines)
 
-    def _table(self, figure: str) -> list[str]:
+    def _table(self, figure: str, form: str) -> list[str]:
         cells: list[tuple[str, ...]] = [("variable", "weights", *(f"{level:g}" for level in self.levels))]
         for entries in self.variables():
-            values = (f"{getattr(entry, figure):.4f}" for entry in entries)
+            values = (format(getattr(entry, figure), form) for entry in entries)
             cells.append((entries[0].name, f"{entries[0].weights:,}", *values))
         lines = aligned(cells, left=1)
         lines.insert(1, "-" * len(lines[0]))

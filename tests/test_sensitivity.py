@@ -314,10 +314,10 @@ def test_tables():
         "net/a/kernel       20  -0.0001  0.7500",
         "",
         "increase of the loss, predicted by the Fisher",
-        "variable      weights     0.5     0.9",
-        "-------------------------------------",
-        "net/a/kernel    1,000  0.0010  0.2500",
-        "net/a/kernel       20  0.0030  0.5000",
+        "variable      weights      0.5      0.9",
+        "---------------------------------------",
+        "net/a/kernel    1,000  1.0e-03  2.5e-01",
+        "net/a/kernel       20  3.0e-03  5.0e-01",
     ]
 
 
