@@ -77,7 +77,9 @@ class SensitivityReport:
             ImportError: If matplotlib isn't installed.
         """
         names = [entries[0].name for entries in self.variables()]
-        ax = new_axes((10, max(4.0, 1.5 + 0.22 * len(names)))) if ax is None else ax
+        ax = new_axes((10, max(5.0, 1.5 + 0.22 * len(names)))) if ax is None else ax
+        # Predictions are far smaller than what is measured, which may be negative.
+        ax.set_yscale("symlog", linthresh=1e-3)
         for entries in self.variables():
             (line,) = ax.plot(self.levels, [entry.measured for entry in entries], marker="o", label=entries[0].name)
             if self.predicts:
@@ -86,8 +88,7 @@ class SensitivityReport:
                 ax.plot(self.levels, predicted, linestyle="--", color=line.get_color(), label="_predicted")
         ax.axhline(0.0, color="black", linewidth=0.8, label="_none")
         ax.set_xlabel("sparsity of one variable (fraction of zeros)")
-        dashed = ", dashed: predicted" if self.predicts else ""
-        ax.set_ylabel(f"increase of the loss (measured{dashed})")
+        ax.set_ylabel("increase of the loss" + (" (dashed: predicted)" if self.predicts else ""))
         ax.set_title(f"loss without pruning {self.dense_loss:.4f}, on {self.examples:,} examples")
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
         return ax
