@@ -28,10 +28,10 @@ def parser(description: str) -> argparse.ArgumentParser:
     return args
 
 
-def load(args: argparse.Namespace) -> tuple[keras.Model, tuple, tuple]:
-    """The compiled model, the training arrays and the validation arrays."""
+def load(args: argparse.Namespace, batchnorm: bool = False) -> tuple[keras.Model, tuple, tuple]:
+    """The compiled model (that on digits with BatchNorm if wanted), the training arrays and the validation arrays."""
     if args.model is None:
-        return _digits(args.builtin)
+        return _digits(args.builtin, batchnorm)
     model = keras.models.load_model(args.model, compile=False)
     compile_model(model)
     return model, _arrays(args.train), _arrays(args.val)
@@ -105,24 +105,26 @@ def _arrays(path: str) -> tuple[np.ndarray, np.ndarray]:
         return file["x"].astype("float32"), file["y"].astype("int32")
 
 
-def _digits(kind: str) -> tuple[keras.Model, tuple, tuple]:
+def _digits(kind: str, batchnorm: bool) -> tuple[keras.Model, tuple, tuple]:
     from sklearn.datasets import load_digits
 
     keras.utils.set_random_seed(0)
     x, y = load_digits(return_X_y=True)
     x, y = (x / 16.0).astype("float32").reshape(-1, 8, 8, 1), y.astype("int32")
-    model = _cnn() if kind == "cnn" else _transformer()
+    model = _cnn(batchnorm) if kind == "cnn" else _transformer()
     compile_model(model, keras.optimizers.Adam(2e-3))
     model.fit(x[:1200], y[:1200], epochs=15 if kind == "cnn" else 40, batch_size=64, verbose=0)
     return model, (x[:1200], y[:1200]), (x[1200:], y[1200:])
 
 
-def _cnn() -> keras.Model:
+def _cnn(batchnorm: bool) -> keras.Model:
     layers = keras.layers
+    norms = [layers.BatchNormalization()] if batchnorm else []
     return keras.Sequential(
         [
             layers.Input((8, 8, 1)),
             layers.Conv2D(16, 3, padding="same", activation="relu"),
+            *norms,
             layers.Conv2D(32, 3, strides=2, padding="same", activation="relu"),
             layers.Flatten(),
             layers.Dense(64, activation="relu"),

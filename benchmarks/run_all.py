@@ -21,6 +21,7 @@ BENCHMARKS = (
     "memory",
     "one_shot",
     "structured",
+    "batchnorm",
     "gradual",
 )
 SHARED = ("kernel_speed", "growth")

@@ -4,6 +4,9 @@ from keras_woodfisher._requirements import check_keras
 
 check_keras()
 
+from keras_woodfisher.analysis import sensitivity  # noqa: E402
+from keras_woodfisher.batchnorm import reestimate_batchnorm  # noqa: E402
+from keras_woodfisher.batchnorm_report import BatchNormReport  # noqa: E402
 from keras_woodfisher.callback import WoodFisherPruning  # noqa: E402
 from keras_woodfisher.companions import (  # noqa: E402
     LearningRateFunction,
@@ -21,10 +24,12 @@ from keras_woodfisher.report import (  # noqa: E402
     VariableReport,
     sparsity_report,
 )
+from keras_woodfisher.sensitivity_report import Sensitivity, SensitivityReport  # noqa: E402
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchNormReport",
     "KeepZeros",
     "LearningRateFunction",
     "LearningRateSchedule",
@@ -33,6 +38,8 @@ __all__ = [
     "Recipe",
     "RecipeCheck",
     "RecipeError",
+    "Sensitivity",
+    "SensitivityReport",
     "SetLearningRate",
     "SetWeightDecay",
     "TrainableParams",
@@ -42,5 +49,7 @@ __all__ = [
     "load_recipe",
     "prune",
     "recipe_schema",
+    "reestimate_batchnorm",
+    "sensitivity",
     "sparsity_report",
 ]

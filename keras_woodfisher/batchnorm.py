@@ -1,55 +1,24 @@
 """BatchNorm re-estimation: the moving statistics of a pruned model, measured anew on training examples."""
 
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
-from keras import layers, ops
-from keras_woodfisher_backends.nest import arrays, map_arrays
+from keras_woodfisher_backends.nest import map_arrays
 
+from keras_woodfisher.batches import length, read_batches
+from keras_woodfisher.batchnorm_report import BatchNormReport
+from keras_woodfisher.batchnorm_statistics import batchnorm_layers, call_order, measure, name_of
 from keras_woodfisher.evaluation import mean_loss
-from keras_woodfisher.examples import Batch, open_examples
-from keras_woodfisher.options import count
+from keras_woodfisher.gradients import ModelLoss, has_loss
+from keras_woodfisher.meter import Meter, say
+from keras_woodfisher.options import one_of
+from keras_woodfisher.restoring import restored, restored_on_failure
 
-_WORSE = 1.25
-"""A dense model whose loss on the data grows by this factor doesn't keep its accuracy."""
-
-
-@dataclass(frozen=True)
-class BatchNormReport:
-    """The outcome of `reestimate_batchnorm`; `print` it.
-
-    Attributes:
-        layers: The layers whose statistics were measured, in the order in which they are called.
-        left_alone: BatchNorm layers that are frozen or aren't called.
-        examples: Examples that were used.
-        dense_loss: The dense model's loss on them with its own statistics, and with measured ones; None without a
-            dense model.
-    """
-
-    layers: tuple[str, ...]
-    left_alone: tuple[str, ...]
-    examples: int
-    dense_loss: tuple[float, float] | None = None
-
-    @property
-    def dense_keeps_accuracy(self) -> bool | None:
-        """Whether the data suits the model: its own statistics come out again. None where it wasn't checked."""
-        return None if self.dense_loss is None else self.dense_loss[1] <= _WORSE * self.dense_loss[0] + 1e-3
-
-    def __str__(self) -> str:
-        lines = [f"BatchNorm: {len(self.layers)} layers re-estimated on {self.examples:,} examples"]
-        if self.left_alone:
-            lines.append(f"left alone (frozen or not called): {', '.join(self.left_alone)}")
-        if self.dense_loss is not None:
-            before, after = self.dense_loss
-            lines.append(f"the dense model's loss on them: {before:.4f}, re-estimated in the same way {after:.4f}")
-        return "\n".join(lines)
+EXAMPLES = 2048
+"""How many are used unless something else is said."""
 
 
 def reestimate_batchnorm(
@@ -58,248 +27,197 @@ def reestimate_batchnorm(
     *,
     dense: keras.Model | None = None,
     loss: Any = None,
-    num_examples: int | None = None,
+    num_examples: int | None = EXAMPLES,
     batch_size: int = 256,
     seed: int | None = 0,
+    verbose: int = 1,
 ) -> BatchNormReport:
     """Measures the moving mean and variance of each BatchNorm layer anew; nothing else is changed.
 
     Pruning shifts what each layer gets, and the statistics from before don't fit any more. Layer after layer, in the
-    order in which they are called, mean and variance of a layer's input over all examples replace its moving
-    statistics, the layers before it being done already. No momentum is involved and no average of averages: both are
-    exact over the examples, however they are batched. The model runs in inference mode, once a layer up to that layer.
+    order in which the model calls them, mean and variance of what a layer gets over all examples replace its moving
+    statistics, the layers before it being done already. There is no momentum and no average of averages: both are
+    exact over the examples, however they are batched. A layer that is called several times gets the statistics of all
+    its calls, made with its old ones. The model runs in inference mode, for each layer up to that layer: that is about
+    `L / 2` passes over the examples for L layers.
 
     The examples must be what the model was trained on, *with the training's augmentation*: plain images have other
     statistics than cropped and flipped ones, and with them even a dense model loses accuracy. Give the dense model to
     have that checked.
 
+        >>> import keras_woodfisher as kw
+        >>> dense = keras.models.clone_model(model); dense.set_weights(model.get_weights())  # doctest: +SKIP
+        >>> kw.prune(model, data, 0.8)  # doctest: +SKIP
+        >>> print(kw.reestimate_batchnorm(model, augmented, dense=dense))  # doctest: +SKIP
+
+    `prune(..., reestimate_batchnorm=True)` does all of it.
+
     Args:
         model: A built Keras model, usually one that was pruned.
-        data: Training examples, as in `prune`; labels are needed only with `dense`.
+        data: Training examples: whatever `fit` takes, or a callable that returns a fresh iterator of batches. They
+            are read once. Labels are needed only with `dense`.
         dense: The model before pruning. Its statistics are measured in the same way, its loss is compared, and a
             warning says if it gets worse; then it is put back as it was.
-        loss: A Keras loss for `dense`, by default the one that it was compiled with.
-        num_examples: Examples to use; by default all (of arrays), which are drawn with `seed`.
-        batch_size: Examples of arrays in one batch. It doesn't influence the result.
+        loss: A Keras loss for `dense`; by default the one that it was compiled with.
+        num_examples: How many to use, of arrays drawn with `seed`; fewer if there are no more. None: all.
+        batch_size: Examples in one batch. It has no influence on the result.
         seed: Of the choice of examples from arrays.
+        verbose: 0 silent, 1 a progress bar, 2 one line.
 
     Returns:
-        Which layers were done, and the dense model's losses.
+        Which layers were done, and the dense model's losses; `print` it.
 
     Raises:
-        ValueError: If the model has no BatchNorm layer, the data is empty, or a statistic isn't finite (then nothing
-            is changed).
+        ValueError: If there is no BatchNorm layer to measure, the data is empty, or a statistic isn't finite. Nothing
+            is changed then, nor if the work is interrupted.
     """
-    batches = _Batches(data, num_examples, batch_size, seed)
-    checked = None if dense is None else dense_loss(dense, batches, loss)
-    done, others, number = reestimate(model, batches)
-    report = BatchNormReport(done, others, number, checked)
-    warn_if_worse(report)
-    return report
+    one_of("verbose", verbose, (0, 1, 2))
+    work = Reestimation(model, data, num_examples, batch_size, seed)
+    if verbose:
+        say("BatchNorm re-estimation")
+    passes = 1 if dense is None else 2
+    bar = keras.utils.Progbar(passes * work.total, verbose=verbose, unit_name="layer")
+    if dense is not None:
+        work.check_dense(dense, loss, lambda: bar.add(1))
+    return work.run(lambda: bar.add(1))
 
 
-def dense_loss(model: keras.Model, batches: "_Batches", loss: Any) -> tuple[float, float]:
-    """A model's loss on examples with its own statistics and with measured ones; it is left as it was."""
-    before = _statistics(model)
-    try:
-        own = mean_loss(model, batches, loss)
-        reestimate(model, batches)
-        return own, mean_loss(model, batches, loss)
-    finally:
-        _restore(before)
+class Reestimation:
+    """The work in steps: what can be found out beforehand, the check of the dense model, the re-estimation.
+
+    Args:
+        model: As in `reestimate_batchnorm`, like all that follow.
+        data: Training examples.
+        num_examples: How many to use.
+        batch_size: Examples in one batch.
+        seed: Of the choice of examples from arrays.
+
+    Attributes:
+        total: Layers to measure.
+
+    Raises:
+        ValueError: If there is nothing to measure.
+    """
+
+    def __init__(self, model: keras.Model, data: Any, num_examples: int | None, batch_size: int, seed: Any):
+        self._model = model
+        found = batchnorm_layers(model)
+        _check_layers(model, found)
+        self._batches = read_batches(data, num_examples, batch_size, seed)
+        trained = [layer for layer in found if layer.trainable]
+        self._order = call_order(model, trained, self._batches[0])
+        if not self._order:
+            raise ValueError(
+                f"The model {model.name!r} calls none of its {len(trained)} BatchNorm layers that aren't frozen, so "
+                "there is nothing to re-estimate. Leave BatchNorm re-estimation out."
+            )
+        self.total = len(self._order)
+        called = {id(layer) for layer, _ in self._order}
+        self._left_alone = tuple(name_of(layer) for layer in found if id(layer) not in called)
+        self._dense_loss: tuple[float, float] | None = None
+
+    def check_dense(self, dense: keras.Model, loss: Any, advance: Callable[[], None]) -> None:
+        """Measures the dense model's loss with its own and with measured statistics, and warns if it gets worse.
+
+        The model is left as it was.
+
+        Args:
+            dense: The model before pruning.
+            loss: A Keras loss instead of the compiled one.
+            advance: Called after each layer.
+
+        Raises:
+            ValueError: If there is no loss, or it can't be computed.
+        """
+        if loss is None and not has_loss(dense):
+            raise ValueError(
+                f"The model {dense.name!r} isn't compiled with a loss, so whether this data suits its BatchNorm layers "
+                "can't be checked. Compile it, or give `loss=`."
+            )
+        ModelLoss(dense, (), loss).probe(map_arrays(lambda array: array[None, :1], self._batches[0]))
+        found = batchnorm_layers(dense)
+        _check_layers(dense, found)
+        order = call_order(dense, [layer for layer in found if layer.trainable], self._batches[0])
+        with restored(_statistics(found)):
+            own = mean_loss(dense, self._batches, loss)
+            for layer, calls in order:
+                measure(dense, layer, calls, self._batches)
+                advance()
+            self._dense_loss = own, mean_loss(dense, self._batches, loss)
+        if not self._report().dense_keeps_accuracy:
+            warnings.warn(
+                f"The dense model's loss on this data grows from {own:.4g} to {self._dense_loss[1]:.4g} when its "
+                "BatchNorm statistics are measured on it: the data isn't what the model was trained on, and the pruned "
+                "model will suffer in the same way. Is the training's augmentation missing? Give training examples as "
+                "training saw them (augmented arrays, or a dataset or callable that augments), or leave BatchNorm "
+                "re-estimation out.",
+                stacklevel=3,
+            )
+
+    def run(self, advance: Callable[[], None]) -> BatchNormReport:
+        """Measures all layers; if one fails, all are as before.
+
+        Args:
+            advance: Called after each layer.
+        """
+        with restored_on_failure(_statistics([layer for layer, _ in self._order])):
+            for layer, calls in self._order:
+                measure(self._model, layer, calls, self._batches)
+                advance()
+        return self._report()
+
+    def _report(self) -> BatchNormReport:
+        done = tuple(name_of(layer) for layer, _ in self._order)
+        return BatchNormReport(done, self._left_alone, sum(map(length, self._batches)), self._dense_loss)
 
 
-def warn_if_worse(report: BatchNormReport) -> None:
-    if report.dense_keeps_accuracy is False and report.dense_loss is not None:
-        before, after = report.dense_loss
-        warnings.warn(
-            f"The dense model's loss on this data grows from {before:.4g} to {after:.4g} when its BatchNorm statistics "
-            "are measured on it, so the data isn't what the model was trained on, and the pruned model suffers in the "
-            "same way. Give training examples with the training's augmentation (a dataset or a callable), or leave "
-            "BatchNorm as it is.",
-            stacklevel=3,
+def reestimation_of(
+    model: keras.Model, wanted: Any, data: Any, loss: Any, seed: Any, meter: Meter
+) -> Reestimation | None:
+    """What `prune` is to re-estimate after pruning, with its dense model checked; None for nothing.
+
+    Args:
+        model: The dense model.
+        wanted: True, False, or examples to use instead of `data`.
+        data: The examples that gradients are taken of.
+        loss: A Keras loss instead of the compiled one.
+        seed: Of the choice of examples from arrays.
+        meter: Tells of progress.
+
+    Raises:
+        ValueError, TypeError: If it can't be done.
+    """
+    if isinstance(wanted, (bool, np.bool_)):
+        if not wanted:
+            return None
+        if data is None:
+            raise ValueError(
+                "reestimate_batchnorm=True needs data to measure statistics on: give data=(x, y), or "
+                "reestimate_batchnorm=(x, y)."
+            )
+        wanted = data
+    elif wanted is None or isinstance(wanted, (int, float, str)):
+        raise TypeError(f"reestimate_batchnorm must be True, False, or training examples, got {wanted!r}.")
+    work = Reestimation(model, wanted, EXAMPLES, 256, seed)
+    with meter.phase("batchnorm of the dense model", work.total, "layer") as advance:
+        work.check_dense(model, loss, advance)
+    return work
+
+
+def _check_layers(model: keras.Model, found: list[Any]) -> None:
+    if not found:
+        raise ValueError(
+            f"The model {model.name!r} has no BatchNormalization layer, so there is nothing to re-estimate. Leave "
+            "BatchNorm re-estimation out."
+        )
+    if not model.built or any(layer.moving_mean is None for layer in found):
+        raise ValueError(f"The model {model.name!r} isn't built yet. Call it on a batch of data first.")
+    if all(not layer.trainable for layer in found):
+        raise ValueError(
+            f"All {len(found)} BatchNormalization layers of the model {model.name!r} are frozen, and frozen layers are "
+            "left alone. Set `trainable = True` on them, or leave BatchNorm re-estimation out."
         )
 
 
-def reestimate(model: keras.Model, batches: "_Batches") -> tuple[tuple[str, ...], tuple[str, ...], int]:
-    """Measures all layers; if one fails, all are as before. Returns those done, the others, and the examples."""
-    found = [layer for layer in model._flatten_layers() if isinstance(layer, layers.BatchNormalization)]
-    if not found:
-        raise ValueError(f"The model {model.name!r} has no BatchNormalization layer, so there is nothing to measure.")
-    if not model.built:
-        raise ValueError("The model isn't built: call it on a batch first.")
-    before = _statistics(model)
-    try:
-        with _forward_only(model):
-            ordered = _call_order(model, [layer for layer in found if layer.trainable], batches.first())
-            number = 0
-            for layer in ordered:
-                number = _measure(model, layer, batches)
-    except BaseException:
-        _restore(before)
-        raise
-    done = {id(layer) for layer in ordered}
-    return tuple(_name(x) for x in ordered), tuple(_name(x) for x in found if id(x) not in done), number
-
-
-class _Batches:
-    """Batches of examples that can be read again and again."""
-
-    def __init__(self, data: Any, most: int | None, size: int, seed: Any):
-        self._examples = open_examples(data)
-        self._most = None if most is None else count("num_examples", most)
-        self._size = count("batch_size", size)
-        self._seed = seed
-
-    def __iter__(self) -> Iterator[Batch]:
-        most = sys.maxsize // 2 if self._most is None else self._most
-        for groups in self._examples.groups(min(most, self._examples.available or most), 1, self._seed):
-            whole = map_arrays(lambda array: array[:, 0], groups)
-            for start in range(0, len(arrays(whole)[0]), self._size):
-                yield map_arrays(lambda array, start=start: array[start : start + self._size], whole)
-
-    def first(self) -> Batch:
-        """The first one.
-
-        Raises:
-            ValueError: If there is none.
-        """
-        for batch in self:
-            return batch
-        raise ValueError("data holds no example. Give training examples, with the training's augmentation.")
-
-
-class _Reached(BaseException):
-    """Ends a pass at the layer whose input was wanted."""
-
-
-def _call_order(model: keras.Model, found: Sequence[Any], batch: Batch) -> list[Any]:
-    """The layers in the order of their first call."""
-    order: dict[int, Any] = {}
-    with _listening(found, lambda layer, *_: order.setdefault(id(layer), layer)):
-        _run(model, batch)
-    return list(order.values())
-
-
-def _measure(model: keras.Model, layer: Any, batches: _Batches) -> int:
-    """Mean and variance of a layer's input; returns the number of examples."""
-    moments = _Moments(layer)
-    calls = _calls(model, layer, batches.first())
-    number = 0
-    for batch in batches:
-        left = calls
-
-        def see(layer: Any, inputs: Any, mask: Any) -> None:
-            nonlocal left
-            moments.add(inputs, mask)
-            left -= 1
-            if not left:
-                raise _Reached
-
-        with _listening([layer], see), suppress(_Reached):
-            _run(model, batch)
-        number += len(arrays(batch)[0])
-    moments.write()
-    return number
-
-
-def _calls(model: keras.Model, layer: Any, batch: Batch) -> int:
-    """How often a model calls a layer."""
-    seen = []
-    with _listening([layer], lambda *_: seen.append(1)):
-        _run(model, batch)
-    return len(seen)
-
-
-class _Moments:
-    """Mean and variance of a stream of batches, joined in float64 (Chan, Golub & LeVeque 1983)."""
-
-    def __init__(self, layer: Any):
-        self._layer = layer
-        self._weight = 0.0
-        self._mean = np.zeros(layer.moving_mean.shape)
-        self._squares = np.zeros(layer.moving_mean.shape)
-
-    def add(self, inputs: Any, mask: Any) -> None:
-        """One more call of the layer."""
-        mean, variance, weight = _mean_and_variance(ops.cast(inputs, "float32"), mask, self._layer._reduction_axes)
-        if not weight:
-            return
-        total = self._weight + weight
-        step = mean - self._mean
-        self._mean = self._mean + step * (weight / total)
-        self._squares = self._squares + weight * variance + step**2 * (self._weight * weight / total)
-        self._weight = total
-
-    def write(self) -> None:
-        variance = self._squares / self._weight
-        if not (np.isfinite(self._mean).all() and np.isfinite(variance).all()):
-            raise ValueError(f"What {_name(self._layer)} gets on this data isn't finite; nothing was changed.")
-        self._layer.moving_mean.assign(self._mean)
-        self._layer.moving_variance.assign(variance)
-
-
-def _mean_and_variance(inputs: Any, mask: Any, axes: Sequence[int]) -> tuple[np.ndarray, np.ndarray, float]:
-    """Of one call, with the number of positions; those that are masked don't count. Two passes, which don't cancel."""
-    size = float(np.prod([inputs.shape[axis] for axis in axes]))
-    if mask is None:
-        seen = ops.ones((1,) * len(inputs.shape))
-    else:
-        seen = ops.expand_dims(ops.cast(mask, "float32"), -1)
-        size = float(ops.convert_to_numpy(ops.sum(seen)))
-    weights = seen / max(size, 1.0)
-    mean = ops.sum(inputs * weights, axes, keepdims=True)
-    variance = ops.sum(ops.square(inputs - mean) * weights, axes)
-    return *(np.asarray(ops.convert_to_numpy(m), np.float64).ravel() for m in (mean, variance)), size
-
-
-@contextmanager
-def _listening(found: Sequence[Any], see: Callable[..., Any]) -> Iterator[None]:
-    """Calls `see(layer, inputs, mask)` before each call of the layers, and leaves no trace."""
-
-    def hook(layer: Any) -> Callable[..., Any]:
-        original = layer.call
-
-        def call(inputs: Any, training: Any = None, mask: Any = None) -> Any:
-            see(layer, inputs, mask)
-            return original(inputs, training=training, mask=mask)
-
-        return call
-
-    try:
-        for layer in found:
-            vars(layer)["call"] = hook(layer)
-        yield
-    finally:
-        for layer in found:
-            vars(layer).pop("call", None)
-
-
-def _run(model: keras.Model, batch: Batch) -> None:
-    x = map_arrays(ops.convert_to_tensor, batch[0])
-    if model._call_has_training_arg:
-        model(x, training=False)
-    else:
-        model(x)
-
-
-@contextmanager
-def _forward_only(model: keras.Model) -> Iterator[None]:
-    """On torch, keeps no graph for a backward pass."""
-    torch = sys.modules.get("torch") if keras.backend.backend() == "torch" else None
-    with torch.no_grad() if torch else nullcontext():
-        yield
-
-
-def _statistics(model: keras.Model) -> list[tuple[Any, Any]]:
-    found = [layer for layer in model._flatten_layers() if isinstance(layer, layers.BatchNormalization)]
-    return [(v, ops.copy(v)) for layer in found for v in (layer.moving_mean, layer.moving_variance)]
-
-
-def _restore(statistics: Sequence[tuple[Any, Any]]) -> None:
-    for variable, values in statistics:
-        variable.assign(values)
-
-
-def _name(layer: Any) -> str:
-    return layer.path or layer.name
+def _statistics(found: list[Any]) -> list[Any]:
+    return [variable for layer in found for variable in layer.non_trainable_variables]

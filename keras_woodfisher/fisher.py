@@ -174,6 +174,28 @@ class BlockFisher:
             self._each(work, group)
         return out
 
+    def costs(self, change: np.ndarray, scale: float = 1.0) -> np.ndarray:
+        """The increase of the loss that a change of the weights stands for, `1/2 delta^T F delta` in each block.
+
+        Args:
+            change: (d,) delta of all weights.
+            scale: Factor of `(1/m) G^T G`.
+
+        Returns:
+            One float64 a block.
+        """
+        found = {}
+
+        def work(kernel: BlockKernel, block: slice) -> None:
+            delta = change[block]
+            grads = self._grads.block(block)
+            fit = np.square(kernel.combine(grads, delta)).sum() / grads.shape[0]
+            found[block.start] = 0.5 * (self._damp * np.square(delta).sum() + scale * fit)
+
+        for group in self._grads.groups(self._blocks):
+            self._each(work, group)
+        return np.array([found[block.start] for block in self._blocks])
+
     def _each(self, work: Callable[[BlockKernel, slice], Any], blocks: Sequence[slice]) -> None:
         """Deals blocks out: whichever lane of whichever device is free takes the next one."""
 

@@ -5,19 +5,20 @@ from dataclasses import fields, replace
 from typing import Any
 
 import keras
-import numpy as np
-from keras import ops
 
+from keras_woodfisher.batchnorm import reestimation_of
 from keras_woodfisher.calibration import HeldOutLoss
 from keras_woodfisher.correctors import CalibratedCorrector, Corrector
 from keras_woodfisher.examples import batches, open_examples
 from keras_woodfisher.gauss_newton import curvature_problem
 from keras_woodfisher.levels import arguments_of, checked_levels, finals_of
 from keras_woodfisher.mask_types import check_final
+from keras_woodfisher.meter import Meter
 from keras_woodfisher.options import AUTO, CALIBRATED, PruningOptions, fraction
 from keras_woodfisher.pruner import Pruner
 from keras_woodfisher.quality import Quality, chosen
 from keras_woodfisher.report import PruningReport, count_zeros, merged
+from keras_woodfisher.restoring import restored_on_failure
 from keras_woodfisher.sources import SampledGradients
 from keras_woodfisher.stages import update_in_stages
 
@@ -51,13 +52,14 @@ def prune(
     grads_device: str = "cpu",
     grads_dtype: str = "float32",
     num_pages: int = 1,
+    reestimate_batchnorm: Any = False,
     seed: int | None = 0,
     verbose: int = 1,
 ) -> PruningReport:
     """Prunes a trained model in place, without training it.
 
     The model is changed only after everything was computed: if anything fails, it is as before. Weights that are
-    zero already count as pruned. BatchNorm isn't touched. To train the pruned model further, use
+    zero already count as pruned. BatchNorm isn't touched unless you ask for it. To train the pruned model further, use
     `keras_woodfisher.KeepZeros`.
 
         >>> import keras_woodfisher as kw
@@ -93,7 +95,8 @@ def prune(
         calibration: How many examples of `data` to hold out for that: of arrays they are drawn, of streams the first
             ones. Or other labelled examples.
         newton_steps: How many damped Newton steps on the loss itself calibrated corrections may make in each stage,
-            each with a new gradient, as long as they help on the held-out examples.
+            each with a new gradient, as long as they help on the held-out examples. None by default where BatchNorm is
+            re-estimated, which would undo them.
         method: `"woodfisher"` or `"magnitude"`.
         mask_type: `"unstructured"`, `"N:M"` such as `"2:4"`, `"block4"`, `[a, b]`, `"filter"` or `"channel"`.
         available_gpus: Devices that share the inverse, or `"all"`: every GPU; none means the CPU.
@@ -101,6 +104,10 @@ def prune(
         grads_device: Where gradients are kept: `"cpu"`, `"disk"` or a device.
         grads_dtype: `"float32"` or `"float16"`.
         num_pages: Pages of the gradients, where one block spans everything.
+        reestimate_batchnorm: True measures the moving statistics of BatchNorm layers anew after pruning, on up to 2048
+            examples of `data`; or examples to use instead. They must be training examples *with the training's
+            augmentation*, and the dense model's loss is compared first: a warning says if it gets worse. See
+            `keras_woodfisher.reestimate_batchnorm`.
         seed: Seed of the choice of examples from arrays.
         verbose: 0 silent, 1 a progress bar, 2 one line a phase.
 
@@ -124,7 +131,8 @@ def prune(
         "damp": damp,
         "update": update,
         "calibration": calibration,
-        "newton_steps": newton_steps,
+        # Steps fit the weights to the statistics that they find.
+        "newton_steps": 0 if newton_steps is None and reestimate_batchnorm is not False else newton_steps,
     }
     second_order = method != "magnitude"
     if second_order and data is None:
@@ -164,24 +172,31 @@ def prune(
     finals = [final] * len(pruner.targets) if levels is None else finals_of(pruner.targets, levels)
     pruner.find_zeros()
     rows = options.gradients_at(pruner.sparsity)
-    if not second_order:
-        done = [pruner.update(finals, None, 0)]
-    else:
+    source = corrector = None
+    if second_order:
         source = SampledGradients(model, pruner.targets, options, pruner.backend, data, loss)
         corrector = _corrector(source, used, options)
         source.check(rows)
         kept = sum(p.size - zeros for p, zeros in zip(pruner.pruned, pruner.zeros, strict=True))
         if pruner.prunes(finals):
             pruner.plan_memory(source.footprint(rows), [(rows, kept)])
-        done = update_in_stages(pruner, finals, source, rows, used.stages, corrector=corrector, verbose=verbose)
-    _constrain(pruner)
+    meter = Meter(pruner.backend, pruner.backend.devices(), options.verbose)
+    reestimation = reestimation_of(model, reestimate_batchnorm, data, loss, seed, meter)
+    batchnorm = None
+    with restored_on_failure([target.variable for target in pruner.targets]):
+        done = update_in_stages(pruner, finals, source, rows, used.stages if source else 1, 0, corrector, verbose)
+        _constrain(pruner)
+        if reestimation is not None:
+            with meter.phase("batchnorm", reestimation.total, "layer") as advance:
+                batchnorm = reestimation.run(advance)
     return PruningReport(
         count_zeros(pruner.targets),
-        merged([phase for stage in done for phase in stage.phases]),
+        merged([phase for stage in done for phase in stage.phases] + meter.phases),
         sum(stage.samples for stage in done),
         (*notes, pruner.note) if pruner.note else notes,
         tuple(done),
         _settings(quality, used, options) if second_order else {},
+        batchnorm,
     )
 
 
@@ -209,5 +224,4 @@ def _constrain(pruner: Pruner) -> None:
     """Applies the weights' own constraints, which corrections may have broken; zeros stay."""
     for target, pruned in zip(pruner.targets, pruner.masks(), strict=True):
         if target.variable.constraint is not None:
-            values = ops.convert_to_numpy(target.variable.constraint(target.variable))
-            target.variable.assign(np.where(pruned, np.zeros((), values.dtype), values))
+            target.variable.assign(target.constrained(target.variable, pruned))

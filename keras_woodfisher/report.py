@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_woodfisher.batchnorm_report import BatchNormReport
 from keras_woodfisher.options import names
 from keras_woodfisher.targets import ALL_PRUNABLE, Target, all_targets, named_targets
 
@@ -32,7 +33,7 @@ class PhaseReport:
     """One phase of the work.
 
     Attributes:
-        name: `"gradients"`, `"inverse"`, `"update"` or `"calibration"`.
+        name: `"gradients"`, `"inverse"`, `"update"`, `"calibration"` or `"batchnorm"`.
         seconds: Wall-clock time.
         peak_bytes: Growth of the process's anonymous memory at its peak, plus the peak on GPUs; None where
             the system doesn't tell.
@@ -100,6 +101,7 @@ class PruningReport:
         notes: What else is worth knowing, printed under the table.
         stages: What was done in which order, and chosen on the way; printed where there were several.
         settings: How it was done: the values of `prune`'s options, given or taken from the preset.
+        batchnorm: What became of BatchNorm statistics, where they were re-estimated.
     """
 
     variables: tuple[VariableReport, ...]
@@ -108,6 +110,7 @@ class PruningReport:
     notes: tuple[str, ...] = field(default=())
     stages: tuple[StageReport, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    batchnorm: BatchNormReport | None = None
 
     @property
     def weights(self) -> int:
@@ -141,14 +144,7 @@ class PruningReport:
         Raises:
             ImportError: If matplotlib isn't installed.
         """
-        try:
-            from matplotlib import pyplot
-        except ImportError as error:
-            raise ImportError(
-                "plot() needs matplotlib, which isn't installed. Install it with: pip install 'keras-woodfisher[plot]'."
-            ) from error
-        if ax is None:
-            _, ax = pyplot.subplots(figsize=(8, 1 + 0.3 * len(self.variables)), layout="constrained")
+        ax = new_axes((8, 1 + 0.3 * len(self.variables))) if ax is None else ax
         # By place, since two variables of one model may have the same name.
         places = range(len(self.variables))
         ax.barh(places, [v.sparsity for v in self.variables])
@@ -173,7 +169,8 @@ class PruningReport:
         lines += _stages(self.stages)
         if self.settings:
             lines.append("settings: " + ", ".join(f"{name}={value!r}" for name, value in self.settings.items()))
-        return "\n".join([*lines, *self.notes])
+        batchnorm = [] if self.batchnorm is None else [str(self.batchnorm)]
+        return "\n".join([*lines, *batchnorm, *self.notes])
 
 
 def _stages(stages: Sequence[StageReport]) -> list[str]:
@@ -231,6 +228,26 @@ def count_zeros(targets: Sequence[Target]) -> tuple[VariableReport, ...]:
         )
         for target in targets
     )
+
+
+def new_axes(size: tuple[float, float]) -> Any:
+    """The `Axes` of a new figure of so many inches."""
+    return load_pyplot().subplots(figsize=size, layout="constrained")[1]
+
+
+def load_pyplot() -> Any:
+    """What draws.
+
+    Raises:
+        ImportError: If matplotlib isn't installed.
+    """
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError(
+            "plot() needs matplotlib, which isn't installed. Install it with: pip install 'keras-woodfisher[plot]'."
+        ) from error
+    return pyplot
 
 
 def aligned(cells: list[tuple[str, ...]], left: int = 2) -> list[str]:

@@ -58,6 +58,16 @@ class Target:
         dtype = np.float64 if values.dtype == np.float64 else np.float32
         return self.flatten(values).astype(dtype)
 
+    def constrained(self, values: Any, pruned: np.ndarray) -> np.ndarray:
+        """Values under the variable's own constraint, which corrections may have broken; zeros stay.
+
+        Args:
+            values: In the variable's shape.
+            pruned: What is pruned, bool, in the same shape.
+        """
+        held = keras.ops.convert_to_numpy(self.variable.constraint(values))
+        return np.where(pruned, np.zeros((), held.dtype), held)
+
     def write(self, flat: np.ndarray) -> None:
         """Assigns weights that are in weight order."""
         self.variable.assign(self.unflatten(flat))

@@ -9,7 +9,7 @@ from typing import Any
 
 BACKENDS = ("torch", "tensorflow", "jax")
 METHODS = ("woodfisher", "magnitude")
-UPDATES = ("joint", "independent", "calibrated")
+UPDATES = ("joint", "independent")
 FISHERS = ("empirical", "ggn")
 QUALITIES = ("fast", "balanced", "best")
 MASK_TYPES = ("unstructured", "block4", "filter", "channel")
@@ -26,7 +26,7 @@ _OF_WOODFISHER = (
     "memory_limit",
     "update",
 )
-_OF_SPARSITY = ("params", "exclude", "method", "mask_type", *_OF_WOODFISHER)
+_OF_SPARSITY = ("params", "exclude", "method", "mask_type", "reestimate_batchnorm", *_OF_WOODFISHER)
 _LOSS_HELP = "a Keras loss, such as mse; NAME:from_logits where the model's outputs are logits"
 
 
@@ -53,10 +53,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _add_check(command("check", "check a recipe against a model, without training"))
     _add_inspect(command("inspect", "list the sparsity of a model and the bytes it takes dense and compressed"))
     _add_convert(command("convert", "rewrite an old recipe in the form that this package writes"))
+    _add_sensitivity(command("sensitivity", "measure and predict the loss when each variable alone is pruned"))
     _add_demo(command("demo", "train a small CNN on digits, prune it, and compare WoodFisher with magnitude"))
     args = parser.parse_args(argv)
     if args.command == "prune":
         _check_prune(args, prune.error)
+    if args.command == "sensitivity":
+        _check_sensitivity(args, parser.error)
     return args
 
 
@@ -83,22 +86,55 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
     recipe = parser.add_argument_group("with --recipe")
     _add_var(recipe)
     plain = parser.add_argument_group("with --sparsity", "README.md says what these mean.")
-    for name in ("--params", "--exclude"):
-        plain.add_argument(name, nargs="+", action="extend", metavar="NAME", help="names, or patterns: re:...")
+    _add_update(plain, "0: one block over everything")
     plain.add_argument("--quality", choices=QUALITIES, help="how much work to spend (default balanced)")
     plain.add_argument("--stages", type=_whole(1), metavar="K")
-    plain.add_argument("--num-grads", type=_whole(1), metavar="M")
-    plain.add_argument("--grad-batch-size", type=_whole(1), metavar="b")
-    plain.add_argument("--fisher", choices=FISHERS)
-    plain.add_argument("--damp", type=_damp, metavar="DAMP", help="a number or auto")
     plain.add_argument("--calibration", type=_whole(1), metavar="N", help="examples of --data to hold out")
-    plain.add_argument("--fisher-block-size", type=_whole(0), metavar="B", help="0: one block over everything")
-    plain.add_argument("--memory-limit", type=_size, metavar="SIZE", help="such as 4GiB (default: 1/4 of what is free)")
-    plain.add_argument("--method", choices=METHODS)
-    plain.add_argument("--update", choices=UPDATES)
+    plain.add_argument("--update", choices=(*UPDATES, "calibrated"))
     plain.add_argument(
         "--mask-type", type=_mask_type, metavar="MASK", help="unstructured (default), 2:4, block4, 4,1, filter, channel"
     )
+    plain.add_argument(
+        "--reestimate-batchnorm",
+        nargs="?",
+        const=True,
+        metavar="DATA.npz",
+        help="measure BatchNorm statistics anew on training examples with their augmentation (default: --data)",
+    )
+
+
+def _add_sensitivity(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL.keras")
+    parser.add_argument(
+        "--data", metavar="DATA.npz", help="x, y and perhaps sample_weight: gradients (magnitude: none)"
+    )
+    parser.add_argument("--eval", metavar="DATA.npz", help="examples to measure losses on (default: --data)")
+    parser.add_argument("--levels", nargs="+", type=_fraction, metavar="S", help="default 0.5 0.7 0.8 0.9 0.95")
+    parser.add_argument("--num-examples", type=_whole(1), metavar="N", help="to measure losses on (default 1024)")
+    parser.add_argument("--batch-size", type=_whole(1), metavar="N", help="of those (default 256)")
+    parser.add_argument("--loss", metavar="NAME", help=f"{_LOSS_HELP} (default: the compiled loss)")
+    parser.add_argument("--plot", metavar="FILE", help="draw curves: .png, .svg or .pdf (needs matplotlib)")
+    parser.add_argument("--force", action="store_true", help="overwrite --plot")
+    _add_common(parser)
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.add_argument("--seed", type=_whole(0), default=0, help="of the choice of examples (default 0)")
+    _add_update(parser, "0: each variable is one block")
+    parser.add_argument("--update", choices=UPDATES)
+
+
+def _add_update(parser: Any, no_block_size: str) -> None:
+    """What one pruning update takes."""
+    for name in ("--params", "--exclude"):
+        parser.add_argument(name, nargs="+", action="extend", metavar="NAME", help="names, or patterns: re:...")
+    parser.add_argument("--num-grads", type=_whole(1), metavar="M")
+    parser.add_argument("--grad-batch-size", type=_whole(1), metavar="b")
+    parser.add_argument("--damp", type=_damp, metavar="DAMP", help="a number or auto")
+    parser.add_argument("--fisher", choices=FISHERS)
+    parser.add_argument("--fisher-block-size", type=_whole(0), metavar="B", help=no_block_size)
+    parser.add_argument(
+        "--memory-limit", type=_size, metavar="SIZE", help="such as 4GiB (default: 1/4 of what is free)"
+    )
+    parser.add_argument("--method", choices=METHODS)
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
@@ -141,15 +177,16 @@ def _check_prune(args: argparse.Namespace, error: Callable[[str], Any]) -> None:
     """Refuses options that would be without effect."""
     plain = args.recipe is None
     magnitude = args.method == "magnitude"
-    for name in _OF_SPARSITY if not plain else _OF_WOODFISHER if magnitude else ():
-        if getattr(args, name) is not None:
-            beside = "--recipe; set it in the recipe" if not plain else "--method magnitude; leave it out"
-            error(f"--{name.replace('_', '-')} has no effect beside {beside}")
-    one_shot_magnitude = plain and magnitude and args.epochs is None
+    if not plain:
+        _refuse(args, _OF_SPARSITY, "--recipe; set it in the recipe", error)
+    elif magnitude:
+        _refuse(args, _OF_WOODFISHER, "--method magnitude; leave it out", error)
+    one_shot_magnitude = plain and magnitude and args.epochs is None and args.reestimate_batchnorm is None
     rules = [
         (args.var and plain, "--var sets a variable of a recipe: give --recipe"),
         (args.data is None and args.epochs, "--data is needed for training: give it beside --epochs"),
         (args.data is None and plain and not magnitude, "--data is needed; only --method magnitude works without"),
+        (args.data is None and args.reestimate_batchnorm is True, "--reestimate-batchnorm needs examples: give --data"),
         (args.learning_rate and not args.epochs, "--learning-rate is for fine-tuning: give --epochs"),
         (
             args.batch_size and not (args.epochs or args.eval),
@@ -160,6 +197,23 @@ def _check_prune(args: argparse.Namespace, error: Callable[[str], Any]) -> None:
     for broken, message in rules:
         if broken:
             error(message)
+
+
+def _check_sensitivity(args: argparse.Namespace, error: Callable[[str], Any]) -> None:
+    """Refuses options that would be without effect."""
+    magnitude = args.method == "magnitude"
+    if magnitude:
+        _refuse(args, _OF_WOODFISHER, "--method magnitude; leave it out", error)
+    if args.data is None and not (magnitude and args.eval):
+        error("--data is needed; only --method magnitude works with --eval alone")
+    if magnitude and args.data and args.eval:
+        error("--data has no effect beside --method magnitude and --eval; leave it out")
+
+
+def _refuse(args: argparse.Namespace, names: Sequence[str], beside: str, error: Callable[[str], Any]) -> None:
+    for name in names:
+        if getattr(args, name) is not None:
+            error(f"--{name.replace('_', '-')} has no effect beside {beside}")
 
 
 def _fraction(text: str) -> float:

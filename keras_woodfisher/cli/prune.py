@@ -45,16 +45,17 @@ def run(args: Namespace) -> Answer:
     model = files.load_model(args.model)
     data = files.load_data(args.data) if args.data else None
     held_out = files.load_data(args.eval) if args.eval else None
-    loss = _loss(args, model, data, held_out)
+    batchnorm = _batchnorm(args)
+    loss = _loss(args, model, data or held_out or batchnorm.get("reestimate_batchnorm"))
     keras.utils.set_random_seed(args.seed)
     measured = Evaluation(model, loss, held_out, args.batch_size or _BATCH_SIZE).measure if held_out else dict
     before = measured()
     if args.epochs:
-        report = _fine_tune(args, model, data, loss, recipe)
+        report = _fine_tune(args, model, data, loss, recipe, batchnorm)
     elif recipe is not None:
         report = recipe.apply(model, data, loss=loss, verbose=verbosity(args))
     else:
-        report = kw.prune(model, data, args.sparsity, loss=loss, **_options(args))
+        report = kw.prune(model, data, args.sparsity, loss=loss, **_options(args), **batchnorm)
     after = measured()
     files.write(args.out, model.save)
     return _answer(args, report, (before, after), time.perf_counter() - start)
@@ -67,7 +68,7 @@ def verbosity(args: Namespace) -> int:
     return 1 if sys.stderr.isatty() else 2
 
 
-def _loss(args: Namespace, model: keras.Model, data: files.Data | None, held_out: files.Data | None) -> Any:
+def _loss(args: Namespace, model: keras.Model, examples: files.Data | None) -> Any:
     """The loss to use instead of the compiled one, if any; wrong wishes end here."""
     if args.epochs and model.compiled and (args.loss or args.learning_rate):
         option = "--loss" if args.loss else "--learning-rate"
@@ -75,10 +76,10 @@ def _loss(args: Namespace, model: keras.Model, data: files.Data | None, held_out
             f"{option} has no effect: the model is compiled, and trains with its own loss and optimizer. Leave it "
             "out, or save the model without compiling it."
         )
-    examples = data or held_out
-    if examples is None or (args.method == "magnitude" and not args.epochs and held_out is None):
+    measures = args.epochs or args.eval or args.reestimate_batchnorm
+    if examples is None or (args.method == "magnitude" and not measures):
         return None
-    loss = needed_loss(model, args.loss, "--data" if data else "--eval")
+    loss = needed_loss(model, args.loss, "--data" if args.data else "--eval" if args.eval else "--reestimate-batchnorm")
     if args.loss:
         check_outputs(model, args.loss, examples.x)
     return loss
@@ -87,15 +88,25 @@ def _loss(args: Namespace, model: keras.Model, data: files.Data | None, held_out
 def _options(args: Namespace) -> dict[str, Any]:
     """What `prune` is told beyond its own defaults."""
     given = {name: getattr(args, name) for name in _PASSED_ON if getattr(args, name) is not None}
-    return {**given, **_params(args), "verbose": verbosity(args)}
+    return {**given, **params_of(args), "verbose": verbosity(args)}
 
 
-def _params(args: Namespace) -> dict[str, Any]:
+def _batchnorm(args: Namespace) -> dict[str, Any]:
+    """Whether statistics are measured anew, and on what."""
+    wanted = args.reestimate_batchnorm
+    if wanted is None:
+        return {}
+    return {"reestimate_batchnorm": True if wanted is True else files.load_data(wanted)}
+
+
+def params_of(args: Namespace) -> dict[str, Any]:
     # A single name may be a keyword such as __ALL__, which isn't one of a list.
     return {"params": args.params[0] if len(args.params) == 1 else args.params} if args.params else {}
 
 
-def _fine_tune(args: Namespace, model: keras.Model, data: Any, loss: Any, recipe: Any) -> kw.PruningReport:
+def _fine_tune(
+    args: Namespace, model: keras.Model, data: Any, loss: Any, recipe: Any, batchnorm: dict[str, Any]
+) -> kw.PruningReport:
     """Trains with the recipe's callbacks, or holds the zeros of one shot."""
     batch_size = args.batch_size or _BATCH_SIZE
     report = None
@@ -110,8 +121,8 @@ def _fine_tune(args: Namespace, model: keras.Model, data: Any, loss: Any, recipe
             raise ValueError("The recipe doesn't fit: " + " ".join(map(str, check.problems)))
         callbacks = recipe.callbacks(model, data=data, verbose=verbosity(args))
     else:
-        report = kw.prune(model, data, args.sparsity, loss=loss, **_options(args))
-        callbacks = [kw.KeepZeros(**_params(args), exclude=args.exclude or ())]
+        report = kw.prune(model, data, args.sparsity, loss=loss, **_options(args), **batchnorm)
+        callbacks = [kw.KeepZeros(**params_of(args), exclude=args.exclude or ())]
     x, y, weight = data
     model.fit(
         x,

@@ -1,0 +1,55 @@
+"""`keras-woodfisher sensitivity`: what pruning each variable alone does to the loss."""
+
+from argparse import Namespace
+from typing import Any
+
+import keras
+
+import keras_woodfisher as kw
+from keras_woodfisher.cli import files
+from keras_woodfisher.cli.answer import Answer
+from keras_woodfisher.cli.losses import check_outputs, needed_loss
+from keras_woodfisher.cli.prune import params_of, verbosity
+from keras_woodfisher.report import load_pyplot
+
+_PASSED_ON = (
+    *(
+        "levels",
+        "num_examples",
+        "batch_size",
+        "exclude",
+        "num_grads",
+        "damp",
+        "fisher",
+        "fisher_block_size",
+        "memory_limit",
+    ),
+    *("method", "update", "seed", "grad_batch_size"),
+)
+
+
+def run(args: Namespace) -> Answer:
+    """Measures `args.model`, which isn't changed."""
+    if args.plot:
+        files.check_output(args.plot, (".png", ".svg", ".pdf"), args.force)
+        load_pyplot()
+    model = files.load_model(args.model)
+    data = files.load_data(args.data) if args.data else None
+    held_out = files.load_data(args.eval) if args.eval else None
+    loss = needed_loss(model, args.loss, "--data" if data else "--eval")
+    if args.loss:
+        check_outputs(model, args.loss, (data or held_out).x)  # type: ignore[union-attr] # one of them is there
+    given = {name: getattr(args, name) for name in _PASSED_ON if getattr(args, name) is not None}
+    report = kw.sensitivity(
+        model, data, eval_data=held_out, loss=loss, **given, **params_of(args), verbose=verbosity(args)
+    )
+    text = str(report)
+    if args.plot:
+        files.write(args.plot, lambda path: _draw(report, path))
+        text += f"\n\nWrote {args.plot}."
+    document = {"command": "sensitivity", "model": args.model, "backend": keras.backend.backend(), "plot": args.plot}
+    return Answer(text, {**document, **report.as_dict()})
+
+
+def _draw(report: kw.SensitivityReport, path: str) -> Any:
+    report.plot().figure.savefig(path)
