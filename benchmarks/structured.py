@@ -23,6 +23,7 @@ def main() -> None:
                     model,
                     train,
                     args.sparsity,
+                    quality="fast",
                     method=method,
                     mask_type=mask,
                     exclude=args.exclude,

@@ -186,16 +186,27 @@ class SampledGradients:
         available = self._examples.available
         examples = GRADIENT_EXAMPLES if available is None else min(available, GRADIENT_EXAMPLES)
         size = min(chunk * self._options.grad_batch_size, examples)
+        while True:
+            try:
+                return self._mean_gradient(weights, kept, self._stream(draw[0], _GRADIENTS + draw[1]), examples, size)
+            except MemoryError:
+                if size == 1:
+                    raise
+                size //= 2
+
+    def _mean_gradient(
+        self, weights: np.ndarray, kept: Sequence[np.ndarray], stream: Any, examples: int, size: int
+    ) -> np.ndarray:
+        """With `size` examples at a time."""
         total, number = np.zeros(int(sum(mask.sum() for mask in kept))), 0
         _, others = self.loss.values()
         values = tensors_of(self.targets, weights)
         sampler = self._sampler_of(self.loss)
-        stream = self._stream(draw[0], _GRADIENTS + draw[1])
         with self.loss.sampling_mode():
-            for batch, groups in even_chunks(self._examples.groups(examples // size, size, stream), lambda b: 1):
-                rows_of = zip(self.targets, sampler(values, others, batch), kept, strict=True)
-                total += np.concatenate([t.flatten(row[:groups].sum(0))[mask] for t, row, mask in rows_of])
-                number += groups
+            for batch, _ in even_chunks(self._examples.groups(examples // size, size, stream), lambda b: 1):
+                rows = zip(self.targets, sampler(values, others, batch), kept, strict=True)
+                total += np.concatenate([target.flatten(row[0])[mask] for target, row, mask in rows])
+                number += 1
         if not number:
             raise ValueError(f"data holds fewer than {size} examples to take a gradient of. Give more.")
         return total / number

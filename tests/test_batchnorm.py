@@ -404,6 +404,7 @@ def test_the_dense_model_tells_whether_augmentation_is_missing(blobs):
     model, plain, augmented = fitted(blobs)
     pruned = sequential()
     pruned.set_weights(model.get_weights())
+    model.evaluate(*plain, verbose=0)  # makes the variables of its metrics
     before = everything(model)
     with pytest.warns(UserWarning, match=r"dense model's loss on this data grows from .* augmentation missing\?"):
         report = kw.reestimate_batchnorm(pruned, plain, dense=model, verbose=0)
@@ -510,9 +511,10 @@ def test_prune_re_estimates_after_pruning(blobs, method):
     model, _, data = fitted(blobs)
     twin = sequential()
     twin.set_weights(model.get_weights())
-    kw.prune(twin, data, 0.7, num_grads=32, loss=LOSS, method=method, verbose=0)
+    kw.prune(twin, data, 0.7, quality="fast", num_grads=32, loss=LOSS, method=method, verbose=0)
     pruned = kw.reestimate_batchnorm(twin, data, dense=model, verbose=0)
-    report = kw.prune(model, data, 0.7, num_grads=32, method=method, reestimate_batchnorm=True, verbose=0)
+    how = {"quality": "fast", "num_grads": 32, "method": method, "verbose": 0}
+    report = kw.prune(model, data, 0.7, reestimate_batchnorm=True, **how)
     assert_same(everything_but_optimizer(model), everything_but_optimizer(twin))
     assert report.batchnorm.dense_loss == pruned.dense_loss
     assert len(report.batchnorm.layers) == 2
@@ -522,7 +524,7 @@ def test_prune_re_estimates_after_pruning(blobs, method):
     # Without the wish statistics stay.
     model, _, data = fitted(blobs)
     before = statistics(model)
-    assert kw.prune(model, data, 0.7, num_grads=32, method=method, verbose=0).batchnorm is None
+    assert kw.prune(model, data, 0.7, quality="fast", num_grads=32, method=method, verbose=0).batchnorm is None
     assert_same(statistics(model), before)
 
 
@@ -534,11 +536,11 @@ def test_prune_re_estimates_on_other_examples(blobs):
     model, plain, augmented = fitted(blobs)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        report = kw.prune(model, plain, 0.5, num_grads=16, reestimate_batchnorm=augmented, verbose=0)
+        report = kw.prune(model, plain, 0.5, quality="fast", num_grads=16, reestimate_batchnorm=augmented, verbose=0)
     assert report.batchnorm.dense_keeps_accuracy
     assert_all_statistics(model, augmented[0])
     with pytest.warns(UserWarning, match=r"augmentation missing\?"):
-        kw.prune(model, plain, 0.6, num_grads=16, reestimate_batchnorm=True, verbose=0)
+        kw.prune(model, plain, 0.6, quality="fast", num_grads=16, reestimate_batchnorm=True, verbose=0)
     assert_all_statistics(model, plain[0])
     # Magnitude pruning needs no other data.
     kw.prune(model, None, 0.8, method="magnitude", reestimate_batchnorm=augmented, verbose=0)
@@ -557,7 +559,7 @@ def test_a_failure_after_pruning_brings_the_weights_back(blobs, monkeypatch):
 
     monkeypatch.setattr(batchnorm, "measure", failing)
     with pytest.raises(RuntimeError, match="the disk is full"):
-        kw.prune(model, data, 0.7, num_grads=16, reestimate_batchnorm=True, verbose=0)
+        kw.prune(model, data, 0.7, quality="fast", num_grads=16, reestimate_batchnorm=True, verbose=0)
     assert_same(everything(model), before)
 
 
@@ -574,9 +576,9 @@ def test_a_failure_after_pruning_brings_the_weights_back(blobs, monkeypatch):
 def test_wrong_wishes_of_prune_change_nothing(blobs, make_mlp, error, message, make, kwargs):
     model = make_mlp(compile=False) if make is None else make()
     before = everything(model)
-    kwargs = {"data": blobs, "loss": LOSS, "wish": True} | kwargs
+    kwargs = {"data": blobs, "loss": LOSS, "wish": True, "quality": "fast", "num_grads": 8} | kwargs
     with pytest.raises(error, match=message):
-        kw.prune(model, sparsity=0.5, num_grads=8, reestimate_batchnorm=kwargs.pop("wish"), verbose=0, **kwargs)
+        kw.prune(model, sparsity=0.5, reestimate_batchnorm=kwargs.pop("wish"), verbose=0, **kwargs)
     assert_same(everything(model), before)
 
 

@@ -311,6 +311,7 @@ def test_config_round_trip(blobs):
         "fisher_block_size": None,
         "update": "independent",
         "method": "magnitude",
+        "mask_type": [2, 4],
         "available_gpus": ["cpu:0"],
         "memory_limit": "2GiB",
         "grads_device": "disk",

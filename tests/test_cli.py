@@ -90,7 +90,9 @@ def zeros(path):
 
 
 def test_one_shot_prunes_as_the_library_does(cli, shelf):
-    code, out, err = cli("prune model.keras --data data.npz --sparsity 0.7 --num-grads 32 --damp 1e-4 --out p.keras")
+    code, out, err = cli(
+        "prune model.keras --data data.npz --sparsity 0.7 --quality fast --num-grads 32 --damp 1e-4 --out p.keras"
+    )
     assert code == 0, err
     model = keras.models.load_model("model.keras")
     with np.load("data.npz") as file:
@@ -107,7 +109,8 @@ def test_one_shot_prunes_as_the_library_does(cli, shelf):
 
 def test_json_is_one_document_and_nothing_else(cli):
     code, out, err = cli(
-        "prune model.keras --data data.npz --sparsity 0.5 --num-grads 8 --eval held_out.npz --out p.keras --json"
+        "prune model.keras --data data.npz --sparsity 0.5 --quality fast --num-grads 8 --eval held_out.npz "
+        "--out p.keras --json"
     )
     document = json.loads(out)
     assert (code, err) == (0, "")

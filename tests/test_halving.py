@@ -102,7 +102,7 @@ def test_full_memory_is_no_reason_to_give_up_the_fast_way(backend, rng):
     assert_rows(grads, truth_of(model, targets, mean_square, (x, y), 9), targets)
     if CAPTURES:
         assert {9, 4} <= set(crowded.seen)
-        assert source._sampler.sampler.trusted
+        assert source._sampler_of(source.loss).sampler.trusted
         assert source.slow_layers is None
 
 

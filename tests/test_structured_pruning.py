@@ -178,7 +178,7 @@ def is_two_of_four(kernel):
 @pytest.mark.parametrize("method", ["woodfisher", "magnitude"])
 def test_one_shot_two_of_four(images, method):
     model = conv_net()
-    report = kw.prune(model, images, 0.5, mask_type="2:4", method=method, num_grads=32, verbose=0)
+    report = kw.prune(model, images, 0.5, mask_type="2:4", method=method, quality="fast", num_grads=32, verbose=0)
     assert all(is_two_of_four(layer.kernel) for layer in model.layers if layer.weights)
     # 27 inputs of a unit: six fours, and three weights that stay.
     assert [v.pruned for v in report.variables] == [12 * 8, 36 * 4, 8 * 3]
@@ -227,7 +227,7 @@ def test_the_callback_ramps_to_two_of_four_and_holds_it(images, data, capsys):
 def test_filters_and_channels_of_a_net_are_zero_as_a_whole(images):
     for mask, axis in (("filter", -1), ("channel", -2)):
         model = conv_net()
-        kw.prune(model, images, 0.5, mask_type=mask, num_grads=32, exclude=["out/kernel"], verbose=0)
+        kw.prune(model, images, 0.5, mask_type=mask, quality="fast", num_grads=32, exclude=["out/kernel"], verbose=0)
         pruned = 0
         for layer in model.layers[:2]:
             zero = np.moveaxis(ops.convert_to_numpy(layer.kernel) == 0, axis, 0).reshape(layer.kernel.shape[axis], -1)

@@ -14,18 +14,8 @@ FISHERS = ("empirical", "ggn")
 QUALITIES = ("fast", "balanced", "best")
 MASK_TYPES = ("unstructured", "block4", "filter", "channel")
 
-_OF_WOODFISHER = (
-    "quality",
-    "stages",
-    "num_grads",
-    "grad_batch_size",
-    "fisher",
-    "damp",
-    "fisher_block_size",
-    "calibration",
-    "memory_limit",
-    "update",
-)
+_OF_FISHER = ("num_grads", "grad_batch_size", "fisher", "damp", "fisher_block_size", "memory_limit", "update")
+_OF_WOODFISHER = ("quality", "stages", "calibration", *_OF_FISHER)
 _OF_SPARSITY = ("params", "exclude", "method", "mask_type", "reestimate_batchnorm", *_OF_WOODFISHER)
 _LOSS_HELP = "a Keras loss, such as mse; NAME:from_logits where the model's outputs are logits"
 
@@ -203,7 +193,7 @@ def _check_sensitivity(args: argparse.Namespace, error: Callable[[str], Any]) ->
     """Refuses options that would be without effect."""
     magnitude = args.method == "magnitude"
     if magnitude:
-        _refuse(args, _OF_WOODFISHER, "--method magnitude; leave it out", error)
+        _refuse(args, _OF_FISHER, "--method magnitude; leave it out", error)
     if args.data is None and not (magnitude and args.eval):
         error("--data is needed; only --method magnitude works with --eval alone")
     if magnitude and args.data and args.eval:
