@@ -139,6 +139,7 @@ def test_unknown_arguments_are_refused():
 
 
 UNUSUAL = {
+    "mask_type": [2, 4],
     "final_sparsity": 0.75,
     "end_epoch": 7.5,
     "init_sparsity": "__FROM_PARAM__",
