@@ -158,7 +158,6 @@ UNUSUAL = {
     "fisher_block_size": None,
     "update": "independent",
     "method": "magnitude",
-    "mask_type": [2, 4],
     "available_gpus": ["cpu:0", "cpu:1"],
     "memory_limit": "3 GiB",
     "grads_device": "disk",
