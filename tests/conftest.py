@@ -2,8 +2,13 @@
 
 import os
 
-# Two logical CPU devices, so that tests deal out blocks; must be set before a framework starts.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+# Two logical CPU devices, so that tests deal out blocks, and quick compilation: tests compile much and compute little.
+# Must be set before a framework starts.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true",
+)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
