@@ -34,6 +34,7 @@ def main() -> None:
     args.add_argument("--limit", action="append", help="memory limits; by default fractions of the gradients")
     args.add_argument("--no-disk", action="store_true", help="as if the temporary folder were full")
     args.add_argument("--one", help=argparse.SUPPRESS)
+    args.add_argument("--quality", default="fast")
     args.add_argument("--name", default="memory")
     args = args.parse_args()
     if args.one:
@@ -86,7 +87,7 @@ def _measure(args: argparse.Namespace) -> dict:
     model, data, _ = _load(args)
     dense = model.get_weights() if not args.weights else None
     common = {
-        "quality": "fast",
+        "quality": args.quality,
         "damp": args.damp,
         "fisher_block_size": args.fisher_block_size,
         "verbose": 0,

@@ -20,6 +20,7 @@ BENCHMARKS = (
     "kernel_accuracy",
     "memory",
     "one_shot",
+    "accuracy",
     "structured",
     "batchnorm",
     "gradual",

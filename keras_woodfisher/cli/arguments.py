@@ -15,7 +15,7 @@ QUALITIES = ("fast", "balanced", "best")
 MASK_TYPES = ("unstructured", "block4", "filter", "channel")
 
 _OF_FISHER = ("num_grads", "grad_batch_size", "fisher", "damp", "fisher_block_size", "memory_limit", "update")
-_OF_WOODFISHER = ("quality", "stages", "calibration", *_OF_FISHER)
+_OF_WOODFISHER = ("quality", "stages", "calibration", "newton_steps", *_OF_FISHER)
 _OF_SPARSITY = ("params", "exclude", "method", "mask_type", "reestimate_batchnorm", *_OF_WOODFISHER)
 _LOSS_HELP = "a Keras loss, such as mse; NAME:from_logits where the model's outputs are logits"
 
@@ -80,6 +80,7 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
     plain.add_argument("--quality", choices=QUALITIES, help="how much work to spend (default balanced)")
     plain.add_argument("--stages", type=_whole(1), metavar="K")
     plain.add_argument("--calibration", type=_whole(1), metavar="N", help="examples of --data to hold out")
+    plain.add_argument("--newton-steps", type=_whole(0), metavar="N")
     plain.add_argument("--update", choices=(*UPDATES, "calibrated"))
     plain.add_argument(
         "--mask-type", type=_mask_type, metavar="MASK", help="unstructured (default), 2:4, block4, 4,1, filter, channel"

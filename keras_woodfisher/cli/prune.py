@@ -27,6 +27,7 @@ _PASSED_ON = (
     "damp",
     "fisher_block_size",
     "calibration",
+    "newton_steps",
     "memory_limit",
     "method",
     "update",
