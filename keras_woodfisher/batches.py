@@ -1,9 +1,10 @@
 """Examples that are looked at again and again: read once, kept, and given batch by batch."""
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
-from keras_woodfisher_backends.nest import arrays, map_arrays
+from keras_woodfisher_backends.nest import arrays, map_arrays, take
 
 from keras_woodfisher.examples import Batch, open_examples
 from keras_woodfisher.options import count
@@ -29,14 +30,18 @@ def read_batches(data: Any, num_examples: int | None, batch_size: int, seed: Any
     examples = open_examples(data)
     if examples.available is not None:
         most = min(most, examples.available)
-    batches = []
+    batches: list[Batch] = []
     for groups in examples.groups(most, 1, seed):
-        whole = map_arrays(lambda array: array[:, 0], groups)
-        for start in range(0, length(whole), size):
-            batches.append(map_arrays(lambda array, start=start: array[start : start + size], whole))
+        batches += cut(map_arrays(lambda array: array[:, 0], groups), size)
     if not batches:
         raise ValueError("data holds no example (a callable must return a fresh iterator at each call).")
     return batches
+
+
+def cut(batch: Batch, size: int) -> Iterator[Batch]:
+    """A batch in parts of `size` examples; the last one may be smaller."""
+    for start in range(0, length(batch), size):
+        yield take(batch, slice(start, start + size))
 
 
 def length(batch: Batch) -> int:

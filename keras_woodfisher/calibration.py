@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from keras_woodfisher.batches import cut
 from keras_woodfisher.evaluation import mean_loss_at
 from keras_woodfisher.examples import Batch
 from keras_woodfisher.gradients import ModelLoss
@@ -31,9 +32,15 @@ class HeldOutLoss:
         self._targets = list(targets)
         self._batches = batches
 
-    def __call__(self, weights: np.ndarray) -> float:
-        """The loss with `weights` (N,) in weight order; infinite where it isn't a number."""
-        value = mean_loss_at(self._loss, tensors_of(self._targets, weights), self._batches)
+    def __call__(self, weights: np.ndarray, size: int) -> float:
+        """The loss with other weights; infinite where it isn't a number.
+
+        Args:
+            weights: (N,) in weight order.
+            size: Examples to look at at a time, which bounds the memory of the outputs of layers.
+        """
+        parts = (part for batch in self._batches for part in cut(batch, size))
+        value = mean_loss_at(self._loss, tensors_of(self._targets, weights), parts)
         return value if math.isfinite(value) else math.inf
 
 

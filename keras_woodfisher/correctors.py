@@ -31,7 +31,7 @@ class Removal:
         damp: The ridge of the scores.
         mean_diagonal: Mean of the diagonal of `(1/m) G^T G`.
         draw: Number of the update.
-        chunk: Samples that are taken at a time.
+        examples: How many are differentiated at a time.
     """
 
     grads: GradientStore
@@ -44,7 +44,7 @@ class Removal:
     damp: float
     mean_diagonal: float
     draw: int
-    chunk: int
+    examples: int
 
 
 class Corrector(Protocol):
@@ -103,7 +103,7 @@ class CalibratedCorrector:
         change = np.zeros(unpruned.shape)
 
         def loss(candidate: np.ndarray) -> float:
-            return self._loss(_added(base, removal.keep, change + candidate))
+            return self._loss(_added(base, removal.keep, change + candidate), removal.examples)
 
         with meter.phase("calibration", 1, "choice") as advance:
             removed = loss(change)
@@ -128,7 +128,7 @@ class CalibratedCorrector:
     def _gradient(self, removal: Removal, weights: np.ndarray, number: int, meter: Meter) -> np.ndarray:
         kept = np.split(removal.keep, np.cumsum([target.size for target in self._source.targets])[:-1])
         with meter.phase("gradients", 1, "gradient") as advance:
-            gradient = self._source.mean_gradient(weights, kept, (removal.draw, number), removal.chunk)
+            gradient = self._source.mean_gradient(weights, kept, (removal.draw, number), removal.examples)
             advance()
         return gradient
 

@@ -141,14 +141,9 @@ class StreamedExamples:
                 rest = take(batch, slice(cut, None))
 
     def hold_out(self, count: int, seed: Any) -> tuple[list[Batch], "Examples"]:
-        held = batches(self, count, seed)
+        held = [map_arrays(lambda array: array[:, 0], part) for part in self.groups(count, 1, seed)]
         left = None if self._available is None else self._available - count
         return held, StreamedExamples(self._start, left, self._skipped + count)
-
-
-def batches(examples: Examples, count: int, seed: Any) -> list[Batch]:
-    """So many examples, or fewer if they run out, as batches with leaves (n, ...)."""
-    return [map_arrays(lambda array: array[:, 0], part) for part in examples.groups(count, 1, seed)]
 
 
 def _grouped(batch: Batch, size: int) -> Batch:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_woodfisher.fisher import BlockFisher, block_slices
+from keras_woodfisher.masks import saliencies
 from keras_woodfisher.meter import Meter
-from keras_woodfisher.pruner import Pruner, _saliencies
+from keras_woodfisher.pruner import Pruner
 from keras_woodfisher.sources import GradientSource
 
 
@@ -63,7 +64,7 @@ class LonePruner(Pruner):
             with meter.phase("inverse", len(blocks), "block") as advance:
                 fisher = BlockFisher(grads, blocks, damp, self._kernels, advance)
                 diagonal = fisher.inverse_diagonal()
-            scores = _saliencies(weights, keep, diagonal)
+            scores = saliencies(weights, keep, diagonal)
 
             def change(level: float) -> LoneChange:
                 new = self._at(scores, level)

@@ -61,3 +61,13 @@ def grow(scores: np.ndarray, pruned: np.ndarray, groups: Sequence[tuple[int, flo
         parts.append(lowest(ranked[here], number))
         start += size
     return np.concatenate(parts)
+
+
+def saliencies(weights: np.ndarray, keep: np.ndarray, diagonal: np.ndarray) -> np.ndarray:
+    """`w^2 / (2 [F^-1]_jj)` of Optimal Brain Surgeon, zero for what is pruned."""
+    values = np.square(weights[keep], dtype=np.float64)
+    values /= diagonal
+    values *= 0.5
+    scores = np.zeros(weights.shape)
+    scores[keep] = values
+    return scores

@@ -6,10 +6,11 @@ from typing import Any
 
 import keras
 
+from keras_woodfisher.batches import read_batches
 from keras_woodfisher.batchnorm import reestimation_of
 from keras_woodfisher.calibration import HeldOutLoss
 from keras_woodfisher.correctors import CalibratedCorrector, Corrector
-from keras_woodfisher.examples import batches, open_examples
+from keras_woodfisher.examples import open_examples
 from keras_woodfisher.gauss_newton import curvature_problem
 from keras_woodfisher.levels import arguments_of, checked_levels, finals_of
 from keras_woodfisher.mask_types import check_final
@@ -18,7 +19,6 @@ from keras_woodfisher.options import AUTO, CALIBRATED, PruningOptions, fraction
 from keras_woodfisher.pruner import Pruner
 from keras_woodfisher.quality import Quality, chosen
 from keras_woodfisher.report import PruningReport, count_zeros, merged
-from keras_woodfisher.restoring import restored_on_failure
 from keras_woodfisher.sources import SampledGradients
 from keras_woodfisher.stages import update_in_stages
 
@@ -140,8 +140,7 @@ def prune(
             "prune needs data to take gradients of: data=(x, y), or whatever fit takes. "
             "Only method='magnitude' works without."
         )
-    examples = open_examples(data) if second_order else None
-    used = chosen(quality, given, None if examples is None else examples.available)
+    used = chosen(quality, given, open_examples(data).available if second_order else None)
     options = PruningOptions(
         params="__ALL_PRUNABLE__" if params is None else params,  # type: ignore[arg-type]
         exclude=exclude,  # type: ignore[arg-type]
@@ -183,7 +182,7 @@ def prune(
     meter = Meter(pruner.backend, pruner.backend.devices(), options.verbose)
     reestimation = reestimation_of(model, reestimate_batchnorm, data, loss, seed, meter)
     batchnorm = None
-    with restored_on_failure([target.variable for target in pruner.targets]):
+    with pruner.all_or_nothing():
         done = update_in_stages(pruner, finals, source, rows, used.stages if source else 1, 0, corrector, verbose)
         _constrain(pruner)
         if reestimation is not None:
@@ -207,7 +206,7 @@ def _corrector(source: SampledGradients, used: Quality, options: PruningOptions)
     if isinstance(used.calibration, int):
         held_out = source.hold_out(used.calibration)
     else:
-        held_out = batches(open_examples(used.calibration), _MOST_HELD_OUT, options.seed)
+        held_out = read_batches(used.calibration, _MOST_HELD_OUT, _MOST_HELD_OUT, options.seed)
     damp = None if used.damp == AUTO else float(used.damp)
     return CalibratedCorrector(source, HeldOutLoss(source.loss, source.targets, held_out), used.newton_steps, damp)
 

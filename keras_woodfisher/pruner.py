@@ -1,13 +1,11 @@
 """One pruning update of one model: gradients -> Fisher -> scores -> masks -> weights, all or nothing."""
 
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
-from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 from keras_woodfisher_backends import get_backend
 from keras_woodfisher_backends.devices import expand
 from keras_woodfisher_backends.kernel import BlockKernel
@@ -16,7 +14,7 @@ from keras_woodfisher_backends.protocol import Backend
 from keras_woodfisher.correctors import BlockCorrector, Corrector, Removal
 from keras_woodfisher.fisher import BlockFisher, block_slices
 from keras_woodfisher.footprint import Footprint
-from keras_woodfisher.masks import count, grow
+from keras_woodfisher.masks import count, grow, saliencies
 from keras_woodfisher.memory import check_device_memory
 from keras_woodfisher.memory_plan import DISK, MEMORY, RECOMPUTED, MemoryPlan
 from keras_woodfisher.memory_planning import plan_memory
@@ -24,6 +22,7 @@ from keras_woodfisher.memory_use import means_of, needs_of, open_store
 from keras_woodfisher.meter import Meter, say
 from keras_woodfisher.options import PruningOptions
 from keras_woodfisher.report import StageReport
+from keras_woodfisher.restoring import restored_on_failure
 from keras_woodfisher.selection import grows, select
 from keras_woodfisher.sources import GradientSource
 from keras_woodfisher.stores.store import GradientStore
@@ -120,16 +119,16 @@ class Pruner:
             return [sum(self.zeros) / sum(self.coverage)] * len(self.pruned)
         return [zeros / max(size, 1) for zeros, size in zip(self.zeros, self.coverage, strict=True)]
 
-    def snapshot(self) -> tuple[list[Any], list[np.ndarray]]:
-        """The weights, and what is pruned of them."""
-        return [ops.copy(target.variable) for target in self.targets], self.pruned
-
-    def restore(self, snapshot: tuple[list[Any], list[np.ndarray]]) -> None:
-        """Makes both what they were."""
-        values, pruned = snapshot
-        for target, value in zip(self.targets, values, strict=True):
-            target.variable.assign(value)
-        self._set(pruned)
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """If the work within fails or is interrupted, weights and masks are what they were."""
+        pruned = self.pruned
+        try:
+            with restored_on_failure([target.variable for target in self.targets]):
+                yield
+        except BaseException:
+            self._set(pruned)
+            raise
 
     def masks(self) -> list[np.ndarray]:
         """The pruned weights of each variable, bool in the variable's shape."""
@@ -237,7 +236,7 @@ class Pruner:
                 damp=damp,
                 mean_diagonal=mean_diagonal,
                 draw=draw[1],
-                chunk=self.memory.chunk,
+                examples=self.memory.chunk * self._options.grad_batch_size,
             )
             change, chosen = corrector(removal, meter)
             samples = len(grads)
@@ -296,7 +295,7 @@ class Pruner:
             return select(self.structure, weights, pruned, fisher, sparsity, self._options.global_sparsity)
         if fisher is None:
             return self._grow(np.abs(weights), sparsity)
-        return self._grow(_saliencies(weights, ~pruned, fisher.inverse_diagonal()), sparsity)
+        return self._grow(saliencies(weights, ~pruned, fisher.inverse_diagonal()), sparsity)
 
     def _grow(self, scores: np.ndarray, sparsity: Sequence[float]) -> np.ndarray:
         sizes = [p.size for p in self.pruned]
@@ -308,13 +307,9 @@ class Pruner:
 
     def _write(self, weights: np.ndarray, pruned: np.ndarray) -> None:
         edges = np.cumsum([p.size for p in self.pruned])[:-1]
-        before = self.snapshot()
-        try:
+        with self.all_or_nothing():
             for target, flat in zip(self.targets, np.split(weights, edges), strict=True):
                 target.write(flat)
-        except BaseException:
-            self.restore(before)
-            raise
         self._set(np.split(pruned, edges))
 
     def _set(self, pruned: list[np.ndarray]) -> None:
@@ -322,16 +317,6 @@ class Pruner:
         # Training logs them at each step.
         self.zeros = [int(p.sum()) for p in pruned]
         self.sparsity = sum(self.zeros) / sum(p.size for p in pruned)
-
-
-def _saliencies(weights: np.ndarray, keep: np.ndarray, diagonal: np.ndarray) -> np.ndarray:
-    """`w^2 / (2 [F^-1]_jj)` of Optimal Brain Surgeon, zero for what is pruned."""
-    values = np.square(weights[keep], dtype=np.float64)
-    values /= diagonal
-    values *= 0.5
-    scores = np.zeros(weights.shape)
-    scores[keep] = values
-    return scores
 
 
 def zeros_of(target: Target) -> np.ndarray:

@@ -167,7 +167,7 @@ class SampledGradients:
         return sample_gradients(loss, self._sampler_of(loss), self._backend, groups, pairs, rows, store, advance)
 
     def mean_gradient(
-        self, weights: np.ndarray, kept: Sequence[np.ndarray], draw: tuple[int, int], chunk: int
+        self, weights: np.ndarray, kept: Sequence[np.ndarray], draw: tuple[int, int], size: int
     ) -> np.ndarray:
         """The gradient of the mean loss at other weights than the model's.
 
@@ -175,7 +175,7 @@ class SampledGradients:
             weights: (N,) all chosen weights, in weight order.
             kept: As in `fill`.
             draw: Number of the update, and of the gradient within it: each has examples of its own.
-            chunk: How many samples `fill` takes at a time: as many examples are differentiated at a time.
+            size: Examples to differentiate at a time, fewer where memory is full.
 
         Returns:
             (d,) float64, of the unpruned weights.
@@ -185,7 +185,7 @@ class SampledGradients:
         """
         available = self._examples.available
         examples = GRADIENT_EXAMPLES if available is None else min(available, GRADIENT_EXAMPLES)
-        size = min(chunk * self._options.grad_batch_size, examples)
+        size = min(size, examples)
         while True:
             try:
                 return self._mean_gradient(weights, kept, self._stream(draw[0], _GRADIENTS + draw[1]), examples, size)

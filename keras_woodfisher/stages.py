@@ -58,16 +58,12 @@ def update_in_stages(
         *(stage_sparsities(now, final, stages) for now, final in zip(pruner.reached, sparsity, strict=True)),
         strict=True,
     )
-    before = pruner.snapshot()
     done = []
-    try:
+    with pruner.all_or_nothing():
         for stage, level in enumerate(levels):
             if not pruner.prunes(level):
                 continue
             if verbose and stages > 1:
                 say(f"WoodFisher pruning: stage {stage + 1} of {stages}")
             done.append(pruner.update(level, source, rows, draw * stages + stage, corrector))
-    except BaseException:
-        pruner.restore(before)
-        raise
     return done

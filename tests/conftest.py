@@ -68,3 +68,24 @@ def make_mlp(blobs):
         return model
 
     return make
+
+
+@pytest.fixture
+def cli(capsys, shelf, tmp_path, monkeypatch):
+    """Runs a command among the files of the module's `shelf`; gives its exit code, stdout and stderr."""
+    from keras_woodfisher.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    for file in shelf.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+
+    def run(command):
+        capsys.readouterr()
+        try:
+            code = main(command.split())
+        except SystemExit as end:
+            code = end.code
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run

@@ -45,7 +45,7 @@ def test_the_held_out_loss_is_that_of_the_model_with_those_weights(weighted):
     held_out = HeldOutLoss(ModelLoss(model, targets), targets, batches)
     before = model.get_weights()
     other = rng.normal(size=sum(t.size for t in targets)).astype("float32")
-    found = held_out(other)
+    found = held_out(other, 5)
     for now, then in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(now, then)
     start = 0
@@ -55,4 +55,4 @@ def test_the_held_out_loss_is_that_of_the_model_with_those_weights(weighted):
     logits = keras.ops.convert_to_numpy(model(x, training=False)).astype(np.float64)
     each = np.log(np.exp(logits).sum(1)) - logits[np.arange(20), y]
     np.testing.assert_allclose(found, np.mean(each * (weight if weighted else 1.0)), rtol=1e-5)
-    assert held_out(np.full_like(other, np.nan)) == np.inf
+    assert held_out(np.full_like(other, np.nan), 20) == np.inf

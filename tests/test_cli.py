@@ -14,7 +14,7 @@ from keras import layers, ops
 
 import keras_woodfisher as kw
 from keras_woodfisher import mask_types, options
-from keras_woodfisher.cli import arguments, files, main
+from keras_woodfisher.cli import arguments, files
 
 NAME = keras.backend.backend()
 OTHER = "torch" if NAME == "jax" else "jax"
@@ -43,25 +43,6 @@ def classifier():
     return keras.Sequential(
         [layers.Input((12,)), layers.Dense(16, "relu", name="hidden"), layers.Dense(3, name="out")], name="mlp"
     )
-
-
-@pytest.fixture
-def cli(capsys, shelf, tmp_path, monkeypatch):
-    """Runs a command among the files; gives its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    for file in shelf.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-
-    def run(command):
-        capsys.readouterr()
-        try:
-            code = main(command.split())
-        except SystemExit as end:
-            code = end.code
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 @pytest.fixture
@@ -105,6 +86,19 @@ def test_one_shot_prunes_as_the_library_does(cli, shelf):
     assert "Wrote p.keras" in out
     assert "gradients" in err, "progress goes to stderr"
     assert sorted(os.listdir()) == sorted([*os.listdir(shelf), "p.keras"]), "no temporary file is left"
+
+
+def test_the_settings_of_one_shot_reach_the_library(cli):
+    given = {"quality": "best", "stages": 2, "num_grads": 12, "grad_batch_size": 2, "fisher": "ggn"}
+    given |= {"damp": "auto", "calibration": 9, "newton_steps": 1, "update": "calibrated"}
+    words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items())
+    code, out, err = cli(f"prune model.keras --data data.npz --sparsity 0.5 {words} --out p.keras --json")
+    assert code == 0, err
+    report = json.loads(out)["report"]
+    assert {name: report["settings"][name] for name in given} == given
+    assert [stage["samples"] for stage in report["stages"]] == [12, 12]
+    code, out, err = cli("prune model.keras --data data.npz --sparsity 0.5 --damp much --out q.keras")
+    assert code == 2 and "must be a number, got 'much'" in err
 
 
 def test_json_is_one_document_and_nothing_else(cli):

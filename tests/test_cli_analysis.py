@@ -8,7 +8,6 @@ import pytest
 from keras import layers, ops
 
 import keras_woodfisher as kw
-from keras_woodfisher.cli import main
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 LOGITS = "sparse_categorical_crossentropy:from_logits"
@@ -37,25 +36,6 @@ def shelf(tmp_path_factory):
     plain.compile("sgd", LOSS)
     plain.save(folder / "plain.keras")
     return folder
-
-
-@pytest.fixture
-def cli(capsys, shelf, tmp_path, monkeypatch):
-    """Runs a command among the files; gives its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    for file in shelf.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-
-    def run(command):
-        capsys.readouterr()
-        try:
-            code = main(command.split())
-        except SystemExit as end:
-            code = end.code
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 def data(name="data.npz"):

@@ -462,6 +462,32 @@ def test_masks_of_recipes(make_mlp, blobs, tag, mask):
         np.testing.assert_array_equal(a, b)
 
 
+def test_stages_and_gauss_newton_samples_of_recipes(make_mlp, blobs, monkeypatch):
+    fields = {"num_grads": 8, "fisher": "ggn", "damp": "auto", "num_recomputations": 3}
+    recipe = kw.load_recipe(pruning(**fields))
+    assert kw.load_recipe(str(recipe)) == recipe
+    (callback,) = recipe.callbacks(make_mlp(), blobs)
+    assert {name: getattr(callback.options, name) for name in fields} == fields
+    model, twin = make_mlp(), make_mlp()
+    twin.set_weights(model.get_weights())
+    report = recipe.apply(model, blobs, verbose=0)
+    del fields["num_recomputations"]
+    kw.prune(twin, blobs, 0.5, quality="fast", stages=3, verbose=0, **fields)
+    assert report.samples == 3 * 8
+    for a, b in zip(model.get_weights(), twin.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # The same machine and the same second a sample: three stages take three times as long.
+    monkeypatch.setattr("keras_woodfisher.recipe.check.probed_seconds", lambda *given: 2.0)
+    monkeypatch.setattr("keras_woodfisher.recipe.costs._gemm_rate", lambda: 1e9)
+    alone = kw.load_recipe(pruning(**fields))
+    checks = [kw.check_recipe(r, model, steps_per_epoch=12, data=blobs, verbose=0) for r in (alone, recipe)]
+    once, thrice = (check.modifiers[0].cost for check in checks)
+    assert thrice.gradient_seconds == pytest.approx(3 * once.gradient_seconds)
+    assert thrice.inverse_seconds == pytest.approx(3 * once.inverse_seconds)
+    buffered = kw.check_recipe(recipe, model, steps_per_epoch=12, verbose=0)
+    assert any("needs data to sample from" in problem.message for problem in buffered.problems)
+
+
 def test_masks_that_a_recipe_refuses(make_mlp, blobs):
     with pytest.raises(kw.RecipeError, match=r"2:4 keeps 2 of 4 weights, .* at most 0\.5, got 0\.8"):
         kw.load_recipe(pruning(mask_type="2:4", final_sparsity=0.8))

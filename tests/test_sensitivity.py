@@ -6,12 +6,14 @@ import sys
 import keras
 import numpy as np
 import pytest
+from gathering import gathered
 from keras import layers, ops
 from sampling import cross_entropy, truth_of
 
 import keras_woodfisher as kw
 from keras_woodfisher import analysis
 from keras_woodfisher.fisher import BlockFisher
+from keras_woodfisher.options import PruningOptions
 from keras_woodfisher.sources import SampledGradients
 from keras_woodfisher.targets import find_targets
 
@@ -116,6 +118,26 @@ def test_predictions_and_losses_are_those_of_the_definition(trained, blobs, upda
             assert entry.predicted == pytest.approx(cost, rel=2e-4)
             assert entry.measured == pytest.approx(loss_with(trained, target, new, blobs) - dense, rel=1e-3, abs=2e-5)
             assert abs(entry.measured) > 1e-4
+
+
+def test_predictions_with_gauss_newton_samples(trained, blobs, backend):
+    options = PruningOptions(num_grads=40, grad_batch_size=2, fisher="ggn", damp=DAMP, verbose=0)
+    targets = find_targets(trained, "__ALL_PRUNABLE__")
+    source = SampledGradients(trained, targets, options, backend, blobs)
+    rows = gathered(source, [np.ones(t.size, bool) for t in targets], 40).astype(float)
+    grads = np.split(rows, np.cumsum([t.size for t in targets])[:-1], axis=1)
+    same = {"num_grads": 40, "grad_batch_size": 2, "fisher_block_size": 20, "fisher": "ggn", "verbose": 0}
+    report = kw.sensitivity(trained, blobs, [0.6], damp=DAMP, **same)
+    for (entry,), target, part in zip(report.variables(), targets, grads, strict=True):
+        # Such a sample doesn't shrink with the examples in it: nothing is to be scaled.
+        cost = truth(part, target.read().astype(float), 0.6, 20, "joint")[2]
+        assert entry.predicted == pytest.approx(cost, rel=2e-4)
+    automatic = kw.sensitivity(trained, blobs, [0.6], damp="auto", **same)
+    chosen = kw.sensitivity(trained, blobs, [0.6], damp=0.1 * float(np.square(rows).mean()), **same)
+    for one, other in zip(automatic.entries, chosen.entries, strict=True):
+        assert one.predicted == pytest.approx(other.predicted, rel=1e-4)
+    with pytest.raises(ValueError, match="update must be one of 'joint', 'independent', got 'calibrated'"):
+        kw.sensitivity(trained, blobs, [0.6], update="calibrated", verbose=0)
 
 
 def test_one_variable_alone_costs_as_much_as_pruning_it(trained, blobs):

@@ -13,18 +13,8 @@ from keras_woodfisher.cli.prune import params_of, verbosity
 from keras_woodfisher.report import load_pyplot
 
 _PASSED_ON = (
-    *(
-        "levels",
-        "num_examples",
-        "batch_size",
-        "exclude",
-        "num_grads",
-        "damp",
-        "fisher",
-        "fisher_block_size",
-        "memory_limit",
-    ),
-    *("method", "update", "seed", "grad_batch_size"),
+    *("levels", "num_examples", "batch_size", "exclude", "num_grads", "grad_batch_size", "fisher", "damp"),
+    *("fisher_block_size", "memory_limit", "method", "update", "seed"),
 )
 
 

@@ -15,7 +15,7 @@ from keras_woodfisher.pruner import Pruner
 from keras_woodfisher.sources import SampledGradients
 from keras_woodfisher.stores.store import MemoryStore
 
-_OVERHEAD = 2.3
+_OVERHEAD = 1.8
 """Time of an update without its gradients over that of its useful arithmetic (benchmarks/update_cost.py)."""
 
 _FLOAT = 4
@@ -81,8 +81,8 @@ def cost_of(
     seconds = None
     if set(kernels) == {"cpu"}:
         flops = sum(_flops(u.num_grads, width) for u, widths in blocks.items() for width in widths)
-        seconds = _OVERHEAD * flops / _gemm_rate()
-    samples = sum(u.num_grads for u in working)
+        seconds = options.num_recomputations * _OVERHEAD * flops / _gemm_rate()
+    samples = options.num_recomputations * sum(u.num_grads for u in working)
     return Cost(
         gradients,
         ring,
