@@ -47,8 +47,7 @@ class HalvingSampler:
     def _sample(self, values: Sequence[Any], others: Sequence[Any], part: Any, size: int) -> list[np.ndarray] | None:
         """None where there is no memory for so many; then `_most` is half of it."""
         try:
-            # All of them at once: memory may be full at any.
-            return list(self.sampler(values, others, part))
+            return self.sampler(values, others, part)
         except Exception as error:
             if not self._backend.is_out_of_memory(error):
                 raise

@@ -5,7 +5,7 @@ For `z = op(x, kernel)` the kernel's gradient for one example needs only that ex
 1510.01799; for convolutions Rochette et al., arXiv 1912.06015).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -75,11 +75,8 @@ class Capture:
             place = next(i for i, layer in enumerate(self._layers) if layer is found[0])
             self._rules.append((place, rule))
 
-    def sample(self, how: Differentiation, loss: Loss, values: Any, others: Any, batch: Any) -> Iterator[Any]:
-        """The gradient of each of n groups, as `in_keras_layout` takes them.
-
-        The pass is over when this returns; each variable's gradients are computed when they are asked for.
-        """
+    def sample(self, how: Differentiation, loss: Loss, values: Any, others: Any, batch: Any) -> list[Any]:
+        """The gradient of each of n groups, as `in_keras_layout` takes them."""
         groups, size = arrays(batch)[0].shape[:2]
         calls: list[list[tuple[Any, Any]]] = [[] for _ in self._layers]
         with _listening(self._layers, calls, how):
@@ -87,19 +84,17 @@ class Capture:
         output = map_arrays(lambda leaf: ops.reshape(leaf, (groups, size, *leaf.shape[1:])), output)
         found = iter(how.gradients(loss.measure, batch, output, [z for call in calls for _, z in call]))
         pairs = [[(x, next(found)) for x, _ in call] for call in calls]
-        shapes = [value.shape for value in values]
-
-        def gradient(place: int, rule: Rule, shape: Any) -> Any:
+        rows = []
+        for (place, rule), value in zip(self._rules, values, strict=True):
             parts = [
                 rule.gradient(x, grad, groups, how.kernel_gradient) for x, grad in pairs[place] if grad is not None
             ]
-            return sum(parts[1:], parts[0]) if parts else _nothing(groups, shape, rule)
+            rows.append(sum(parts[1:], parts[0]) if parts else _nothing(groups, value.shape, rule))
+        return rows
 
-        return (gradient(place, rule, shape) for (place, rule), shape in zip(self._rules, shapes, strict=True))
-
-    def in_keras_layout(self, rows: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def in_keras_layout(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Views (n, *shape) of arrays that lie in weight order."""
-        return (row.transpose(rule.axes) for row, (_, rule) in zip(rows, self._rules, strict=True))
+        return [row.transpose(rule.axes) for row, (_, rule) in zip(rows, self._rules, strict=True)]
 
 
 def _merged(leaf: Any) -> Any:

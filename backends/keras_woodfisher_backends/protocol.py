@@ -7,7 +7,7 @@ Letters used in every docstring of this package:
     G   the (m, d) matrix of samples        n   groups of b examples in one chunk
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -60,11 +60,10 @@ class Sampler(Protocol):
         """What keeps the fast way from being used, as far as it is known by now; None if nothing does."""
         ...
 
-    def __call__(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> Iterable[np.ndarray]:
+    def __call__(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
         """The gradient of each group of a chunk: for each of `values`, an array (n, *shape).
 
-        The leaves of `batch` have shape (n, b, ...). An array may be made only when it is asked for, so that there is
-        no need to have all in memory.
+        The leaves of `batch` have shape (n, b, ...).
         """
         ...
 

@@ -1,6 +1,6 @@
 """TensorFlow: devices, and gradients in `tf.function`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -68,7 +68,7 @@ class _TensorFlowGradients:
         self._capture = capture
         self._compiled: dict[tuple[str, str], Any] = {}
 
-    def captured(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> Iterator[np.ndarray]:
+    def captured(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
         return self._capture.in_keras_layout(self._run(self._capture_chunk, values, others, batch))
 
     def direct(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
@@ -87,7 +87,7 @@ class _TensorFlowGradients:
     def _capture_chunk(self, outlined: Any, values: Any, others: Any, leaves: Any) -> list[Any]:
         batch = fill(outlined, leaves)
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-            return list(self._capture.sample(_Tape(tape), self._loss, values, others, batch))
+            return self._capture.sample(_Tape(tape), self._loss, values, others, batch)
 
     def _loop_over_chunk(self, outlined: Any, values: Any, others: Any, leaves: Any) -> list[Any]:
         def one(group: Any) -> list[Any]:

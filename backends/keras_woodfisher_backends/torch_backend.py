@@ -1,6 +1,6 @@
 """PyTorch: devices, and gradients by captured layer inputs and output gradients."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -74,14 +74,12 @@ class _TorchGradients:
         self._model = model
         self._capture = capture
 
-    def captured(
-        self, vectorised: bool, values: Sequence[Any], others: Sequence[Any], batch: Any
-    ) -> Iterator[np.ndarray]:
+    def captured(self, vectorised: bool, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
         values, others = [v.detach() for v in values], [v.detach() for v in others]
         with _evaluating(self._model), torch.enable_grad():
             batch = map_arrays(ops.convert_to_tensor, batch)
             rows = self._capture.sample(_Autograd(vectorised), self._loss, values, others, batch)
-        return self._capture.in_keras_layout(_on_host(rows))
+        return self._capture.in_keras_layout([row.detach().float().cpu().numpy() for row in rows])
 
     def direct(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
         leaves, others = [v.detach().requires_grad_() for v in values], [v.detach() for v in others]
@@ -123,34 +121,15 @@ class _Autograd:
 
     def kernel_gradient(self, x: torch.Tensor, grad: torch.Tensor, layer: Any, groups: int) -> torch.Tensor | None:
         size = x.shape[0] // groups
-        if layer.groups == 1 and max(layer.kernel_size) == 1:
+        if size == 1:
             return None
-        x, grad = x.movedim(-1, 1), grad.movedim(-1, 1)
-        if size > 1:
-            pairs = zip(x.split(size), grad.split(size), strict=True)
-            return torch.stack([_convolution_backward(*pair, layer, layer.groups) for pair in pairs])
-        if not (x.device.type == "cpu" and torch.backends.mkldnn.is_available()):
-            return None
-        # The examples are groups of channels of one example.
-        x, grad = (part.reshape(1, -1, *part.shape[2:]) for part in (x, grad))
-        kernels = _convolution_backward(x, grad, layer, groups * layer.groups)
-        return kernels.reshape(groups, -1, *kernels.shape[1:])
-
-
-def _convolution_backward(x: torch.Tensor, grad: torch.Tensor, layer: Any, groups: int) -> torch.Tensor:
-    """The kernel's gradient (filters, channels / groups, *kernel_size) of tensors with channels first."""
-    kernel = x.new_empty((grad.shape[1], x.shape[1] // groups, *layer.kernel_size))
-    none = [0] * len(layer.kernel_size)
-    steps = list(layer.strides), none, list(layer.dilation_rate), False, none, groups
-    # Neither the gradient of the input nor that of a bias.
-    return torch.ops.aten.convolution_backward(grad, x, kernel, None, *steps, [False, True, False])[1]
-
-
-@torch.no_grad()
-def _on_host(rows: Iterable[torch.Tensor]) -> Iterator[np.ndarray]:
-    for row in rows:
-        # NumPy has no bfloat16.
-        yield row.float().cpu().numpy()
+        kernel = x.new_empty((grad.shape[-1], x.shape[-1] // layer.groups, *layer.kernel_size))
+        none = [0] * len(layer.kernel_size)
+        steps = list(layer.strides), none, list(layer.dilation_rate), False, none, layer.groups
+        pairs = zip(grad.movedim(-1, 1).split(size), x.movedim(-1, 1).split(size), strict=True)
+        backward = torch.ops.aten.convolution_backward
+        # Neither the gradient of the input nor that of a bias.
+        return torch.stack([backward(g, part, kernel, None, *steps, [False, True, False])[1] for g, part in pairs])
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Fast ways to take gradient samples, used only where they give what one backward pass a group gives."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ TOLERANCE = 1e-3
 _FAINT = 1e-4
 """A variable with less than this part of a sample's norm may be off by TOLERANCE of this part."""
 
-Way = Callable[[Sequence[Any], Sequence[Any], Any], Iterable[np.ndarray]]
+Way = Callable[[Sequence[Any], Sequence[Any], Any], list[np.ndarray]]
 """The samples of a chunk, as a `Sampler` gives them."""
 
 
@@ -51,16 +51,16 @@ class VerifiedSampler:
             self.trusted = False
             self.slow_layers = SlowLayers(tuple(capture.unknown), "no faster way is known for layers of this kind")
 
-    def __call__(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> Iterable[np.ndarray]:
+    def __call__(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
         if self.trusted is None:
             return self._choose(values, others, batch)
         return self._chosen(values, others, batch)
 
-    def _choose(self, values: Any, others: Any, batch: Any) -> Iterable[np.ndarray]:
+    def _choose(self, values: Any, others: Any, batch: Any) -> list[np.ndarray]:
         groups = arrays(batch)[0].shape[0]
         for way in self._fast:
             try:
-                rows = list(way(values, others, batch))
+                rows = way(values, others, batch)
             except Exception as error:  # what is wrong with the model itself, the direct way will say
                 if groups > 1 and self._is_out_of_memory(error):
                     raise
@@ -73,7 +73,7 @@ class VerifiedSampler:
                 return rows
             names = tuple(dict.fromkeys(self._capture.names[place] for place in wrong))
             self.slow_layers = SlowLayers(names, "in one pass over many examples their gradients come out differently")
-        rows = list(self._direct(values, others, batch))
+        rows = self._direct(values, others, batch)
         self.trusted = False
         return rows
 
