@@ -36,7 +36,7 @@ def _torch(model, variables, loss):
         values = [v.value for v in variables]
         total = loss(model(x, **_inference(model)), *rest)
         grads = torch.autograd.grad(total, values, allow_unused=True, materialize_grads=True)
-        return [grad.detach().double().numpy() for grad in grads]
+        return [grad.detach().double().cpu().numpy() for grad in grads]
 
     return gradients
 

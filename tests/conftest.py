@@ -10,15 +10,23 @@ os.environ.setdefault(
     "--xla_llvm_disable_expensive_passes=true",
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# GPUs round the factors of products to TF32 by default; what tests compare is computed in full float32.
+os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 
 import keras
 import numpy as np
 import pytest
 from keras_woodfisher_backends import get_backend
+from precision import Precision
 
+if keras.backend.backend() == "torch":
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
     )
@@ -40,6 +48,16 @@ def backend():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def precision():
+    """The framework's settings for float32 products, loose for the test."""
+    setting = Precision()
+    before = setting.read()
+    setting.write(setting.loose)
+    yield setting
+    setting.write(before)
 
 
 @pytest.fixture

@@ -116,9 +116,13 @@ def convolutions(rank, data_format=None):
 
 def transposed(rank):
     conv = {1: layers.Conv1DTranspose, 2: layers.Conv2DTranspose, 3: layers.Conv3DTranspose}[rank]
+    sizes = [(3, 1), (2, 2), (3, 2)]
+    if NAME != "tensorflow":
+        # TensorFlow 2.21 with oneDNN writes past the end of a buffer in the gradient of a stride over its kernel.
+        sizes.append((1, 2))
     return [
         conv(3, size, strides=strides, padding=padding, activation="tanh")
-        for size, strides in ((3, 1), (2, 2), (3, 2), (1, 2))
+        for size, strides in sizes
         for padding in ("valid", "same")
     ]
 

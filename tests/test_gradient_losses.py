@@ -167,6 +167,20 @@ def test_a_float64_model(backend, rng):
     assert_rows(grads, truth_of(model, targets, lambda o, t: mean_square(o, ops.cast(t, o.dtype)), (x, y), 5), targets)
 
 
+def test_samples_are_taken_in_full_float32(backend, rng, precision):
+    seen = []
+
+    def loss(y, prediction):
+        seen.append(precision.read())
+        return ops.mean(ops.square(prediction - y), axis=-1)
+
+    model = chain((4,), layers.Dense(2))
+    model.compile(loss=loss)
+    sample(backend, model, (rng.normal(size=(5, 4)).astype("float32"), rng.normal(size=(5, 2)).astype("float32")), 5)
+    assert seen[-1] == precision.strict
+    assert precision.read() == precision.loose
+
+
 def batch_mean_loss(y, prediction):
     return ops.square(ops.mean(prediction)) + ops.mean(ops.square(prediction - y))
 

@@ -229,45 +229,6 @@ def test_backends_without_gradients_are_refused(name):
         get_backend(name)
 
 
-class Precision:
-    """The framework's own setting for float32 products."""
-
-    def read(self):
-        if NAME == "torch":
-            import torch
-
-            return torch.get_float32_matmul_precision()
-        if NAME == "tensorflow":
-            import tensorflow as tf
-
-            return tf.config.experimental.tensor_float_32_execution_enabled()
-        import jax
-
-        return jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
-
-    def write(self, value):
-        if NAME == "torch":
-            import torch
-
-            torch.set_float32_matmul_precision(value)
-        elif NAME == "tensorflow":
-            import tensorflow as tf
-
-            tf.config.experimental.enable_tensor_float_32_execution(value)
-
-    loose = {"torch": "high", "tensorflow": True, "jax": (False, None)}[NAME]
-    strict = {"torch": "highest", "tensorflow": False, "jax": (True, "highest")}[NAME]
-
-
-@pytest.fixture
-def precision():
-    setting = Precision()
-    before = setting.read()
-    setting.write(setting.loose)
-    yield setting
-    setting.write(before)
-
-
 def test_float32_precision_is_full_inside_and_put_back(backend, precision):
     kernel = backend.kernel("cpu:0")
     with kernel._ops.scope():

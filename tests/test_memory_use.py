@@ -8,6 +8,7 @@ import pytest
 from gathering import GivenGradients
 from keras import ops
 from keras_woodfisher_backends import get_backend
+from keras_woodfisher_backends.lanes import blas_threads
 
 import keras_woodfisher as kw
 from keras_woodfisher.footprint import buffered_footprint, counted_outputs
@@ -22,7 +23,7 @@ ROWS = 64
 
 @pytest.fixture
 def wide(rng):
-    """A net of 4,740 weights and examples for it."""
+    """A net of 4,740 weights and examples for it; two lanes, however many cores there are."""
     model = keras.Sequential(
         [
             keras.layers.Input((12,)),
@@ -33,7 +34,8 @@ def wide(rng):
     )
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     data = rng.normal(size=(ROWS, 12)).astype("float32"), rng.integers(0, 7, ROWS).astype("int32")
-    return model, data
+    with blas_threads(2):
+        yield model, data
 
 
 def device():

@@ -67,7 +67,9 @@ class _JaxSampler:
         self._rows = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, None, 0)))
 
     def __call__(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
-        return [np.asarray(row, np.float32) for row in self._rows(list(values), list(others), batch)]
+        # GPUs would round the factors of products to TF32.
+        with jax.default_matmul_precision("highest"):
+            return [np.asarray(row, np.float32) for row in self._rows(list(values), list(others), batch)]
 
 
 def _gpus() -> list[Any]:

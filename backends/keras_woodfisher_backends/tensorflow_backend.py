@@ -14,6 +14,7 @@ from keras_woodfisher_backends.nest import arrays, fill, outline
 from keras_woodfisher_backends.numpy_backend import host_kernel
 from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
 from keras_woodfisher_backends.tensorflow_operators import TensorFlowOperators, is_out_of_memory
+from keras_woodfisher_backends.tensorflow_precision import full_precision
 from keras_woodfisher_backends.verified import VerifiedSampler
 
 
@@ -82,7 +83,8 @@ class _TensorFlowGradients:
             self._compiled[key] = tf.function(partial(rows, outlined), autograph=False)
         leaves = [tf.convert_to_tensor(leaf) for leaf in arrays(batch)]
         rows_of = self._compiled[key]
-        return [tf.cast(row, tf.float32).numpy() for row in rows_of(list(values), list(others), leaves)]
+        with full_precision.changed():
+            return [tf.cast(row, tf.float32).numpy() for row in rows_of(list(values), list(others), leaves)]
 
     def _capture_chunk(self, outlined: Any, values: Any, others: Any, leaves: Any) -> list[Any]:
         batch = fill(outlined, leaves)

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_woodfisher_backends.operators import Operators
-from keras_woodfisher_backends.shared_setting import SharedSetting
+from keras_woodfisher_backends.tensorflow_precision import full_precision
 
 
 class TensorFlowOperators:
@@ -20,7 +19,7 @@ class TensorFlowOperators:
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        with _full_precision.changed(), tf.device(self._device):
+        with full_precision.changed(), tf.device(self._device):
             yield
 
     def is_out_of_memory(self, error: Exception) -> bool:
@@ -101,16 +100,6 @@ def _triangular_inverse(factor: Any) -> Any:
 
 def _column_sums(rows: Any) -> np.ndarray:
     return np.array(tf.reduce_sum(tf.square(rows), axis=0), np.float64)
-
-
-def _without_tf32() -> Callable[[], Any]:
-    # TF32 has 10 bits of mantissa: a product in it would lose the small eigenvalues.
-    before = tf.config.experimental.tensor_float_32_execution_enabled()
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    return partial(tf.config.experimental.enable_tensor_float_32_execution, before)
-
-
-_full_precision = SharedSetting(_without_tf32)
 
 
 _: type[Operators] = TensorFlowOperators

@@ -17,6 +17,7 @@ from keras_woodfisher_backends.numpy_backend import host_kernel
 from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
 from keras_woodfisher_backends.torch_devices import CudaDevices
 from keras_woodfisher_backends.torch_operators import TorchOperators, is_out_of_memory
+from keras_woodfisher_backends.torch_precision import full_precision
 from keras_woodfisher_backends.verified import VerifiedSampler
 
 
@@ -76,7 +77,7 @@ class _TorchGradients:
 
     def captured(self, vectorised: bool, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
         values, others = [v.detach() for v in values], [v.detach() for v in others]
-        with _evaluating(self._model), torch.enable_grad():
+        with full_precision.changed(), _evaluating(self._model), torch.enable_grad():
             batch = map_arrays(ops.convert_to_tensor, batch)
             rows = self._capture.sample(_Autograd(vectorised), self._loss, values, others, batch)
         return self._capture.in_keras_layout([row.detach().float().cpu().numpy() for row in rows])
@@ -84,7 +85,7 @@ class _TorchGradients:
     def direct(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
         leaves, others = [v.detach().requires_grad_() for v in values], [v.detach() for v in others]
         rows = []
-        with _evaluating(self._model), torch.enable_grad():
+        with full_precision.changed(), _evaluating(self._model), torch.enable_grad():
             batch = map_arrays(ops.convert_to_tensor, batch)
             for index in range(arrays(batch)[0].shape[0]):
                 loss = self._loss(leaves, others, take(batch, index))

@@ -1,7 +1,7 @@
 """PyTorch: the block-wise mathematics by `torch.linalg`, on the chosen device."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from keras_woodfisher_backends.operators import Operators
-from keras_woodfisher_backends.shared_setting import SharedSetting
+from keras_woodfisher_backends.torch_precision import full_precision
 
 
 class TorchOperators:
@@ -18,10 +18,13 @@ class TorchOperators:
     def __init__(self, device: torch.device):
         self._device = device
         self._streams = threading.local()
+        if device.type == "cuda":
+            # torch loads its linear algebra at the first call, and fails where two threads make it at the same time.
+            torch.linalg.cholesky_ex(torch.ones(1, 1, device=device))
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        with _full_precision.changed(), torch.no_grad(), self._stream():
+        with full_precision.changed(), torch.no_grad(), self._stream():
             yield
 
     def _stream(self) -> AbstractContextManager[Any]:
@@ -105,29 +108,6 @@ def _column_sums(rows: torch.Tensor) -> np.ndarray:
 
 def _host(tensor: torch.Tensor) -> np.ndarray:
     return tensor.double().cpu().numpy()
-
-
-def _without_tf32() -> Callable[[], Any]:
-    # TF32 has 10 bits of mantissa: a product in it would lose the small eigenvalues.
-    try:
-        before = torch.get_float32_matmul_precision()
-    except RuntimeError:
-        # The user chose it by `fp32_precision`, which torch refuses to mix with the older interface.
-        backends: Any = torch.backends
-        places = (backends.cuda.matmul, backends.mkldnn.matmul)
-        chosen = [place.fp32_precision for place in places]
-        _set_precisions(places, ["ieee"] * len(places))
-        return lambda: _set_precisions(places, chosen)
-    torch.set_float32_matmul_precision("highest")
-    return lambda: torch.set_float32_matmul_precision(before)
-
-
-def _set_precisions(places: Sequence[Any], values: Sequence[str]) -> None:
-    for place, value in zip(places, values, strict=True):
-        place.fp32_precision = value
-
-
-_full_precision = SharedSetting(_without_tf32)
 
 
 _: type[Operators] = TorchOperators
