@@ -298,3 +298,16 @@ def test_products_over_some_columns(kernel, m, width, panel):
         np.testing.assert_allclose(kernel.project(grads, ~prune, dual), kept.T @ dual, rtol=1e-10, atol=1e-12)
         found = kernel.combine(grads, coefficients)
         np.testing.assert_allclose(found, grads.astype(np.float64) @ coefficients, rtol=1e-10, atol=1e-12)
+
+
+def test_light_compilation_is_put_back():
+    if NAME != "jax":
+        assert NAME in ("torch", "tensorflow")  # these compile nothing where a model is loaded
+        return
+    import jax
+    from keras_woodfisher_backends.jax_compilation import light_compilation
+
+    with pytest.raises(ZeroDivisionError), light_compilation():
+        assert jax.config.read("jax_disable_most_optimizations")
+        raise ZeroDivisionError
+    assert not jax.config.read("jax_disable_most_optimizations")

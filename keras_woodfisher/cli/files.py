@@ -5,6 +5,7 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,12 +35,22 @@ def load_model(path: str, compile: bool = True) -> keras.Model:
         raise ValueError(f"{path} isn't a .keras file (a zip archive). Save the model with model.save('model.keras').")
     try:
         compilation = _foreign_compilation(path) if compile else None
-        model = keras.models.load_model(path, compile=compile and compilation is None, safe_mode=True)
+        with _light_compilation():
+            model = keras.models.load_model(path, compile=compile and compilation is None, safe_mode=True)
         if compilation is not None:
             model.compile_from_config(compilation)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} can't be loaded: {_why(str(error))}") from error
     return model
+
+
+def _light_compilation() -> AbstractContextManager[None]:
+    """On JAX the initialisers, whose values are replaced by those in the file, take seconds to compile."""
+    if keras.backend.backend() != "jax":
+        return nullcontext()
+    from keras_woodfisher_backends.jax_compilation import light_compilation
+
+    return light_compilation()
 
 
 def load_data(path: str) -> Data:
