@@ -173,7 +173,7 @@ def test_accuracy_of_binary_logits_has_its_threshold_at_zero(cli):
         ("--mask-type block4", {"mask_type": "block4"}),
         ("--mask-type 4,1", {"mask_type": [4, 1]}),
         ("--seed 5", {"seed": 5}),
-        ("--loss mse", {"loss": keras.losses.mean_squared_error}),
+        ("--loss ctc", {"loss": keras.losses.ctc}),
     ],
 )
 def test_options_reach_prune(cli, asked, written, expected):
@@ -551,6 +551,7 @@ def test_files_that_are_no_models(cli, tmp_path):
         ("--loss mse:from_logits", "--loss mse:from_logits: mse doesn't take logits. Leave out :from_logits."),
         (f"--loss {LOGITS}=1", "only :from_logits may follow a name"),
         ("--loss mse:logits", "only :from_logits may follow a name"),
+        ("--loss mse", "got labels of shape () for outputs of shape (3,). Where labels are classes"),
         (f"--loss {LOSS}", f"they are logits. Write --loss {LOGITS}."),
     ],
 )

@@ -55,23 +55,30 @@ def needed_loss(model: keras.Model, text: str | None, why: str) -> Any:
     return None
 
 
-def check_outputs(model: keras.Model, text: str, x: Any) -> None:
-    """Refuses logits where the loss takes probabilities: the result would be wrong without a word.
+def check_outputs(model: keras.Model, text: str, x: Any, y: np.ndarray) -> None:
+    """Refuses logits where the loss takes probabilities, and classes where it takes one label an output.
+
+    Keras would compute with either, and the result would be wrong without a word.
 
     Args:
         model: The model.
         text: What `--loss` says.
         x: Examples; a few of them are run.
+        y: Their labels.
 
     Raises:
-        ValueError: If outputs lie outside [0, 1].
+        ValueError: If outputs lie outside [0, 1], or labels have another shape than outputs.
     """
-    if text.endswith(_LOGITS) or _with_logits(text) is None:
-        return
     outputs = model(keras.tree.map_structure(lambda array: array[:16], x), training=False)
     for output in keras.tree.flatten(outputs):
         values = ops.convert_to_numpy(output)
-        if np.nanmin(values) < -1e-3 or np.nanmax(values) > 1 + 1e-3:
+        if not text.startswith(("sparse", "ctc")) and y[0].size != values[0].size:
+            raise ValueError(
+                f"--loss {text} wants one label an output, got labels of shape {y[:1].shape[1:]} for outputs of shape "
+                f"{values.shape[1:]}. Where labels are classes as numbers, use sparse_categorical_crossentropy."
+            )
+        of_probabilities = not text.endswith(_LOGITS) and _with_logits(text) is not None
+        if of_probabilities and (np.nanmin(values) < -1e-3 or np.nanmax(values) > 1 + 1e-3):
             raise ValueError(
                 f"--loss {text} takes probabilities, but the model's outputs go from {np.nanmin(values):.3g} to "
                 f"{np.nanmax(values):.3g}: they are logits. Write --loss {text}{_LOGITS}."

@@ -82,7 +82,7 @@ def _loss(args: Namespace, model: keras.Model, examples: files.Data | None) -> A
         return None
     loss = needed_loss(model, args.loss, "--data" if args.data else "--eval" if args.eval else "--reestimate-batchnorm")
     if args.loss:
-        check_outputs(model, args.loss, examples.x)
+        check_outputs(model, args.loss, examples.x, examples.y)
     return loss
 
 

@@ -28,7 +28,8 @@ def run(args: Namespace) -> Answer:
     held_out = files.load_data(args.eval) if args.eval else None
     loss = needed_loss(model, args.loss, "--data" if data else "--eval")
     if args.loss:
-        check_outputs(model, args.loss, (data or held_out).x)  # type: ignore[union-attr] # one of them is there
+        examples: Any = data or held_out
+        check_outputs(model, args.loss, examples.x, examples.y)
     given = {name: getattr(args, name) for name in _PASSED_ON if getattr(args, name) is not None}
     report = kw.sensitivity(
         model, data, eval_data=held_out, loss=loss, **given, **params_of(args), verbose=verbosity(args)
