@@ -10,7 +10,7 @@ from keras import ops
 from keras_woodfisher_backends.nest import map_arrays
 
 from keras_woodfisher.batches import length, read_batches
-from keras_woodfisher.evaluation import mean_loss_at
+from keras_woodfisher.evaluation import MeanLoss
 from keras_woodfisher.examples import Batch
 from keras_woodfisher.gradients import ModelLoss, has_loss
 from keras_woodfisher.lone_pruning import LonePruner
@@ -18,7 +18,6 @@ from keras_woodfisher.meter import Meter
 from keras_woodfisher.options import UPDATES, PruningOptions, fraction, one_of
 from keras_woodfisher.sensitivity_report import Sensitivity, SensitivityReport
 from keras_woodfisher.sources import SampledGradients
-from keras_woodfisher.targets import Target
 
 _GRADIENTS = 512
 _LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95)
@@ -124,7 +123,7 @@ def sensitivity(
     if data is None and eval_data is None:
         raise ValueError("sensitivity needs examples to measure losses on: give eval_data=(x, y), or data.")
     batches = read_batches(data if eval_data is None else eval_data, num_examples, batch_size, seed)
-    judge = _Judge(model, pruner.targets, loss, batches)
+    judge = _Judge(model, pruner, loss, batches)
     source, rows = None, 0
     if options.method == "woodfisher":
         source, rows = _source(model, pruner, options, data, loss, num_grads is None)
@@ -152,17 +151,18 @@ def sensitivity(
 class _Judge:
     """Measures the model's loss with one variable changed; the model itself isn't."""
 
-    def __init__(self, model: keras.Model, targets: list[Target], loss: Any, batches: list[Batch]):
+    def __init__(self, model: keras.Model, pruner: LonePruner, loss: Any, batches: list[Batch]):
         if loss is None and not has_loss(model):
             raise ValueError(
                 f"The model {model.name!r} isn't compiled with a loss, so there is nothing to measure. Compile it, or "
                 "give `loss=`."
             )
-        self._targets = targets
+        self._targets = pruner.targets
         self._batches = batches
-        self._loss = ModelLoss(model, targets, loss)
-        self._loss.probe(map_arrays(lambda array: array[None, :1], batches[0]))
-        self._values, _ = self._loss.values()
+        of = ModelLoss(model, pruner.targets, loss)
+        of.probe(map_arrays(lambda array: array[None, :1], batches[0]))
+        self._values, _ = of.values()
+        self._loss = MeanLoss(of, pruner.backend.compiled)
 
     def dense_loss(self) -> float:
         """The loss of the model as it is.
@@ -170,7 +170,7 @@ class _Judge:
         Raises:
             FloatingPointError: If it isn't finite.
         """
-        found = mean_loss_at(self._loss, self._values, self._batches)
+        found = self._loss(self._values, self._batches)
         if not np.isfinite(found):
             raise FloatingPointError(
                 f"The loss of the model as it is is {found}, so there is nothing to compare with. Look at the examples "
@@ -191,7 +191,7 @@ class _Judge:
         if target.variable.constraint is not None:
             values = ops.convert_to_tensor(target.constrained(values, target.unflatten(pruned)))
         others = self._values[:place], self._values[place + 1 :]
-        return mean_loss_at(self._loss, [*others[0], values, *others[1]], self._batches)
+        return self._loss([*others[0], values, *others[1]], self._batches)
 
 
 def _source(

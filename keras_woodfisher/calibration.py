@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from keras_woodfisher.batches import cut
-from keras_woodfisher.evaluation import mean_loss_at
+from keras_woodfisher.evaluation import MeanLoss
 from keras_woodfisher.examples import Batch
-from keras_woodfisher.gradients import ModelLoss
 from keras_woodfisher.targets import Target, tensors_of
 
 COMPENSATIONS = (1e-3, 1e-2, 1e-1)
@@ -22,12 +21,12 @@ class HeldOutLoss:
     """The mean loss on held-out examples, as a function of all chosen weights.
 
     Args:
-        loss: The loss of the model.
+        loss: The mean loss of the model.
         targets: The variables it is a function of.
         batches: Held-out examples, leaves (n, ...).
     """
 
-    def __init__(self, loss: ModelLoss, targets: Sequence[Target], batches: Sequence[Batch]):
+    def __init__(self, loss: MeanLoss, targets: Sequence[Target], batches: Sequence[Batch]):
         self._loss = loss
         self._targets = list(targets)
         self._batches = batches
@@ -40,7 +39,7 @@ class HeldOutLoss:
             size: Examples to look at at a time, which bounds the memory of the outputs of layers.
         """
         parts = (part for batch in self._batches for part in cut(batch, size))
-        value = mean_loss_at(self._loss, tensors_of(self._targets, weights), parts)
+        value = self._loss(tensors_of(self._targets, weights), parts)
         return value if math.isfinite(value) else math.inf
 
 

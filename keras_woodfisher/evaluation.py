@@ -1,7 +1,7 @@
 """The loss of a model on examples, in inference mode and without regularisers."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -21,30 +21,41 @@ def mean_loss(model: keras.Model, batches: Iterable[Batch], loss: Any = None) ->
         batches: (x, y, sample_weight), leaves (n, ...).
         loss: A Keras loss instead of the compiled one.
     """
-    of = ModelLoss(model, (), loss)
-    return mean_loss_at(of, [], batches)
+    return MeanLoss(ModelLoss(model, (), loss))([], batches)
 
 
-def mean_loss_at(loss: ModelLoss, values: Sequence[Any], batches: Iterable[Batch]) -> float:
-    """The mean over all examples, with other weights in place of the variables that `loss` is a function of.
+class MeanLoss:
+    """The mean loss over examples, as a function of the variables that `loss` is a function of.
 
     Args:
         loss: The loss of a model.
-        values: A tensor for each of those variables.
-        batches: (x, y, sample_weight), leaves (n, ...).
+        compiled: Compiles what is computed of a batch, where that happens often: see `Backend`.
     """
-    total = number = 0.0
-    with loss.sampling_mode(), forward_only():
-        _, others = loss.values()
-        for batch in batches:
-            tensors = map_arrays(ops.convert_to_tensor, batch)
-            size = len(arrays(batch)[0])
-            prediction = loss.predict(values, others, tensors)
-            total += size * float(ops.convert_to_numpy(loss.measure(tensors, prediction)))
-            number += size
-    if not number:
-        raise ValueError("data holds no example.")
-    return total / number
+
+    def __init__(self, loss: ModelLoss, compiled: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda f: f):
+        self._loss = loss
+        self._of_batch = compiled(
+            lambda values, others, batch: loss.measure(batch, loss.predict(values, others, batch))
+        )
+
+    def __call__(self, values: Sequence[Any], batches: Iterable[Batch]) -> float:
+        """The mean over all examples.
+
+        Args:
+            values: A tensor for each of the variables.
+            batches: (x, y, sample_weight), leaves (n, ...).
+        """
+        total = number = 0.0
+        with self._loss.sampling_mode(), forward_only():
+            _, others = self._loss.values()
+            for batch in batches:
+                tensors = map_arrays(ops.convert_to_tensor, batch)
+                size = len(arrays(batch)[0])
+                total += size * float(ops.convert_to_numpy(self._of_batch(list(values), others, tensors)))
+                number += size
+        if not number:
+            raise ValueError("data holds no example.")
+        return total / number
 
 
 @contextmanager

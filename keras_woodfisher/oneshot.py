@@ -10,6 +10,7 @@ from keras_woodfisher.batches import read_batches
 from keras_woodfisher.batchnorm import reestimation_of
 from keras_woodfisher.calibration import HeldOutLoss
 from keras_woodfisher.correctors import CalibratedCorrector, Corrector
+from keras_woodfisher.evaluation import MeanLoss
 from keras_woodfisher.examples import open_examples
 from keras_woodfisher.gauss_newton import curvature_problem
 from keras_woodfisher.levels import arguments_of, checked_levels, finals_of
@@ -174,7 +175,7 @@ def prune(
     source = corrector = None
     if second_order:
         source = SampledGradients(model, pruner.targets, options, pruner.backend, data, loss)
-        corrector = _corrector(source, used, options)
+        corrector = _corrector(pruner, source, used, options)
         source.check(rows)
         kept = sum(p.size - zeros for p, zeros in zip(pruner.pruned, pruner.zeros, strict=True))
         if pruner.prunes(finals):
@@ -199,7 +200,7 @@ def prune(
     )
 
 
-def _corrector(source: SampledGradients, used: Quality, options: PruningOptions) -> Corrector | None:
+def _corrector(pruner: Pruner, source: SampledGradients, used: Quality, options: PruningOptions) -> Corrector | None:
     """The corrector that is calibrated, with its examples; None where corrections are made block by block."""
     if options.update != CALIBRATED:
         return None
@@ -208,7 +209,8 @@ def _corrector(source: SampledGradients, used: Quality, options: PruningOptions)
     else:
         held_out = read_batches(used.calibration, _MOST_HELD_OUT, _MOST_HELD_OUT, options.seed)
     damp = None if used.damp == AUTO else float(used.damp)
-    return CalibratedCorrector(source, HeldOutLoss(source.loss, source.targets, held_out), used.newton_steps, damp)
+    loss = HeldOutLoss(MeanLoss(source.loss, pruner.backend.compiled), pruner.targets, held_out)
+    return CalibratedCorrector(source, loss, used.newton_steps, damp)
 
 
 def _settings(quality: str, used: Quality, options: PruningOptions) -> dict[str, Any]:

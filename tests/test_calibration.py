@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 from keras_woodfisher.calibration import HeldOutLoss, best_of, longest_that_helps
+from keras_woodfisher.evaluation import MeanLoss
 from keras_woodfisher.gradients import ModelLoss
 from keras_woodfisher.targets import find_targets
 
@@ -33,7 +34,7 @@ def test_no_step_where_the_shortest_does_not_help():
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_the_held_out_loss_is_that_of_the_model_with_those_weights(weighted):
+def test_the_held_out_loss_is_that_of_the_model_with_those_weights(backend, weighted):
     rng = np.random.default_rng(0)
     model = keras.Sequential([layers.Input((5,)), layers.Dense(6, "relu"), layers.Dropout(0.5), layers.Dense(3)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -42,7 +43,7 @@ def test_the_held_out_loss_is_that_of_the_model_with_those_weights(weighted):
     x, y = rng.normal(size=(20, 5)).astype("float32"), rng.integers(0, 3, 20).astype("int32")
     weight = rng.random(20).astype("float32") if weighted else None
     batches = [(x[part], y[part], weight[part] if weighted else None) for part in (slice(0, 12), slice(12, 20))]
-    held_out = HeldOutLoss(ModelLoss(model, targets), targets, batches)
+    held_out = HeldOutLoss(MeanLoss(ModelLoss(model, targets), backend.compiled), targets, batches)
     before = model.get_weights()
     other = rng.normal(size=sum(t.size for t in targets)).astype("float32")
     found = held_out(other, 5)

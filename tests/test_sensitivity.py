@@ -241,7 +241,7 @@ def test_a_model_with_batchnorm_and_dropout_that_is_not_compiled(blobs):
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_failure_changes_nothing(trained, blobs, monkeypatch, error):
-    before, measured = everything(trained), analysis.mean_loss_at
+    before, measured = everything(trained), analysis.MeanLoss.__call__
     calls = []
 
     def failing(*args):
@@ -250,7 +250,7 @@ def test_a_failure_changes_nothing(trained, blobs, monkeypatch, error):
             raise error
         return measured(*args)
 
-    monkeypatch.setattr(analysis, "mean_loss_at", failing)
+    monkeypatch.setattr(analysis.MeanLoss, "__call__", failing)
     with pytest.raises(error):
         kw.sensitivity(trained, blobs, LEVELS, num_grads=16, verbose=0)
     assert_same(everything(trained), before)

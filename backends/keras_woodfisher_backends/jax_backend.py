@@ -1,6 +1,6 @@
 """JAX: devices, and gradients by `jit(vmap(grad))`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -40,6 +40,9 @@ class JaxBackend:
 
     def sampler(self, loss: Loss, model: Any, variables: Sequence[Any]) -> Sampler:
         return _JaxSampler(loss)
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.jit(function)
 
     def chunk_groups(self, examples: int) -> int:
         return max(1, 16 // examples)

@@ -7,7 +7,7 @@ Letters used in every docstring of this package:
     G   the (m, d) matrix of samples        n   groups of b examples in one chunk
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -113,6 +113,10 @@ class Backend(Protocol):
             model: The Keras model that `loss` runs; adapters may look at its layers.
             variables: The Keras variables that `values` stand for.
         """
+        ...
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of nested lists, tuples and dictionaries of tensors, compiled where that gives the same numbers."""
         ...
 
     def chunk_groups(self, examples: int) -> int:
