@@ -116,7 +116,7 @@ class Backend(Protocol):
         ...
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of nested lists, tuples and dictionaries of tensors, compiled where that gives the same numbers."""
+        """A function of nested structures of tensors, compiled where that gives the same numbers."""
         ...
 
     def chunk_groups(self, examples: int) -> int:
