@@ -5,6 +5,7 @@ default the ramp lasts as long as the training. The damping is higher than in on
 larger gradients.
 """
 
+import json
 import math
 
 import keras
@@ -24,7 +25,11 @@ def main() -> None:
     args.set_defaults(damp=1e-4)
     args.add_argument("--end-epoch", type=float, default=3.0)
     args.add_argument("--rates", type=float, nargs="+", default=[0.03, 0.1, 0.3])
+    args.add_argument("--methods", nargs="+", default=["magnitude", "woodfisher"])
+    args.add_argument("--name", default="gradual")
     args.add_argument("--rate", type=float, help="skip the choice of the learning rate")
+    args.add_argument("--set", nargs="+", default=[], help="further options of woodfisher, NAME=VALUE")
+    args.add_argument("--held-out", action="store_true", help="compare on the last tenth of the training data instead")
     args.add_argument("--augment", action="store_true", help="train on cropped and flipped images")
     args = args.parse_args()
     model, train, val = load(args)
@@ -37,7 +42,9 @@ def main() -> None:
         tried[rate] = accuracy(model, outer)
         print("magnitude, rate", rate, "held-out training data:", tried[rate], flush=True)
     rate = args.rate or max(tried, key=tried.get)
-    table: dict[str, list[float]] = {"magnitude": [], "woodfisher": []}
+    if args.held_out:
+        train, val = inner, outer
+    table: dict[str, list[float]] = {method: [] for method in args.methods}
     for seed in range(args.seeds):
         for method, row in table.items():
             _train(model, dense, train, method, rate, seed, args)
@@ -46,9 +53,11 @@ def main() -> None:
             print(method, "seed", seed, row[-1], flush=True)
     keys = ("sparsity", "epochs", "end_epoch", "update_frequency", "batch_size", "num_grads", "damp", "augment")
     record(
-        "gradual",
+        args.name,
         {
             **{key: getattr(args, key) for key in keys},
+            "woodfisher_options": args.set,
+            "on_held_out_training_data": args.held_out,
             "rate": rate,
             "rates_tried_for_magnitude": tried,
             "each": table,
@@ -61,6 +70,15 @@ def _train(model: keras.Model, dense: list, data: tuple, method: str, rate: floa
     keras.utils.set_random_seed(seed)
     model.set_weights(dense)
     compile_model(model, keras.optimizers.SGD(rate, momentum=0.9))
+    options = {
+        "num_grads": args.num_grads,
+        "fisher_block_size": args.fisher_block_size,
+        "damp": args.damp,
+        "seed": seed,
+        "verbose": 0,
+    }
+    if method == "woodfisher":
+        options |= {name: json.loads(value) for name, value in (text.split("=") for text in args.set)}
     pruner = kw.WoodFisherPruning(
         args.sparsity,
         init_sparsity=args.init_sparsity,
@@ -68,11 +86,7 @@ def _train(model: keras.Model, dense: list, data: tuple, method: str, rate: floa
         update_frequency=args.update_frequency,
         method=method,
         data=data,
-        num_grads=args.num_grads,
-        fisher_block_size=args.fisher_block_size,
-        damp=args.damp,
-        seed=seed,
-        verbose=0,
+        **options,
     )
     batches = Batches(data, args.batch_size, seed, args.augment)
     model.fit(batches, epochs=args.epochs, callbacks=[pruner], verbose=0)
