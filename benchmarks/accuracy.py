@@ -58,7 +58,7 @@ def main() -> None:
                 result = {"backend": keras.backend.backend(), "rows": rows}
                 path.write_text(json.dumps(result, indent=1) + "\n")
     model.set_weights(dense)
-    table = _table(rows, accuracy(model, val))
+    table = _table(rows, accuracy(model, val), PUBLISHED if args.model else {})
     path.with_suffix(".md").write_text(table + "\n")
     print(table)
 
@@ -77,7 +77,7 @@ def _fresh(train: tuple, seed: int) -> object:
     return batches
 
 
-def _table(rows: list[dict], dense: float) -> str:
+def _table(rows: list[dict], dense: float, published: dict[str, dict[str, float]]) -> str:
     """Mean and extremes over the seeds."""
     levels = sorted({row["sparsity"] for row in rows})
     lines = [f"Dense: {dense:.2f} %", "", "| | " + " | ".join(f"{s:g}" for s in levels) + " | seconds | gradients |"]
@@ -93,7 +93,7 @@ def _table(rows: list[dict], dense: float) -> str:
         seconds, gradients = (np.mean([row[key] for row in chosen]) for key in ("seconds", "gradients"))
         name = f"{method}, augmented data" if augment else method
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {seconds:.1f} | {gradients:,.0f} |")
-    for name, figures in PUBLISHED.items():
+    for name, figures in published.items():
         cells = " | ".join(str(figures.get(f"{s:g}", "")) for s in levels)
         lines.append(f"| {name} | {cells} | | |")
     return "\n".join(lines)
