@@ -625,7 +625,7 @@ def test_demo_compares_magnitude_with_woodfisher(cli, monkeypatch):
     assert (code, err) == (0, "")
     document = json.loads(out)
     (row,) = document["rows"]
-    assert row["magnitude"] < row["woodfisher"] < document["dense"] + 0.03
+    assert row["magnitude"] < row["woodfisher"] < document["dense"] + 0.01
     assert document["dense"] > 0.8
 
 

@@ -8,7 +8,7 @@ import jax
 
 @contextmanager
 def light_compilation() -> Iterator[None]:
-    """What is compiled meanwhile is hardly optimised, which takes about a quarter of the time."""
+    """What is compiled meanwhile is hardly optimised: worth it for what runs once."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:
