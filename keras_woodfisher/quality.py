@@ -37,9 +37,9 @@ PRESETS: Mapping[str, Quality] = {
         newton_steps=0,
     ),
     "balanced": Quality(
-        stages=5,
+        stages=3,
         num_grads=512,
-        grad_batch_size=4,
+        grad_batch_size=8,
         fisher="ggn",
         damp="auto",
         update=CALIBRATED,
