@@ -18,13 +18,9 @@ from keras_woodfisher.companions import (  # noqa: E402
 from keras_woodfisher.keep_zeros import KeepZeros  # noqa: E402
 from keras_woodfisher.oneshot import prune  # noqa: E402
 from keras_woodfisher.recipe import Recipe, RecipeCheck, RecipeError, check_recipe, load_recipe, recipe_schema  # noqa: E402
-from keras_woodfisher.report import (  # noqa: E402
-    PhaseReport,
-    PruningReport,
-    VariableReport,
-    sparsity_report,
-)
+from keras_woodfisher.report import PhaseReport, PruningReport, StageReport, VariableReport  # noqa: E402
 from keras_woodfisher.sensitivity_report import Sensitivity, SensitivityReport  # noqa: E402
+from keras_woodfisher.zeros import sparsity_report  # noqa: E402
 
 __version__ = "0.1.0"
 
@@ -42,6 +38,7 @@ __all__ = [
     "SensitivityReport",
     "SetLearningRate",
     "SetWeightDecay",
+    "StageReport",
     "TrainableParams",
     "VariableReport",
     "WoodFisherPruning",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import keras
@@ -18,10 +18,12 @@ from keras_woodfisher.options import CALIBRATED, PruningOptions, flag
 from keras_woodfisher.planning import PlannedUpdate, Ramps, check_buffer
 from keras_woodfisher.progress import Progress
 from keras_woodfisher.pruner import Pruner, sparsity_of, zeros_of
+from keras_woodfisher.report import PruningReport, StageReport, merged
 from keras_woodfisher.schedule import FROM_PARAM, checked_schedule
 from keras_woodfisher.sources import BufferedGradients, GradientSource, SampledGradients
 from keras_woodfisher.stages import update_in_stages
 from keras_woodfisher.targets import Target
+from keras_woodfisher.zeros import count_zeros
 
 
 class WoodFisherPruning(HoldingCallback):
@@ -205,8 +207,26 @@ class WoodFisherPruning(HoldingCallback):
         """
         return self._active.sparsity
 
+    def report(self) -> PruningReport:
+        """What the updates of this training run, or of the last one, did and chose; `print` it.
+
+        Variables are counted as they are now.
+
+        Raises:
+            RuntimeError: Before training has begun.
+        """
+        return PruningReport(
+            count_zeros(self._active.targets),
+            merged([phase for stage in self._stages for phase in stage.phases]),
+            sum(stage.samples for stage in self._stages),
+            (self._active.note,) if self._active.note else (),
+            tuple(self._stages),
+            self._options.settings(),
+        )
+
     def on_train_begin(self, logs: Any = None) -> None:
         self._pruner = None
+        self._stages: list[StageReport] = []
         self._done: float | None = None
         self._first_epoch = 0
         self._progress = Progress(self.params)
@@ -407,7 +427,7 @@ class WoodFisherPruning(HoldingCallback):
             return
         self.model  # noqa: B018 - on JAX, reading it brings the variables up to date
         if prunes:
-            self._update(due, rows)
+            self._update(due, rows, position)
             if self._options.verbose:
                 say(f"WoodFisher pruning: epoch {position:.3g}, sparsity {self.sparsity:.4f}")
         self._done = due
@@ -416,9 +436,10 @@ class WoodFisherPruning(HoldingCallback):
             self._released = True
         keep_edits(self._model)
 
-    def _update(self, due: float, rows: int) -> None:
+    def _update(self, due: float, rows: int, position: float) -> None:
         stages = self._options.num_recomputations
-        update_in_stages(self._active, self._ramps.at(due), self._source, rows, stages, self._draw(due))
+        done = update_in_stages(self._active, self._ramps.at(due), self._source, rows, stages, self._draw(due))
+        self._stages += [replace(stage, epoch=position) for stage in done]
         if self._enforcement is not None:
             self._enforcement.hold(self._active.masks())
             self._enforcement.constrain()

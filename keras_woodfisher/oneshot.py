@@ -19,9 +19,10 @@ from keras_woodfisher.meter import Meter
 from keras_woodfisher.options import AUTO, CALIBRATED, PruningOptions, fraction
 from keras_woodfisher.pruner import Pruner
 from keras_woodfisher.quality import Quality, chosen
-from keras_woodfisher.report import PruningReport, count_zeros, merged
+from keras_woodfisher.report import PruningReport, merged
 from keras_woodfisher.sources import SampledGradients
 from keras_woodfisher.stages import update_in_stages
+from keras_woodfisher.zeros import count_zeros
 
 _MOST_HELD_OUT = 5000
 """Examples that are used at most where other data is given to calibrate on."""

@@ -22,6 +22,9 @@ _AUTO_PART = 0.1
 """Part of the mean diagonal of the Fisher that `damp="auto"` adds to it."""
 
 
+_SETTINGS = ("grad_batch_size", "fisher", "damp", "update", "num_recomputations", "fisher_block_size", "seed")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PruningOptions:
     """How one pruning update works. See `WoodFisherPruning` for what each field means."""
@@ -83,6 +86,13 @@ class PruningOptions:
             set_field(self, "seed", count("seed", self.seed, least=0))
         set_field(self, "verbose", 1 if self.verbose == "auto" else self.verbose)
         one_of("verbose", self.verbose, (0, 1, 2))
+
+    def settings(self) -> dict[str, Any]:
+        """What a report says of how updates were made; nothing of magnitude pruning."""
+        if self.method == "magnitude":
+            return {}
+        num_grads = dict(self.num_grads) if isinstance(self.num_grads, Mapping) else self.num_grads
+        return {"num_grads": num_grads} | {name: getattr(self, name) for name in _SETTINGS}
 
     def _check_mask(self) -> None:
         mask = checked_mask(self.mask_type)

@@ -4,14 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import keras
-import numpy as np
-
 from keras_woodfisher.batchnorm_report import BatchNormReport
-from keras_woodfisher.options import names
-from keras_woodfisher.targets import ALL_PRUNABLE, Target, all_targets, named_targets
-
-_PACKED = ("int4", "gptq", "awq")
+from keras_woodfisher.drawing import new_axes
+from keras_woodfisher.tables import aligned
 
 
 @dataclass(frozen=True)
@@ -71,6 +66,7 @@ class StageReport:
         damp: Ridge on the Fisher's diagonal for the scores; None without gradients.
         calibration: What was chosen, where there was a choice.
         phases: Where time and memory went.
+        epoch: When it was, in epochs since training began; None in one shot.
     """
 
     sparsity: float
@@ -78,6 +74,7 @@ class StageReport:
     damp: float | None = None
     calibration: CalibrationReport | None = None
     phases: tuple[PhaseReport, ...] = ()
+    epoch: float | None = None
 
 
 def merged(phases: Sequence[PhaseReport]) -> tuple[PhaseReport, ...]:
@@ -88,6 +85,28 @@ def merged(phases: Sequence[PhaseReport]) -> tuple[PhaseReport, ...]:
         peaks = [p.peak_bytes for p in (before, phase) if p.peak_bytes is not None]
         found[phase.name] = PhaseReport(phase.name, before.seconds + phase.seconds, max(peaks, default=None))
     return tuple(found.values())
+
+
+def combined(reports: Sequence["PruningReport"], variables: tuple[VariableReport, ...]) -> "PruningReport":
+    """Several reports as one, in their order; settings are numbered where there are several.
+
+    Args:
+        reports: Of work that was done one after the other.
+        variables: As they are now.
+    """
+    several = len(reports) > 1
+    return PruningReport(
+        variables,
+        merged([phase for report in reports for phase in report.phases]),
+        sum(report.samples for report in reports),
+        tuple(dict.fromkeys(note for report in reports for note in report.notes)),
+        tuple(stage for report in reports for stage in report.stages),
+        {
+            f"{number}.{name}" if several else name: value
+            for number, report in enumerate(reports, start=1)
+            for name, value in report.settings.items()
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -128,7 +147,12 @@ class PruningReport:
         """The report as plain data, for JSON."""
         data = asdict(self)
         data["variables"] = [{**asdict(v), "shape": list(v.shape), "sparsity": v.sparsity} for v in self.variables]
-        data |= {"phases": list(data["phases"]), "notes": list(self.notes), "settings": dict(self.settings)}
+        data |= {"phases": list(data["phases"]), "notes": list(self.notes)}
+        # The keys of JSON objects are texts.
+        data["settings"] = {
+            name: {str(key): part for key, part in value.items()} if isinstance(value, Mapping) else value
+            for name, value in self.settings.items()
+        }
         data["stages"] = [{**stage, "phases": list(stage["phases"])} for stage in data["stages"]]
         return data | {"weights": self.weights, "pruned": self.pruned, "sparsity": self.sparsity}
 
@@ -177,89 +201,29 @@ def _stages(stages: Sequence[StageReport]) -> list[str]:
     """A table of what was chosen, where there was a choice or there were several stages."""
     if len(stages) < 2 and not any(stage.calibration for stage in stages):
         return []
-    cells: list[tuple[str, ...]] = [
-        ("stage", "sparsity", "samples", "damp", "compensation", "Newton steps", "loss, weights removed", "corrected")
-    ]
-    for number, stage in enumerate(stages, start=1):
-        chosen = stage.calibration
-        figures = (
-            ("", "", "", "")
-            if chosen is None
-            else (
-                _damping(chosen.compensation),
-                " ".join(f"{damp:.2g}" for damp in chosen.steps) or "-",
-                f"{chosen.loss_removed:.4g}",
-                f"{chosen.loss:.4g}",
-            )
-        )
-        cells.append((str(number), f"{stage.sparsity:.4f}", f"{stage.samples:,}", _damping(stage.damp), *figures))
-    return aligned(cells, left=1)
+    rows = [{"stage": str(number), **_figures(stage)} for number, stage in enumerate(stages, start=1)]
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    return aligned([tuple(header), *(tuple(row.get(name, "") for name in header) for row in rows)], left=1)
+
+
+def _figures(stage: StageReport) -> dict[str, str]:
+    """What is worth printing of a stage, by the title of its column."""
+    figures = {} if stage.epoch is None else {"epoch": f"{stage.epoch:.3g}"}
+    figures["sparsity"] = f"{stage.sparsity:.4f}"
+    if stage.samples:
+        figures |= {"samples": f"{stage.samples:,}", "damp": _damping(stage.damp)}
+    if (chosen := stage.calibration) is not None:
+        figures |= {
+            "compensation": _damping(chosen.compensation),
+            "Newton steps": " ".join(f"{damp:.2g}" for damp in chosen.steps) or "-",
+            "loss, weights removed": f"{chosen.loss_removed:.4g}",
+            "corrected": f"{chosen.loss:.4g}",
+        }
+    return figures
 
 
 def _damping(value: float | None) -> str:
     return "-" if value is None else f"{value:.2g}"
-
-
-def sparsity_report(model: keras.Model, params: str | Sequence[str] = ALL_PRUNABLE) -> PruningReport:
-    """Counts the zeros of a model's prunable variables.
-
-    Args:
-        model: Any built Keras model, pruned by whatever means.
-        params: Names and patterns as in `WoodFisherPruning`; frozen and int8 variables are counted too.
-
-    Raises:
-        ValueError: If the model isn't built.
-        KeyError: If a name matches nothing.
-    """
-    targets = named_targets(all_targets(model), names("params", params))
-    packed = [t for t in targets if getattr(t.layer, "quantization_mode", None) in _PACKED]
-    notes = [f"Not counted, since {t.layer.quantization_mode} packs several weights in one: {t.name}" for t in packed]
-    return PruningReport(count_zeros([t for t in targets if t not in packed]), notes=tuple(notes))
-
-
-def count_zeros(targets: Sequence[Target]) -> tuple[VariableReport, ...]:
-    """A report of each variable as it is now."""
-    return tuple(
-        VariableReport(
-            target.name,
-            tuple(target.variable.shape),
-            target.size,
-            int(np.count_nonzero(target.read() == 0)),
-        )
-        for target in targets
-    )
-
-
-def new_axes(size: tuple[float, float]) -> Any:
-    """The `Axes` of a new figure of so many inches."""
-    return load_pyplot().subplots(figsize=size, layout="constrained")[1]
-
-
-def load_pyplot() -> Any:
-    """What draws.
-
-    Raises:
-        ImportError: If matplotlib isn't installed.
-    """
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError(
-            "plot() needs matplotlib, which isn't installed. Install it with: pip install 'keras-woodfisher[plot]'."
-        ) from error
-    return pyplot
-
-
-def aligned(cells: list[tuple[str, ...]], left: int = 2) -> list[str]:
-    """Lines of a table, its first `left` columns flush left and the others flush right."""
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in cells
-    ]
 
 
 def _memory(peak: int | None) -> str:

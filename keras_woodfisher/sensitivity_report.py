@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from keras_woodfisher.report import PhaseReport, aligned, new_axes
+from keras_woodfisher.drawing import new_axes
+from keras_woodfisher.report import PhaseReport
+from keras_woodfisher.tables import aligned
 
 
 @dataclass(frozen=True)

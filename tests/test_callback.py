@@ -152,6 +152,51 @@ def test_everything_sees_the_last_update(model, blobs, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_the_report_of_a_run(model, blobs):
+    settings = {"method": "woodfisher", "num_grads": {0.0: 8, 0.4: 12}, "damp": "auto", "num_recomputations": 2}
+    pruner = of(0.6, 2, data=blobs, init_sparsity=0.3, seed=5, **settings)
+    with pytest.raises(RuntimeError, match="once training has begun"):
+        pruner.report()
+    model.fit(*blobs, batch_size=24, epochs=2, verbose=0, callbacks=[pruner])
+    report = pruner.report()
+    assert report.sparsity == 0.6 and report.weights == 240
+    # Two stages at each of epoch 0, 1 and the end; 8 samples before 0.4 is reached.
+    assert [stage.epoch for stage in report.stages] == [0.0, 0.0, 1.0, 1.0, 2.0, 2.0]
+    assert [stage.samples for stage in report.stages] == [8, 8, 8, 8, 12, 12]
+    sparsities = [stage.sparsity for stage in report.stages]
+    np.testing.assert_allclose(sparsities[1::2], [0.3, 0.3 + 0.3 * 7 / 8, 0.6], atol=0.5 / 240)
+    assert sparsities == sorted(sparsities)
+    assert len({stage.damp for stage in report.stages}) == 6  # chosen anew each time
+    assert report.samples == 56
+    assert [phase.name for phase in report.phases] == ["gradients", "inverse", "update"]
+    parts = [phase.seconds for stage in report.stages for phase in stage.phases]
+    np.testing.assert_allclose(sum(phase.seconds for phase in report.phases), sum(parts))
+    assert report.settings == {
+        "num_grads": {0.0: 8, 0.4: 12},
+        "grad_batch_size": 1,
+        "fisher": "empirical",
+        "damp": "auto",
+        "update": "joint",
+        "num_recomputations": 2,
+        "fisher_block_size": 2000,
+        "seed": 5,
+    }
+    assert json.loads(json.dumps(report.as_dict())) == report.as_dict()
+    assert "stage  epoch  sparsity  samples" in str(report)
+    # Another run begins a report of its own.
+    model.fit(*blobs, batch_size=24, epochs=2, verbose=0, callbacks=[pruner])
+    assert pruner.report().stages == ()
+
+
+def test_the_report_of_magnitude_pruning(model, blobs):
+    pruner = of(0.5, 2, init_sparsity=0.25)
+    model.fit(*blobs, batch_size=24, epochs=2, verbose=0, callbacks=[pruner])
+    report = pruner.report()
+    assert [(stage.epoch, stage.samples, stage.damp) for stage in report.stages] == [(e, 0, None) for e in (0, 1, 2)]
+    assert (report.samples, report.phases, report.settings) == (0, (), {})
+    assert "stage  epoch  sparsity\n" in str(report)
+
+
 def stream(data, number):
     for index in range(number):
         yield data[0][index * 8 : index * 8 + 8], data[1][index * 8 : index * 8 + 8]

@@ -277,7 +277,11 @@ def test_a_recipe_while_training(cli, old, model, extra):
     command = f"prune {model}.keras --recipe old.md --data data.npz --epochs 2 --out p.keras --batch-size 24 {extra}"
     code, out, err = cli(f"{command} --json")
     assert (code, err) == (0, ""), err
-    assert json.loads(out)["report"]["pruned"] == zeros("p.keras") == 144
+    report = json.loads(out)["report"]
+    assert report["pruned"] == zeros("p.keras") == 144
+    assert report["stages"] and report["samples"] == sum(stage["samples"] for stage in report["stages"]) > 0
+    assert {phase["name"] for phase in report["phases"]} == {"gradients", "inverse", "update"}
+    assert report["settings"]["num_grads"] == 16
     assert int(keras.models.load_model("p.keras").optimizer.iterations) == 2 * 4
 
 

@@ -474,6 +474,8 @@ def test_stages_and_gauss_newton_samples_of_recipes(make_mlp, blobs, monkeypatch
     del fields["num_recomputations"]
     kw.prune(twin, blobs, 0.5, quality="fast", stages=3, verbose=0, **fields)
     assert report.samples == 3 * 8
+    assert [stage.samples for stage in report.stages] == [8, 8, 8]
+    assert report.settings["fisher"] == "ggn" and report.settings["stages"] == 3
     for a, b in zip(model.get_weights(), twin.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     # The same machine and the same second a sample: three stages take three times as long.

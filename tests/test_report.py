@@ -7,6 +7,7 @@ import pytest
 from keras import layers
 
 import keras_woodfisher as kw
+from keras_woodfisher.report import combined
 
 VARIABLES = (
     kw.VariableReport("a/kernel", (3, 400), 1200, 300),
@@ -51,6 +52,21 @@ def test_as_dict_is_json():
     }
     assert data["phases"][1] == {"name": "inverse", "seconds": 0.5, "peak_bytes": None}
     assert (data["weights"], data["pruned"], data["samples"]) == (1205, 305, 64)
+
+
+def test_several_reports_as_one():
+    first = kw.PruningReport(VARIABLES[:1], PHASES[:1], 4, ("n",), (kw.StageReport(0.1, 4, epoch=1.0),), {"damp": 1e-5})
+    second = kw.PruningReport(VARIABLES[1:], PHASES, 6, ("n", "m"), (kw.StageReport(0.2, 6),), {"damp": 1e-4})
+    both = combined([first, second], VARIABLES)
+    assert both.variables == VARIABLES
+    assert both.phases == (kw.PhaseReport("gradients", 2.468, 3 * 2**20), PHASES[1])
+    assert (both.samples, both.notes) == (10, ("n", "m"))
+    assert both.stages == first.stages + second.stages
+    assert both.settings == {"1.damp": 1e-5, "2.damp": 1e-4}
+    assert combined([first], VARIABLES[:1]) == first
+    table = [line.split() for line in str(both).splitlines()]
+    assert ["stage", "epoch", "sparsity", "samples", "damp"] in table
+    assert ["2", "0.2000", "6", "-"] in table
 
 
 def model_with_zeros():

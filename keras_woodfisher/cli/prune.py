@@ -16,6 +16,7 @@ from keras_woodfisher.cli.answer import Answer, table
 from keras_woodfisher.cli.evaluation import Evaluation
 from keras_woodfisher.cli.losses import check_outputs, needed_loss
 from keras_woodfisher.cli.recipes import read_recipe
+from keras_woodfisher.report import combined
 
 _PASSED_ON = (
     "exclude",
@@ -134,7 +135,10 @@ def _fine_tune(
         callbacks=callbacks,
         verbose=verbosity(args),
     )
-    return kw.sparsity_report(model) if report is None else report
+    if report is not None:
+        return report
+    done = [callback.report() for callback in callbacks if isinstance(callback, kw.WoodFisherPruning)]
+    return combined(done, kw.sparsity_report(model).variables)
 
 
 def _answer(args: Namespace, report: kw.PruningReport, measured: tuple[Mapping, Mapping], seconds: float) -> Answer:

@@ -10,7 +10,7 @@ from keras_woodfisher.planning import PlannedUpdate
 from keras_woodfisher.recipe.costs import Cost
 from keras_woodfisher.recipe.modifiers import Modifier, PruningModifier
 from keras_woodfisher.recipe.writing import plain_fields
-from keras_woodfisher.report import aligned
+from keras_woodfisher.tables import aligned
 
 _SHOWN = 6
 """Updates that are printed at each end of a long list."""

@@ -16,7 +16,8 @@ from keras_woodfisher.recipe.modifiers import Modifier, PruningModifier, WoodFis
 from keras_woodfisher.recipe.outline import read_outline
 from keras_woodfisher.recipe.reading import modifiers_of
 from keras_woodfisher.recipe.writing import canonical, plain_fields
-from keras_woodfisher.report import PruningReport, count_zeros
+from keras_woodfisher.report import PruningReport, combined
+from keras_woodfisher.zeros import count_zeros
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,7 @@ class Recipe:
             model.set_weights(before)
             raise
         targets = {id(t.variable): t for m in pruning for t in targets_of(m, model)}
-        phases = tuple(phase for report in reports for phase in report.phases)
-        samples, notes = sum(report.samples for report in reports), (note for r in reports for note in r.notes)
-        return PruningReport(count_zeros(list(targets.values())), phases, samples, tuple(dict.fromkeys(notes)))
+        return combined(reports, count_zeros(list(targets.values())))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the canonical form, which `load_recipe` reads back equal."""
