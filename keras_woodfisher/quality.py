@@ -23,7 +23,7 @@ class Quality:
 
 
 _HELD_OUT = 500
-"""Examples that are held out to choose by."""
+"""Examples that are held out to choose by, where a preset doesn't say."""
 
 PRESETS: Mapping[str, Quality] = {
     "fast": Quality(
@@ -37,13 +37,13 @@ PRESETS: Mapping[str, Quality] = {
         newton_steps=0,
     ),
     "balanced": Quality(
-        stages=3,
+        stages=5,
         num_grads=512,
-        grad_batch_size=8,
+        grad_batch_size=4,
         fisher="ggn",
         damp="auto",
         update=CALIBRATED,
-        calibration=_HELD_OUT,
+        calibration=250,
         newton_steps=2,
     ),
     "best": Quality(
@@ -101,7 +101,7 @@ def _checked(quality: Quality, explicit: Mapping[str, Any]) -> Quality:
     """The same, with examples to calibrate on if, and only if, something is chosen by them."""
     if quality.update == CALIBRATED:
         if "calibration" not in explicit:
-            return replace(quality, calibration=_HELD_OUT)
+            return replace(quality, calibration=quality.calibration or _HELD_OUT)
         if isinstance(quality.calibration, Integral):
             mend = "update='calibrated' chooses by the loss on these examples; update='joint' needs none."
             return replace(quality, calibration=count("calibration", quality.calibration, mend))
