@@ -37,7 +37,7 @@ PRESETS: Mapping[str, Quality] = {
         newton_steps=0,
     ),
     "balanced": Quality(
-        stages=5,
+        stages=4,
         num_grads=512,
         grad_batch_size=4,
         fisher="ggn",
