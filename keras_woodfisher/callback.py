@@ -2,28 +2,25 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_woodfisher.footprint import buffered_footprint
 from keras_woodfisher.holding import HoldingCallback, keep_edits
-from keras_woodfisher.levels import arguments_of, checked_levels, finals_of
+from keras_woodfisher.levels import arguments_of, checked_levels
 from keras_woodfisher.mask_types import check_final
 from keras_woodfisher.meter import say
 from keras_woodfisher.neighbours import callbacks_beside, warn, warn_about_neighbours
 from keras_woodfisher.options import CALIBRATED, PruningOptions, flag
-from keras_woodfisher.planning import PlannedUpdate, Ramps, check_buffer
+from keras_woodfisher.planning import PlannedUpdate
 from keras_woodfisher.progress import Progress
-from keras_woodfisher.pruner import Pruner, sparsity_of, zeros_of
-from keras_woodfisher.report import PruningReport, StageReport, merged
+from keras_woodfisher.pruner import sparsity_of
+from keras_woodfisher.report import PruningReport
+from keras_woodfisher.run import Run, Task
 from keras_woodfisher.schedule import FROM_PARAM, checked_schedule
-from keras_woodfisher.sources import BufferedGradients, GradientSource, SampledGradients
-from keras_woodfisher.stages import update_in_stages
 from keras_woodfisher.targets import Target
-from keras_woodfisher.zeros import count_zeros
 
 
 class WoodFisherPruning(HoldingCallback):
@@ -122,11 +119,11 @@ class WoodFisherPruning(HoldingCallback):
         verbose: int = 1,
     ):
         super().__init__()
-        self._levels = checked_levels(final_sparsity) if isinstance(final_sparsity, Mapping) else None
-        if self._levels is not None:
-            params, global_sparsity = arguments_of(self._levels, params, global_sparsity)
-            final_sparsity = min(final for final, _ in self._levels)
-        self._options = PruningOptions(
+        levels = checked_levels(final_sparsity) if isinstance(final_sparsity, Mapping) else None
+        if levels is not None:
+            params, global_sparsity = arguments_of(levels, params, global_sparsity)
+            final_sparsity = min(final for final, _ in levels)
+        options = PruningOptions(
             params="__ALL_PRUNABLE__" if params is None else params,  # type: ignore[arg-type]
             exclude=exclude,  # type: ignore[arg-type]
             method=method,
@@ -153,17 +150,13 @@ class WoodFisherPruning(HoldingCallback):
             )
         flag("leave_enabled", leave_enabled)
         self._leave_enabled = leave_enabled
-        self._data = data
         self._progress = Progress(None)
         self._kin: list[WoodFisherPruning] = [self]
-        self._pruner: Pruner | None = None
-        self._buffer: BufferedGradients | None = None
-        self._schedule = checked_schedule(
-            init_sparsity, final_sparsity, start_epoch, end_epoch, update_frequency, inter_func
-        )
-        levels = self._levels or ((self._schedule.final, ()),)
-        check_final(self._options.mask_type, max(final for final, _ in levels))
-        self._init: Any = init_sparsity if init_sparsity == FROM_PARAM else self._schedule.init
+        self._run: Run | None = None
+        schedule = checked_schedule(init_sparsity, final_sparsity, start_epoch, end_epoch, update_frequency, inter_func)
+        check_final(options.mask_type, schedule.final if levels is None else max(final for final, _ in levels))
+        self._options, self._schedule = options, schedule
+        self._task = Task(options, schedule, levels, init_sparsity == FROM_PARAM, data)
         self._written = {
             "start_epoch": float(start_epoch),
             "end_epoch": float(end_epoch),
@@ -178,7 +171,7 @@ class WoodFisherPruning(HoldingCallback):
             **self._written,
             "final_sparsity": self._schedule.final,
             **self._written_levels(),
-            "init_sparsity": self._init,
+            "init_sparsity": FROM_PARAM if self._task.from_zeros else self._schedule.init,
             "inter_func": self._schedule.interpolation,
             "leave_enabled": self._leave_enabled,
         }
@@ -189,9 +182,9 @@ class WoodFisherPruning(HoldingCallback):
         return cls(**config, data=data)
 
     def _written_levels(self) -> dict[str, Any]:
-        if self._levels is None:
+        if self._task.levels is None:
             return {}
-        return {"final_sparsity": {final: list(listed) for final, listed in self._levels}, "params": None}
+        return {"final_sparsity": {final: list(listed) for final, listed in self._task.levels}, "params": None}
 
     @property
     def options(self) -> PruningOptions:
@@ -205,7 +198,7 @@ class WoodFisherPruning(HoldingCallback):
         Raises:
             RuntimeError: Before training has begun.
         """
-        return self._active.sparsity
+        return self._active.pruner.sparsity
 
     def report(self) -> PruningReport:
         """What the updates of this training run, or of the last one, did and chose; `print` it.
@@ -215,18 +208,10 @@ class WoodFisherPruning(HoldingCallback):
         Raises:
             RuntimeError: Before training has begun.
         """
-        return PruningReport(
-            count_zeros(self._active.targets),
-            merged([phase for stage in self._stages for phase in stage.phases]),
-            sum(stage.samples for stage in self._stages),
-            (self._active.note,) if self._active.note else (),
-            tuple(self._stages),
-            self._options.settings(),
-        )
+        return self._active.report()
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._pruner = None
-        self._stages: list[StageReport] = []
+        self._run = None
         self._done: float | None = None
         self._first_epoch = 0
         self._progress = Progress(self.params)
@@ -257,7 +242,7 @@ class WoodFisherPruning(HoldingCallback):
         if self._progress.is_last_epoch() and self._progress.ended > epoch:
             self._prune_if_due(self._progress.ended, last=True)
         if self._released:
-            self._active.find_zeros()
+            self._active.pruner.find_zeros()
         self._log(logs)
 
     def on_train_end(self, logs: Any = None) -> None:
@@ -275,18 +260,18 @@ class WoodFisherPruning(HoldingCallback):
             )
 
     @property
-    def _active(self) -> Pruner:
-        if self._pruner is None:
+    def _active(self) -> Run:
+        if self._run is None:
             raise RuntimeError("The sparsity is known once training has begun; sparsity_report tells it of any model.")
-        return self._pruner
+        return self._run
 
     def _prepare(self, model: keras.Model) -> list[Target]:
-        self._check_epochs(self._progress.epochs)
-        self._pruner, self._ramps = self._open(model)
-        if self._pruner.note and self._options.verbose:
-            say(self._pruner.note)
-        self._source = self._open_source(model, self._pruner)
-        return self._pruner.targets
+        self._task.check_epochs(self._progress.epochs)
+        run = self._run = Run(self._task, model)
+        if run.pruner.note and self._options.verbose:
+            say(run.pruner.note)
+        run.open_source(self._progress)
+        return run.targets
 
     def plan(
         self,
@@ -309,12 +294,7 @@ class WoodFisherPruning(HoldingCallback):
             ValueError: If there is nothing to prune.
             KeyError: If a name matches no variable.
         """
-        pruner, ramps = self._open(model)
-        pruner.find_zeros()
-        zeros = [(pruned or {}).get(id(t.variable), z) for t, z in zip(pruner.targets, pruner.zeros, strict=True)]
-        if self._init == FROM_PARAM:
-            ramps.start_from(zeros)
-        return ramps.plan(zeros, steps_per_epoch, epochs, initial_epoch)
+        return Run(self._task, model).plan(steps_per_epoch, epochs, initial_epoch, pruned)
 
     def check_plan(
         self, updates: Sequence[PlannedUpdate], steps_per_epoch: int | None, epochs: int | None, initial_epoch: int = 0
@@ -325,89 +305,22 @@ class WoodFisherPruning(HoldingCallback):
             ValueError: If training ends before `end_epoch`, or (with the number of steps and without data) the buffer
                 can't hold enough gradients at an update.
         """
-        self._check_epochs(epochs)
-        if self._options.method == "woodfisher" and self._data is None:
-            self._check_buffered()
-            check_buffer(updates, steps_per_epoch, epochs, initial_epoch, self._schedule.start)
-
-    def _open(self, model: keras.Model) -> tuple[Pruner, Ramps]:
-        pruner = Pruner(model, self._options)
-        targets = pruner.targets
-        finals = [self._schedule.final] * len(targets) if self._levels is None else finals_of(targets, self._levels)
-        return pruner, Ramps(self._schedule, finals, [t.size for t in targets], self._options, pruner.coverage)
-
-    def _check_epochs(self, epochs: int | None) -> None:
-        if epochs is not None and self._schedule.end > epochs:
-            raise ValueError(
-                f"end_epoch={self._schedule.end:g} lies after the last epoch ({epochs}), so the final sparsity "
-                f"would never be reached. Train for epochs={math.ceil(self._schedule.end)}, or lower end_epoch."
-            )
-
-    def _open_source(self, model: keras.Model, pruner: Pruner) -> GradientSource | None:
-        if self._options.method == "magnitude":
-            return None
-        options, targets = self._options, pruner.targets
-        if self._data is None:
-            self._check_buffered()
-        uses = self._uses(pruner)
-        if self._data is None:
-            footprint = buffered_footprint(targets, options.most_gradients)
-            pruner.plan_memory(footprint, uses or [(options.most_gradients, 1)])
-            self._buffer = BufferedGradients(model, targets, options.most_gradients, pruner.backend)
-            return self._buffer
-        source = SampledGradients(model, targets, options, pruner.backend, self._data)
-        source.check(options.most_gradients)
-        if uses:
-            pruner.plan_memory(source.footprint(max(rows for rows, _ in uses)), uses)
-        return source
-
-    def _check_buffered(self) -> None:
-        """Refuses what the gradients of training can't give.
-
-        Raises:
-            ValueError: If an option needs data to sample from.
-        """
-        for name, plain in (("grad_batch_size", 1), ("fisher", "empirical"), ("num_recomputations", 1)):
-            if getattr(self._options, name) != plain:
-                raise ValueError(
-                    f"{name}={getattr(self._options, name)!r} needs data to sample from: give data=(x, y). Without "
-                    "data, each step of training gives one gradient, averaged over its batch."
-                )
-
-    def _uses(self, pruner: Pruner) -> list[tuple[int, int]]:
-        """Samples and unpruned weights of each update to come, as far as they can be foreseen."""
-        zeros = [int(zeros_of(target).sum()) for target in pruner.targets]
-        if self._init == FROM_PARAM:
-            self._ramps.start_from(zeros)
-        updates = self._ramps.plan(zeros, self._progress.steps, self._progress.epochs)
-        return [(update.num_grads, update.kept) for update in updates if update.num_grads]
+        self._task.check_plan(updates, steps_per_epoch, epochs, initial_epoch)
 
     def _start(self, epoch: int) -> list[np.ndarray]:
         self._first_epoch = epoch
-        self._find_zeros()
-        if self._buffer is not None:
-            steps, epochs = self._progress.steps, self._progress.epochs
-            zeros = self._expected_zeros()
-            if self._init == FROM_PARAM:
-                self._ramps.start_from(zeros)
-            updates = self._ramps.plan(zeros, steps, epochs, epoch)
-            check_buffer(updates, steps, epochs, epoch, self._schedule.start)
+        self._active.find_zeros()
+        if self._active.buffer is not None:
+            self._active.check_buffer(self._progress, epoch, self._expected_zeros())
         return self._active.masks()
 
-    def _expected_zeros(self) -> list[int]:
-        """Zeros of each variable when this callback begins, with those that others will have left by then."""
+    def _expected_zeros(self) -> dict[int, int]:
+        """Zeros that other callbacks will have left by the time this one begins, by `id(variable)`."""
         expected: dict[int, int] = {}
         for other in self._kin:
             if other is not self and other._leave_enabled and other._schedule.end <= self._schedule.start:
-                targets = other._active.targets
-                expected |= other._ramps.zeros_at_the_end({id(t.variable): t.size for t in targets})
-        pairs = zip(self._active.targets, self._active.zeros, strict=True)
-        return [max(zeros, expected.get(id(target.variable), 0)) for target, zeros in pairs]
-
-    def _find_zeros(self) -> None:
-        self._active.find_zeros()
-        if self._init == FROM_PARAM:
-            self._ramps.start_from(self._active.zeros)
+                expected |= other._active.zeros_at_the_end()
+        return expected
 
     def _is_resumed(self) -> bool:
         """Whether updates are behind that an earlier run has made: this run's buffer starts empty, though."""
@@ -420,10 +333,10 @@ class WoodFisherPruning(HoldingCallback):
             return
         if self._done is None and self._enforcement is not None and self._enforcement.is_shared():
             # Another callback may have pruned the same variables before this one's turn.
-            self._find_zeros()
-        rows = self._ramps.gradients_after(sum(self._active.zeros))
-        prunes = self._active.prunes(self._ramps.at(due))
-        if prunes and self._buffer is not None and self._is_resumed() and self._progress.total < rows and not last:
+            self._active.find_zeros()
+        run, rows = self._active, self._active.rows()
+        prunes = run.prunes(due)
+        if prunes and run.buffer is not None and self._is_resumed() and self._progress.total < rows and not last:
             return
         self.model  # noqa: B018 - on JAX, reading it brings the variables up to date
         if prunes:
@@ -437,9 +350,7 @@ class WoodFisherPruning(HoldingCallback):
         keep_edits(self._model)
 
     def _update(self, due: float, rows: int, position: float) -> None:
-        stages = self._options.num_recomputations
-        done = update_in_stages(self._active, self._ramps.at(due), self._source, rows, stages, self._draw(due))
-        self._stages += [replace(stage, epoch=position) for stage in done]
+        self._active.update(due, rows, self._draw(due), position)
         if self._enforcement is not None:
             self._enforcement.hold(self._active.masks())
             self._enforcement.constrain()
@@ -455,13 +366,14 @@ class WoodFisherPruning(HoldingCallback):
 
     def _log(self, logs: Any) -> None:
         if logs is not None:
-            logs["sparsity"] = self.sparsity if len(self._kin) == 1 else sparsity_of([kin._active for kin in self._kin])
+            logs["sparsity"] = (
+                self.sparsity if len(self._kin) == 1 else sparsity_of([kin._active.pruner for kin in self._kin])
+            )
 
     def _let_go(self) -> None:
         super()._let_go()
-        if self._buffer is not None:
-            self._buffer.detach()
-            self._buffer = None
+        if self._run is not None:
+            self._run.close()
 
     def _window(self) -> tuple[float, float]:
         return self._schedule.start, self._schedule.end

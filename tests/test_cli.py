@@ -629,7 +629,9 @@ def test_demo_compares_magnitude_with_woodfisher(cli, monkeypatch):
     assert (code, err) == (0, "")
     document = json.loads(out)
     (row,) = document["rows"]
-    assert row["magnitude"] < row["woodfisher"] < document["dense"] + 0.01
+    assert row["magnitude"] < row["woodfisher"]
+    # Newton steps train a little, too.
+    assert abs(row["woodfisher"] - document["dense"]) < 0.05
     assert document["dense"] > 0.8
 
 

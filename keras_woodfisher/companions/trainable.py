@@ -143,7 +143,7 @@ def _quantised(target: Target) -> bool:
 
 def _refuse_pruning_of_frozen(callback: WoodFisherPruning, participation: Participation) -> None:
     start, end = callback._schedule.start, callback._schedule.end
-    if callback._buffer is not None:
+    if callback._active.buffer is not None:
         # Without data, gradients are collected from the first step on.
         start = 0.0
     for target in callback._active.targets:
@@ -151,6 +151,6 @@ def _refuse_pruning_of_frozen(callback: WoodFisherPruning, participation: Partic
         if frozen is not None:
             raise ValueError(
                 f"{target.name!r} is frozen at epoch {frozen:g} by TrainableParams, while WoodFisherPruning "
-                f"{'collects its gradients or ' if callback._buffer is not None else ''}prunes it from epoch "
+                f"{'collects its gradients or ' if callback._active.buffer is not None else ''}prunes it from epoch "
                 f"{start:g} to {end:g}. Freeze it at other times, or put it in `exclude`."
             )
