@@ -57,12 +57,12 @@ class LonePruner(Pruner):
         kept = [~pruned for pruned in self.pruned]
         keep = np.concatenate(kept)
         blocks = block_slices([int(mask.sum()) for mask in kept], self._options.fisher_block_size)
-        store, squares = self._store(source, kept, blocks, (rows, 0), meter)
+        store, squares = self.resources.gradients(source, kept, blocks, (rows, 0), meter)
         with closing(store) as grads:
-            self._fit_devices(len(grads))
+            self.resources.fit(len(grads))
             damp = self._options.damping(squares / (len(grads) * grads.shape[1]))
             with meter.phase("inverse", len(blocks), "block") as advance:
-                fisher = BlockFisher(grads, blocks, damp, self._kernels, advance)
+                fisher = BlockFisher(grads, blocks, damp, self.resources.kernels, advance)
                 diagonal = fisher.inverse_diagonal()
             scores = saliencies(weights, keep, diagonal)
 
@@ -71,7 +71,7 @@ class LonePruner(Pruner):
                 prune = new[keep]
                 touched = [block for block in blocks if prune[block].any()]
                 with meter.phase(f"update at {level:g}", 2 * len(touched), "block") as advance:
-                    fisher = BlockFisher(grads, touched, damp, self._kernels, advance)
+                    fisher = BlockFisher(grads, touched, damp, self.resources.kernels, advance)
                     moved = fisher.update(weights[keep], prune, diagonal, self._options.update == "joint")
                     moved[prune] = -weights[keep][prune]
                     # A mean over b gradients has about a b-th of the squares of one; a Gauss-Newton sample hasn't.

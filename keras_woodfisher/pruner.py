@@ -6,31 +6,22 @@ from dataclasses import replace
 
 import keras
 import numpy as np
-from keras_woodfisher_backends import get_backend
-from keras_woodfisher_backends.devices import expand
-from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher_backends.protocol import Backend
 
 from keras_woodfisher.correctors import BlockCorrector, Corrector, Removal
 from keras_woodfisher.fisher import BlockFisher, block_slices
 from keras_woodfisher.footprint import Footprint
 from keras_woodfisher.masks import count, grow, saliencies
-from keras_woodfisher.memory import check_device_memory
-from keras_woodfisher.memory_plan import DISK, MEMORY, RECOMPUTED, MemoryPlan
-from keras_woodfisher.memory_planning import plan_memory
-from keras_woodfisher.memory_use import means_of, needs_of, open_store
-from keras_woodfisher.meter import Meter, say
+from keras_woodfisher.memory_plan import MemoryPlan
+from keras_woodfisher.meter import Meter
 from keras_woodfisher.options import PruningOptions
 from keras_woodfisher.report import StageReport
+from keras_woodfisher.resources import Resources
 from keras_woodfisher.restoring import restored_on_failure
 from keras_woodfisher.selection import grows, select
 from keras_woodfisher.sources import GradientSource
-from keras_woodfisher.stores.store import GradientStore
 from keras_woodfisher.structure import Structure, arranged, structure_of
 from keras_woodfisher.targets import Target, find_targets
-
-_DEVICE_SHARE = 0.8
-"""Part of a device's free memory that the inverse Fisher may use."""
 
 
 class Pruner:
@@ -46,8 +37,7 @@ class Pruner:
         zeros: For each variable the number of its pruned weights.
         sparsity: The fraction of pruned weights over all chosen variables.
         structure: The groups of weights that are pruned together; None where each is pruned by itself.
-        backend: The adapter of the Keras backend.
-        memory: The plan that updates keep to; None before `plan_memory`, when gradients are in memory.
+        resources: Where updates work and keep their gradients.
 
     Raises:
         ValueError: If a device doesn't exist, there is nothing to prune, or no variable has a group of `mask_type`.
@@ -56,47 +46,25 @@ class Pruner:
 
     def __init__(self, model: keras.Model, options: PruningOptions):
         self._options = options
-        self.backend: Backend = get_backend(keras.backend.backend())
         chosen = find_targets(model, options.params, options.exclude)
         self.targets: list[Target] = [arranged(target, options.mask_type) for target in chosen]
         self.structure: Structure | None = structure_of(self.targets, options.mask_type)
-        self._devices = expand(options.available_gpus, self.backend.devices())
-        self._kernels: list[BlockKernel] = [self.backend.kernel(name) for name in self._devices]
-        self._lanes = [kernel.lanes for kernel in self._kernels]
-        self._check_grads_device()
-        self.memory: MemoryPlan | None = None
-        self._told = False
+        self.resources = Resources(options, [target.size for target in self.targets], self.structure)
         self._set([np.zeros(target.size, bool) for target in self.targets])
 
+    @property
+    def backend(self) -> Backend:
+        """The adapter of the Keras backend."""
+        return self.resources.backend
+
+    @property
+    def memory(self) -> MemoryPlan | None:
+        """The plan that updates keep to."""
+        return self.resources.memory
+
     def plan_memory(self, footprint: Footprint, uses: Sequence[tuple[int, int]]) -> MemoryPlan:
-        """Decides where gradients will be.
-
-        Args:
-            footprint: Of their source.
-            uses: For each update its samples (m) and unpruned weights (d).
-
-        Raises:
-            MemoryError: If nothing fits (the message says what would).
-        """
-        for kernel, lanes in zip(self._kernels, self._lanes, strict=True):
-            kernel.lanes = lanes
-        kernels = list(zip(self._devices, self._kernels, strict=True))
-        needs = needs_of(uses, [t.size for t in self.targets], self._options, kernels, footprint, self.structure)
-        plan = self.memory = plan_memory(needs, means_of(self._options))
-        if plan.storage not in (MEMORY, DISK, RECOMPUTED):
-            check_device_memory(plan.samples, plan.columns, plan.storage, self.backend.free_memory(plan.storage))
-        for kernel in self._kernels:
-            kernel.lanes = min(kernel.lanes, plan.lanes)
-        self._told = False
-        return plan
-
-    def _check_grads_device(self) -> None:
-        device = self._options.grads_device
-        if device not in ("cpu", DISK):
-            try:
-                self.backend.kernel(device)
-            except ValueError as error:
-                raise ValueError(f'grads_device: {error} Gradients can also be kept on "disk".') from None
+        """See `Resources.plan`."""
+        return self.resources.plan(footprint, uses)
 
     def find_zeros(self) -> None:
         """Takes the zeros that are there as pruned (but for a variable that is zero as a whole)."""
@@ -187,7 +155,7 @@ class Pruner:
         """
         if not self.prunes(sparsity):
             return StageReport(self.sparsity)
-        meter = Meter(self.backend, self._devices, self._options.verbose)
+        meter = Meter(self.backend, self.resources.devices, self._options.verbose)
         weights = self.check_weights()
         done = StageReport(0.0)
         if source is None:
@@ -216,19 +184,20 @@ class Pruner:
         keep = np.concatenate(kept)
         labels = None if self.structure is None else self.structure.labels[keep]
         blocks = block_slices([int(k.sum()) for k in kept], self._options.fisher_block_size, labels)
-        store, squares = self._store(source, kept, blocks, draw, meter)
+        resources = self.resources
+        store, squares = resources.gradients(source, kept, blocks, draw, meter)
         with closing(store) as grads:
-            self._fit_devices(len(grads))
+            resources.fit(len(grads))
             mean_diagonal = squares / (len(grads) * grads.shape[1])
             damp = self._options.damping(mean_diagonal)
             with meter.phase("inverse", len(blocks), "block") as advance:
-                fisher = BlockFisher(grads, blocks, damp, self._kernels, advance)
+                fisher = BlockFisher(grads, blocks, damp, resources.kernels, advance)
                 new = self._select(weights, fisher, sparsity)
-            assert self.memory is not None
+            assert resources.memory is not None
             removal = Removal(
                 grads,
                 blocks,
-                self._kernels,
+                resources.kernels,
                 weights,
                 keep,
                 prune=new[keep],
@@ -236,51 +205,13 @@ class Pruner:
                 damp=damp,
                 mean_diagonal=mean_diagonal,
                 draw=draw[1],
-                examples=self.memory.chunk * self._options.grad_batch_size,
+                examples=resources.memory.chunk * self._options.grad_batch_size,
             )
             change, chosen = corrector(removal, meter)
             samples = len(grads)
         delta = np.zeros(weights.shape)
         delta[keep] = change
         return new, delta, StageReport(0.0, samples, damp, chosen)
-
-    def _store(
-        self,
-        source: GradientSource,
-        kept: list[np.ndarray],
-        blocks: Sequence[slice],
-        draw: tuple[int, int],
-        meter: Meter,
-    ) -> tuple[GradientStore, float]:
-        """The gradients, where the plan says, and the sum of their squares."""
-        shape = draw[0], int(sum(mask.sum() for mask in kept))
-        if self.memory is None or not self.memory.covers(*shape):
-            # More than was foreseen: the same limit holds.
-            self.plan_memory(source.footprint(draw[0]), [shape])
-        assert self.memory is not None
-        if self._options.verbose and not self._told:
-            say(str(self.memory))
-            self._told = True
-        store = open_store(self.memory, shape, blocks, lambda s: source.fill(s, kept, *draw, lambda number: None))
-        squares = 0.0
-        try:
-            with meter.phase("gradients", draw[0], "sample") as advance:
-                squares = source.fill(store, kept, *draw, advance)
-                store.finish()
-            if source.slow_layers is not None:
-                meter.note(str(source.slow_layers))
-        except BaseException:
-            store.close()
-            raise
-        return store, squares
-
-    def _fit_devices(self, rows: int) -> None:
-        """Asks each device what it has free now, and makes the panels as narrow as that demands."""
-        for name, kernel in zip(self._devices, self._kernels, strict=True):
-            free = self.backend.free_memory(name)
-            if free is not None:
-                group = 1 if self.structure is None else self.structure.largest
-                kernel.fit(rows, int(_DEVICE_SHARE * free / kernel.lanes), group)
 
     def _select(self, weights: np.ndarray, fisher: BlockFisher | None, sparsity: Sequence[float]) -> np.ndarray:
         """The next set of pruned weights: scores and choice.

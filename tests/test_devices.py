@@ -11,7 +11,7 @@ from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher_backends.numpy_backend import NumpyOperators
 
 import keras_woodfisher as kw
-from keras_woodfisher import pruner as pruner_module
+from keras_woodfisher import resources as resources_module
 
 NAME = keras.backend.backend()
 DAMP = 1e-3
@@ -98,7 +98,7 @@ def prune(make_mlp, blobs, **kwargs):
 def test_all_accelerators_share_the_blocks(monkeypatch, make_mlp, blobs, free):
     plain = prune(make_mlp, blobs)
     accelerators = Accelerators(free)
-    monkeypatch.setattr(pruner_module, "get_backend", lambda name: accelerators.backend())
+    monkeypatch.setattr(resources_module, "get_backend", lambda name: accelerators.backend())
     widths, loads, threads = set(), [], set()
 
     def load(original):

@@ -14,6 +14,7 @@ import keras_woodfisher as kw
 from keras_woodfisher.footprint import buffered_footprint, counted_outputs
 from keras_woodfisher.options import PruningOptions
 from keras_woodfisher.pruner import Pruner
+from keras_woodfisher.resources import Resources
 from keras_woodfisher.sources import SampledGradients
 
 WIDE = 60
@@ -47,14 +48,14 @@ def pruned(wide, **kwargs):
     model, data = wide
     before = model.get_weights()
     plans = []
-    real = Pruner.plan_memory
+    real = Resources.plan
 
     def planning(self, *args):
         plans.append(real(self, *args))
         return plans[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pruner, "plan_memory", planning)
+        patch.setattr(Resources, "plan", planning)
         kw.prune(model, data, 0.6, quality="fast", num_grads=ROWS, verbose=0, **kwargs)
     after = model.get_weights()
     model.set_weights(before)
