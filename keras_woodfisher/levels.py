@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from keras_woodfisher.options import as_number, fraction, names
+from keras_woodfisher.options import by_number, fraction, names
 from keras_woodfisher.targets import Target, matches
 
 Levels = tuple[tuple[float, tuple[str, ...]], ...]
@@ -20,9 +20,8 @@ def checked_levels(value: Mapping[Any, Any]) -> Levels:
         ValueError, TypeError: If a key isn't a sparsity, or a value isn't a list of names.
     """
     levels = []
-    for key, listed in value.items():
-        # JSON turns the keys of a dictionary into strings.
-        sparsity = fraction("a key of final_sparsity", as_number(key))
+    for key, listed in by_number(value).items():
+        sparsity = fraction("a key of final_sparsity", key)
         found = names(f"final_sparsity[{key}]", listed)
         levels.append((sparsity, (found,) if isinstance(found, str) else found))
     if not levels or not all(found for _, found in levels):

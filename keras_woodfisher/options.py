@@ -18,6 +18,8 @@ AUTO = "auto"
 GRADS_DTYPES = ("float32", "float16")
 PATTERN = "re:"
 
+LARGEST_FLOAT32 = 3.4e38
+
 _AUTO_PART = 0.1
 """Part of the mean diagonal of the Fisher that `damp="auto"` adds to it."""
 
@@ -164,6 +166,16 @@ def number(
     return value
 
 
+def finite_float32(name: str, value: Any, **bounds: Any) -> float:
+    """Checks a number that an optimizer will hold in float32.
+
+    Raises:
+        TypeError, ValueError: As `number`, and if float32 doesn't hold it.
+    """
+    value = number(name, value, **bounds)
+    return value if value < LARGEST_FLOAT32 else number(name, value, below=LARGEST_FLOAT32)
+
+
 def fraction(name: str, value: Any) -> float:
     """Checks a sparsity.
 
@@ -246,6 +258,21 @@ def _as_tuple(value: str | tuple[str, ...]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else value
 
 
+def by_number(value: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A mapping with numbers as keys, which JSON writes as strings.
+
+    Raises:
+        ValueError: If two keys are the same number.
+    """
+    found: dict[Any, Any] = {}
+    for key, item in value.items():
+        number = as_number(key)
+        if number in found:
+            raise ValueError(f"The keys {key!r} and {number!r} are the same number. Keep one of them.")
+        found[number] = item
+    return found
+
+
 def checked_num_grads(value: Any) -> int | Mapping[float, int]:
     """Checks a number of samples, or `{sparsity: count}`.
 
@@ -254,10 +281,9 @@ def checked_num_grads(value: Any) -> int | Mapping[float, int]:
     """
     if not isinstance(value, Mapping):
         return count("num_grads", value)
-    # JSON turns the keys of a dictionary into strings.
     parsed = {
-        fraction("a key of num_grads", as_number(key)): count("a value of num_grads", samples)
-        for key, samples in value.items()
+        fraction("a key of num_grads", key): count("a value of num_grads", samples)
+        for key, samples in by_number(value).items()
     }
     if 0.0 not in parsed:
         raise ValueError(f"num_grads as a dictionary needs the key 0.0 (the count to begin with), got {value!r}.")

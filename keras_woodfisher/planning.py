@@ -9,7 +9,7 @@ from keras_woodfisher.options import PruningOptions
 from keras_woodfisher.schedule import Schedule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlannedUpdate:
     """One update of a run.
 

@@ -83,9 +83,17 @@ class Schedule:
 
         >>> Schedule(0.0, 0.8, start=0.5, end=2.0, frequency=0.6).updates(steps=None)
         [0.5, 1.1, 1.7, 2.0]
+
+        Raises:
+            ValueError: If there are too many to plan.
         """
         gap = self.frequency or 1.0 / (steps or 1)
         count = math.ceil((self.end - self.start) / gap - _GRID_TOLERANCE)
+        if count > _MOST_UPDATES:
+            raise ValueError(
+                f"An update at every step makes {count:,} updates from epoch {self.start:g} to {self.end:g}; up to "
+                f"{_MOST_UPDATES:,} can be planned. Set update_frequency, or check end_epoch."
+            )
         grid = [self.start + k * gap for k in range(count)]
         # Of the updates that were due before `first_epoch`, only the latest is made up for.
         current = self.due(float(first_epoch))

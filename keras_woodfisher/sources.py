@@ -132,7 +132,7 @@ class SampledGradients:
         if self.available is not None and self.available < rows:
             raise ValueError(
                 f"num_grads={rows} with grad_batch_size={size} needs {rows * size} examples, but data holds "
-                f"{self._examples.available}. num_grads={self.available} would fit."
+                f"{self._examples.available}. {self._fitting(rows)}"
             )
         first = next(self._examples.groups(1, size, self._options.seed), None)
         if first is None:
@@ -143,6 +143,15 @@ class SampledGradients:
         with counted_outputs(self._model) as outputs:
             self.loss.probe(first)
         self._probed = first, outputs[0]
+
+    def _fitting(self, rows: int) -> str:
+        """What would fit the examples that there are."""
+        examples, size = self._examples.available or 0, self._options.grad_batch_size
+        fits = [f"num_grads={examples // size}"] if examples >= size else []
+        if size > 1 and examples >= rows:
+            fits.append(f"grad_batch_size={examples // rows}")
+        fits = fits or [f"num_grads={examples} with grad_batch_size=1"]
+        return f"{' or '.join(fits)} would fit."
 
     def footprint(self, rows: int) -> Footprint:
         if self._probed is None:

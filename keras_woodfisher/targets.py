@@ -13,6 +13,9 @@ import numpy as np
 from keras_woodfisher.options import PATTERN
 from keras_woodfisher.weight_order import is_prunable, weight_order
 
+FROZEN = "Frozen variables"
+"""How the warning of them begins."""
+
 ALL = "__ALL__"
 ALL_PRUNABLE = "__ALL_PRUNABLE__"
 
@@ -80,7 +83,9 @@ def tensors_of(targets: Sequence[Target], weights: np.ndarray) -> list[Any]:
     return [keras.ops.convert_to_tensor(t.unflatten(part), dtype=t.variable.dtype) for t, part in pairs]
 
 
-def find_targets(model: keras.Model, params: str | Sequence[str], exclude: Sequence[str] = ()) -> list[Target]:
+def find_targets(
+    model: keras.Model, params: str | Sequence[str], exclude: Sequence[str] = (), argument: str = "params"
+) -> list[Target]:
     """The variables to prune, in the order of the model's layers; a shared variable once.
 
     Args:
@@ -89,6 +94,7 @@ def find_targets(model: keras.Model, params: str | Sequence[str], exclude: Seque
             `"__ALL__"` (every variable with two axes or more that isn't a bias), or a list of names and
             `re:` patterns, which are matched from the start of a name.
         exclude: Names and patterns to leave out.
+        argument: What messages call `params`.
 
     Raises:
         ValueError: If the model isn't built, nothing is left to prune, or a layer is quantised or has LoRA.
@@ -96,15 +102,14 @@ def find_targets(model: keras.Model, params: str | Sequence[str], exclude: Seque
     """
     everything = all_targets(model)
     left_out = {id(t) for t in _matching(everything, exclude, "exclude")}
-    chosen = [t for t in named_targets(everything, params) if id(t) not in left_out]
+    chosen = [t for t in named_targets(everything, params, argument) if id(t) not in left_out]
     # First of all, since quantising a layer and LoRA freeze its kernel.
     for target in chosen:
         _refuse_unsuitable(target)
     frozen = [t.name for t in chosen if not t.variable.trainable]
     if frozen:
         warnings.warn(
-            f"Frozen variables are left as they are: {_listed(frozen)}. "
-            "Set `trainable = True` on their layers to prune them.",
+            f"{FROZEN} are left as they are: {_listed(frozen)}. Set `trainable = True` on their layers to prune them.",
             stacklevel=2,
         )
     chosen = [t for t in chosen if t.variable.trainable]
@@ -116,7 +121,7 @@ def find_targets(model: keras.Model, params: str | Sequence[str], exclude: Seque
     return chosen
 
 
-def named_targets(everything: list[Target], params: str | Sequence[str]) -> list[Target]:
+def named_targets(everything: list[Target], params: str | Sequence[str], argument: str = "params") -> list[Target]:
     """Those that `params` stands for, frozen ones included.
 
     Raises:
@@ -126,7 +131,7 @@ def named_targets(everything: list[Target], params: str | Sequence[str]) -> list
         return [t for t in everything if is_prunable(t.layer, t.variable.name)]
     if isinstance(params, str) and params.upper() == ALL:
         return [t for t in everything if len(t.variable.shape) >= 2 and "bias" not in t.variable.name]
-    return _matching(everything, [params] if isinstance(params, str) else params, "params")
+    return _matching(everything, [params] if isinstance(params, str) else params, argument)
 
 
 def all_targets(model: keras.Model) -> list[Target]:

@@ -1,5 +1,6 @@
 """What recipes mean: dialects, fields, stages, the canonical form, and how they run."""
 
+import copy
 import json
 import random
 from pathlib import Path
@@ -137,6 +138,9 @@ REFUSED = [
     ({"params": ["re:(?:.{0,99}x){3,99}"]}, "could take very long"),
     ({"params": ["re:" + ".*" * 7 + "X"]}, "could take very long"),
     ({"params": ["re:(?=(.*)*)x"]}, "could take very long"),
+    ({"params": ["re:(.|[^!])*!"]}, "could take very long"),
+    ({"params": ["re:(?:.{0,19}){0,19}!"]}, "could take very long"),
+    ({"params": ["re:" + ".{0,9}" * 6 + "!"]}, "could take very long"),
     ({"exclude": ["re:(.+)+X"]}, "could take very long"),
     ({"final_sparsity": {0.9: ["re:(.+)+X"]}, "params": []}, "could take very long"),
     ({"params": 3}, "params: got 3, but it should be a valid string"),
@@ -156,13 +160,16 @@ REFUSED = [
     ({"available_gpus": ["cpu"], "available_devices": ["cpu"]}, "available_gpus and available_devices are the same"),
     ({"available_devices": ["cpu"], "mfac_options": {"available_gpus": ["cpu"]}}, "in mfac_options and beside it"),
     ({"mfac_options": {"num_grad": 8}}, r"mfac_options.num_grad: there is no such field. Do you mean num_grads\?"),
-    ({"grad_sampler_kwargs": {"batch_size": 0}}, "grad_batch_size must be at least 1"),
+    ({"grad_sampler_kwargs": {"batch_size": 0}}, r"grad_sampler_kwargs\.batch_size: batch_size must be at least 1"),
     ({"grad_sampler_kwargs": {"size": 8}}, "grad_sampler_kwargs"),
     ({"grad_sampler_kwargs": {"batch_size": 2}, "grad_batch_size": 2}, "are the same field"),
     ({"num_recomputations": 0}, "num_recomputations must be at least 1"),
     ({"log_types": "python"}, "log_types: got 'python', but it must be __ALL__ or be left out: what is logged goes"),
-    ({"log_types": ["__ALL__", "x"]}, "log_types: got a list, but it must be __ALL__"),
-    ({"phased": True}, "phased: got True, but it should be False"),
+    ({"log_types": ["__ALL__", "x"]}, r"log_types: got \['__ALL__', 'x'\], but it must be __ALL__"),
+    (
+        {"phased": True},
+        "phased: got True, but it must be false or be left out: phases, in which pruned",
+    ),
     ({"score_type": "movement"}, "score_type must be MFAC, the score of a MFACPruningModifier, .*got 'movement'"),
     ({"score_type": "OBS"}, "score_type must be MFAC"),
     ({"leave_enabled": "yes"}, "leave_enabled: got 'yes', but it should be a valid boolean"),
@@ -180,6 +187,109 @@ def test_what_a_recipe_refuses(fields, message):
 @pytest.mark.parametrize("pattern", [".*conv.*kernel", r"(block\d{1,2}_)+\w", "[a-z]+_(a|b|c)?/.*/x{3}", "(?i)A.*?B"])
 def test_patterns_that_can_not_take_long(pattern):
     assert only(pruning(params=["re:" + pattern])).params == ("re:" + pattern,)
+
+
+RATE = {"lr_func": "linear", "init_lr": 0.1, "final_lr": 0.01, "start_epoch": 0, "end_epoch": 2}
+
+
+def test_a_recipe_can_not_be_changed():
+    recipe = kw.load_recipe(pruning(num_grads={0.0: 5, 0.5: 9}))
+    with pytest.raises(TypeError, match=r"can't be changed\. Load it again"):
+        recipe.modifiers[0].num_grads[0.0] = 99
+    with pytest.raises(TypeError, match="can't be changed"):
+        recipe.modifiers[0].num_grads.update({})
+    again = kw.load_recipe(pruning(num_grads={0.0: 5, 0.5: 9}))
+    assert recipe == again and hash(recipe) == hash(again)
+    assert copy.deepcopy(recipe) == recipe
+    steps = {"lr_class": "MultiStepLR", "lr_kwargs": {"milestones": [1, 2]}, "init_lr": 0.1}
+    other = kw.load_recipe({"modifiers": [{"LearningRateModifier": steps}]})
+    assert len({recipe, again, other}) == 2
+    assert kw.load_recipe(str(other)) == other
+    with pytest.raises(TypeError, match="can't be changed"):
+        other.modifiers[0].lr_kwargs.clear()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"final_sparsity": {"0.9": ["a"], 0.9: ["b"]}, "params": []},
+        {"num_grads": {"0.0": 10, 0.0: 20, 0.5: 30}},
+        {"mfac_options": {"num_grads": {"0.0": 10, 0: 20}}},
+    ],
+)
+def test_keys_that_are_the_same_number(fields):
+    with pytest.raises(kw.RecipeError, match=r"are the same number\. Keep one of them"):
+        kw.load_recipe(pruning(**fields))
+
+
+def test_whole_numbers_from_arithmetic_in_schedules():
+    text = """n: 4
+modifiers:
+  - !LearningRateModifier
+    lr_class: StepLR
+    lr_kwargs: {step_size: eval(n / %s), gamma: 0.5}
+    init_lr: 0.1
+"""
+    assert kw.load_recipe(text % 2).modifiers[0].lr_kwargs["step_size"] == 2
+    with pytest.raises(kw.RecipeError, match=r"line 5, LearningRateModifier\.lr_kwargs\.step_size: .*whole number"):
+        kw.load_recipe(text % 3)
+
+
+def test_what_no_float32_holds():
+    for fields in (
+        {"SetWeightDecayModifier": {"weight_decay": 1e39}},
+        {"SetLearningRateModifier": {"learning_rate": 1e39}},
+        {"LearningRateFunctionModifier": RATE | {"init_lr": 1e39}},
+    ):
+        with pytest.raises(kw.RecipeError, match=r"must be below 3.4e\+38, got 1e\+39"):
+            kw.load_recipe({"modifiers": [fields]})
+
+
+def test_a_stage_holds_nothing_that_begins_at_its_end():
+    rate = {"lr_class": "ExponentialLR", "lr_kwargs": {"gamma": 0.5}, "init_lr": 0.1}
+    two = {"EpochRangeModifier": {"end_epoch": 2}}
+    stages = {
+        "a": {"modifiers": [two, {"LearningRateModifier": rate | {"start_epoch": 2}}]},
+        "b": {"modifiers": [{"EpochRangeModifier": {"end_epoch": 2}}]},
+    }
+    with pytest.raises(kw.RecipeError, match="start_epoch: it begins where its stage ends, so it would do nothing"):
+        kw.load_recipe(stages)
+    stages["a"]["modifiers"][1]["LearningRateModifier"]["start_epoch"] = 1
+    assert kw.load_recipe(stages).modifiers[1].end_epoch == 2
+    far = {"modifiers": [{"EpochRangeModifier": {"end_epoch": 900_000}}]}
+    with pytest.raises(kw.RecipeError, match=r"stages end at epoch 1.8e\+06"):
+        kw.load_recipe({"a": far, "b": far})
+
+
+def test_what_is_missing_or_too_large_is_told_with_its_field():
+    with pytest.raises(kw.RecipeError, match="ConstantPruningModifier: params is required"):
+        kw.load_recipe({"modifiers": [{"ConstantPruningModifier": {"start_epoch": 1}}]})
+    with pytest.raises(kw.RecipeError, match=r"num_grads: got 1e\+300"):
+        kw.load_recipe(pruning(num_grads=1e300))
+    with pytest.raises(kw.RecipeError, match=r"final_sparsity: got \{'high': \['a'\]\}, but it"):
+        kw.load_recipe(pruning(final_sparsity={"high": ["a"]}, params=[]))
+    with pytest.raises(kw.RecipeError, match=r"params: got \[3\], but it should be a valid string"):
+        kw.load_recipe(pruning(params=[3]))
+    with pytest.raises(kw.RecipeError, match=r"params: The pattern 're:\(a\+\)\+\$' could take very long"):
+        kw.load_recipe(pruning(params=["re:(a+)+$"]))
+    with pytest.raises(kw.RecipeError, match=r"mask_type: got \[1, 2, 3\], but it should be .* at most 2 items"):
+        kw.load_recipe(pruning(mask_type=[1, 2, 3]))
+    with pytest.raises(kw.RecipeError, match=r"available_devices: The pattern 're:\(' isn't a regular expression"):
+        kw.load_recipe(pruning(available_devices="re:("))
+    with pytest.raises(kw.RecipeError) as caught:
+        kw.load_recipe(pruning(mask_type="x" * 200_000))
+    assert len(str(caught.value)) < 500
+    with pytest.raises(kw.RecipeError, match="damp: The number 1e400 is too large"):
+        kw.load_recipe("modifiers:\n  - !MFACPruningModifier\n    damp: 1e400\n")
+    with pytest.raises(kw.RecipeError, match=r"variables\.goal: The recipe has no variable"):
+        kw.load_recipe(pruning(), {"goal": 1})
+
+
+@pytest.mark.parametrize("tag", ["ACDCPruningModifier", "LearningRateFinalModifier", "CyclicLearningRateModifier"])
+def test_other_kinds_that_look_alike(tag):
+    with pytest.raises(kw.RecipeError, match=f"!{tag} is outside this project") as caught:
+        kw.load_recipe({"modifiers": [{tag: {}}]})
+    assert "Do you mean" not in str(caught.value)
 
 
 def test_errors_name_the_line():
@@ -280,6 +390,7 @@ second:
       end_epoch: 2
       update_frequency: -1
     - !ConstantPruningModifier
+      params: __ALL_PRUNABLE__
 """
     recipe = kw.load_recipe(text)
     where = [(m.tag[:9], getattr(m, "start_epoch", None), m.last_epoch) for m in recipe.modifiers]
@@ -295,7 +406,10 @@ second:
     assert recipe.epochs == 5
     assert kw.load_recipe(str(recipe)) == recipe
     # What lasts "to the end" ends with its stage; zeros are held on.
-    lasting = [{"TrainableParamsModifier": {"params": ["a"], "trainable": False}}, {"ConstantPruningModifier": {}}]
+    lasting = [
+        {"TrainableParamsModifier": {"params": ["a"], "trainable": False}},
+        {"ConstantPruningModifier": {"params": "__ALL__"}},
+    ]
     stages = {
         "one": {"modifiers": [*lasting, {"EpochRangeModifier": {"end_epoch": 2}}]},
         "two": {"modifiers": [*lasting, {"EpochRangeModifier": {"end_epoch": 3}}]},
@@ -307,7 +421,7 @@ second:
         ("Train", 2.0, -1.0),
         ("Const", 2.0, -1.0),
     ]
-    assert kw.load_recipe({"modifiers": [{"ConstantPruningModifier": {}}]}).epochs == 0
+    assert kw.load_recipe({"modifiers": [{"ConstantPruningModifier": {"params": "__ALL__"}}]}).epochs == 0
 
 
 @pytest.mark.parametrize(
@@ -495,10 +609,10 @@ def test_masks_that_a_recipe_refuses(make_mlp, blobs):
         kw.load_recipe(pruning(mask_type="2:4", final_sparsity=0.8))
     with pytest.raises(kw.RecipeError, match="fisher_block_size=2 can't hold the groups of 4"):
         kw.load_recipe(pruning(mask_type="2:4", fisher_block_size=2))
-    constant = {"modifiers": [{"ConstantPruningModifier": {"mask_type": "block4"}}]}
-    assert only(constant) == only({"modifiers": [{"ConstantPruningModifier": {}}]})
+    constant = {"modifiers": [{"ConstantPruningModifier": {"params": "__ALL__", "mask_type": "block4"}}]}
+    assert only(constant) == only({"modifiers": [{"ConstantPruningModifier": {"params": "__ALL__"}}]})
     with pytest.raises(kw.RecipeError, match="mask_type must be unstructured"):
-        kw.load_recipe({"modifiers": [{"ConstantPruningModifier": {"mask_type": "4:2"}}]})
+        kw.load_recipe({"modifiers": [{"ConstantPruningModifier": {"params": "__ALL__", "mask_type": "4:2"}}]})
     none = kw.load_recipe(pruning(mask_type=[50, 50], num_grads=8))
     (problem, *_) = kw.check_recipe(none, make_mlp(), steps_per_epoch=12, data=blobs, verbose=0).problems
     assert "finds no whole group" in problem.message
@@ -521,7 +635,7 @@ def test_where_gradients_come_from(make_mlp, blobs, monkeypatch):
 
 
 def test_callbacks_have_an_order(make_mlp, blobs):
-    constant = {"ConstantPruningModifier": {"start_epoch": 2}}
+    constant = {"ConstantPruningModifier": {"params": "__ALL__", "start_epoch": 2}}
     late = pruning("GMPruningModifier", start_epoch=1, end_epoch=2, init_sparsity="__FROM_PARAM__", final_sparsity=0.8)
     rate = {"SetLearningRateModifier": {"learning_rate": 0.125, "start_epoch": 0.5}}
     items = [rate, constant, *late["modifiers"], *pruning("GlobalMagnitudePruningModifier")["modifiers"]]

@@ -22,6 +22,9 @@ FIELDS = {
 }
 
 
+HOLD = {"ConstantPruningModifier": {"params": "__ALL__"}}
+
+
 def check(model, *args, tag="MFACPruningModifier", others=(), data=None, loss=None, verbose=1, **fields):
     recipe = kw.load_recipe({"modifiers": [{tag: {**FIELDS, **fields}}, *others]})
     return kw.check_recipe(recipe, model, *args, data=data, loss=loss, verbose=verbose)
@@ -67,7 +70,9 @@ def test_it_prints_what_it_returns(make_mlp, capsys):
 
 def test_the_plan_of_several_modifiers(make_mlp):
     later = FIELDS | {"start_epoch": 3.0, "end_epoch": 4.0, "init_sparsity": "__FROM_PARAM__", "final_sparsity": 0.75}
-    found = check(make_mlp(), 20, others=[{"MFACPruningModifier": later}, {"ConstantPruningModifier": {}}])
+    found = check(
+        make_mlp(), 20, others=[{"MFACPruningModifier": later}, {"ConstantPruningModifier": {"params": "__ALL__"}}]
+    )
     assert not found.problems
     second = found.modifiers[1]
     # The second one begins with what the first one leaves.
@@ -153,6 +158,66 @@ def test_what_fit_would_refuse_though_nothing_is_left_to_prune(make_mlp, blobs):
         assert (len(only.variables), only.problems) == ({"__all__": 4}.get(token, 2), ())
 
 
+def test_a_name_that_matches_nothing_hides_nothing(make_mlp):
+    found = check(make_mlp(), 5, params=["re:.*HIDDEN.*kernel", "out/kernel"])
+    (entry,) = found.modifiers
+    assert [n.split("/", 1)[1] for n in entry.variables] == ["out/kernel"]
+    assert [n.split("/", 1)[1] for n in entry.nearly] == ["hidden/kernel"]
+    found = check(make_mlp(), 5, params=[], final_sparsity={0.5: ["hiden/kernel"]})
+    assert "final_sparsity names 'hiden/kernel', which no variable has" in found.problems[0].message
+
+
+def test_what_is_frozen_is_told(make_mlp, recwarn):
+    model = make_mlp()
+    model.get_layer("out").trainable = False
+    found = check(model, 5)
+    assert not [w for w in recwarn.list if "Frozen" in str(w.message)]
+    assert [n.split("/", 1)[1] for n in found.modifiers[0].frozen] == ["out/kernel"]
+    assert "frozen, and left alone: " in str(found)
+    assert found.as_dict()["modifiers"][0]["frozen"] == list(found.modifiers[0].frozen)
+
+
+def test_modifiers_of_one_kind_are_told_apart(make_mlp):
+    bad = entry("GMPruningModifier", params=["hiden/kernel"])
+    recipe = kw.load_recipe({"modifiers": [entry("GMPruningModifier", params=["out/kernel"]), bad]})
+    found = kw.check_recipe(recipe, make_mlp(), 5, verbose=0)
+    assert [p.modifier for p in found.problems] == ["MagnitudePruningModifier 2"]
+    assert "\nMagnitudePruningModifier 1\n" in str(found)
+
+
+def test_what_is_checked_is_a_recipe_and_a_model(make_mlp):
+    recipe = kw.load_recipe({"modifiers": [{"EpochRangeModifier": {"end_epoch": 2}}]})
+    with pytest.raises(TypeError, match=r"recipe must be a Recipe, got str. Read it first: .*load_recipe"):
+        kw.check_recipe("r.yaml", make_mlp())
+    with pytest.raises(TypeError, match=r"model must be a Model, got str\. Load it first"):
+        kw.check_recipe(recipe, "m.keras")
+
+
+def test_more_updates_than_can_be_planned(make_mlp):
+    found = check(make_mlp(), 100, end_epoch=20_000, update_frequency=0)
+    assert any("An update at every step makes 1,999,900 updates" in p.message for p in found.problems)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="Keras's other backends take several steps at a time")
+def test_several_steps_at_a_time_on_torch(make_mlp):
+    model = make_mlp()
+    model.compile("sgd", "mse", steps_per_execution=2)
+    recipe = kw.load_recipe({"modifiers": [{"EpochRangeModifier": {"end_epoch": 2}}]})
+    (problem,) = kw.check_recipe(recipe, model, 5, verbose=0).problems
+    assert "steps_per_execution=2 can't be trained with on torch" in problem.message
+
+
+def test_the_mend_of_too_few_examples(make_mlp, blobs):
+    x, y = blobs
+    few = x[:32], y[:32]
+    for size, message in (
+        (64, "needs 512 examples, but data holds 32. grad_batch_size=4 would fit"),
+        (8, "needs 64 examples, but data holds 32. num_grads=4 or grad_batch_size=4 would fit"),
+    ):
+        found = check(make_mlp(), 5, data=few, num_grads=8, grad_sampler_kwargs={"batch_size": size})
+        assert any(message in p.message for p in found.problems), found.problems
+
+
 def test_near_misses(make_mlp):
     model = make_mlp()
     found = check(model, 5, params=["re:.*HIDDEN/kernel", "out/kernel"])
@@ -235,7 +300,9 @@ def test_problems_of_the_data_and_of_training(make_mlp, blobs):
     (problem,) = check(make_mlp(schedule), 5, others=rate).problems
     assert problem.modifier == "SetLearningRateModifier"
     assert "ExponentialDecay" in problem.message
-    (problem,) = check(make_mlp(), 5, 3, others=[{"ConstantPruningModifier": {"start_epoch": 4}}]).problems
+    (problem,) = check(
+        make_mlp(), 5, 3, others=[{"ConstantPruningModifier": {"params": "__ALL__", "start_epoch": 4}}]
+    ).problems
     assert "start_epoch=4 lies after the last epoch" in problem.message
     (problem,) = check(make_mlp(), 5, others=[{"TrainableParamsModifier": {"params": ["x/kernel"]}}]).problems
     assert "x/kernel" in problem.message
@@ -372,8 +439,9 @@ def test_a_loss_that_is_not_compiled_is_no_problem(blobs):
 
 def test_a_rate_that_overflows(make_mlp, blobs):
     rate = {"lr_class": "ExponentialLR", "lr_kwargs": {"gamma": 1e300}, "init_lr": 1.0}
-    fit = both(make_mlp, [{"LearningRateModifier": rate}], blobs, "rate is infinite by epoch 4. Lower gamma", (4, 4))
-    with pytest.raises(OverflowError):
+    message = "rate is infinite by epoch 4. Lower gamma"
+    fit = both(make_mlp, [{"LearningRateModifier": rate}], blobs, message, (4, 4))
+    with pytest.raises(ValueError, match=message):
         fit()
     both(make_mlp, [{"LearningRateModifier": rate | {"end_epoch": 1.0}}], blobs, None, (4, 4))()
 

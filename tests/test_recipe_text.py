@@ -1,4 +1,5 @@
 import contextlib
+import json
 import math
 import os
 import pickle
@@ -25,6 +26,7 @@ from recipe_mutations import (
     mutate,
 )
 
+from keras_woodfisher import load_recipe
 from keras_woodfisher.recipe.errors import RecipeError
 from keras_woodfisher.recipe.outline import Outline, read_outline
 
@@ -460,6 +462,34 @@ class TestStructure:
     def test_a_stage_may_be_empty(self):
         outline = read_outline("first: {modifiers: []}\nsecond: {modifiers: [!A]}\n")
         assert [(stage.name, len(stage.entries)) for stage in outline.stages] == [("first", 0), ("second", 1)]
+
+
+MARKDOWN_RECIPE = "---\nmodifiers:\n- !EpochRangeModifier {end_epoch: 3}\n---\n"
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "finetune:\n  training_modifiers:\n  - !SetLearningRateModifier {learning_rate: 0.1}\n",
+        "other_modifiers: [ !EpochRangeModifier {end_epoch: 9} ]\n",
+        "Text.\n- !EpochRangeModifier\n",
+    ],
+)
+def test_nothing_of_a_recipe_is_lost_after_the_front_matter(rest):
+    with pytest.raises(RecipeError, match="stands after the line '---' that ends the recipe"):
+        load_recipe(MARKDOWN_RECIPE + rest)
+    assert load_recipe(MARKDOWN_RECIPE + "```\n" + rest + "```\n").epochs == 3
+    assert load_recipe(MARKDOWN_RECIPE + "About modifiers: they prune.\n").epochs == 3
+
+
+def test_json_as_other_programs_write_it(tmp_path):
+    path = tmp_path / "r.json"
+    plain = {"note\U0001f600": "a\\tb\U0001f600", "modifiers": [{"EpochRangeModifier": {"end_epoch": 3}}]}
+    path.write_text(json.dumps(plain, indent="\t"))
+    assert load_recipe(path).epochs == 3
+    path.write_text(json.dumps(plain | {"half": "\ud83d"}))
+    with pytest.raises(RecipeError, match="half of a character"):
+        load_recipe(path)
 
 
 class TestSource:

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, NoReturn
 
 BACKENDS = ("torch", "tensorflow", "jax")
 METHODS = ("woodfisher", "magnitude")
@@ -20,15 +20,20 @@ _OF_SPARSITY = ("params", "exclude", "method", "mask_type", "reestimate_batchnor
 _LOSS_HELP = "a Keras loss, such as mse; NAME:from_logits where the model's outputs are logits"
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; `--help` has the rest."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the arguments; an option that wasn't given is None.
 
     Raises:
         SystemExit: With code 2 if they are wrong or don't go together, 0 after `--help` and `--version`.
     """
-    parser = argparse.ArgumentParser(
-        prog="keras-woodfisher", description="Second-order pruning of Keras models.", allow_abbrev=False
-    )
+    parser = _Parser(prog="keras-woodfisher", description="Second-order pruning of Keras models.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"keras-woodfisher {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

@@ -1,6 +1,5 @@
 """Callbacks that set the learning rate."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +9,7 @@ from keras_woodfisher.companions import rates
 from keras_woodfisher.companions.assignment import assign_between_steps
 from keras_woodfisher.companions.companion import TOLERANCE, Companion, end_of, known_parts, start_of
 from keras_woodfisher.neighbours import callbacks_beside
-from keras_woodfisher.options import number, one_of
-
-_LARGEST_RATE = 3e38
-"""What float32 holds."""
+from keras_woodfisher.options import LARGEST_FLOAT32, finite_float32, number, one_of
 
 
 class RateCallback(Companion):
@@ -59,19 +55,17 @@ class RateCallback(Companion):
                 )
 
     def check_rates(self, epochs: int) -> None:
-        """Refuses rates that are infinite before so many epochs are over. All rates that grow do so to the end.
+        """Refuses rates that grow beyond float32 before so many epochs are over: those that grow do so to the end.
 
         Raises:
-            ValueError: If they are.
+            ValueError: If they do.
         """
-        try:
-            rate = self.value_at(float(epochs)) or 0.0
-        except OverflowError:
-            rate = math.inf
-        if rate > _LARGEST_RATE:
+        if (self.value_at(float(epochs)) or 0.0) > LARGEST_FLOAT32:
             raise ValueError(f"The learning rate is infinite by epoch {epochs}. Lower gamma, or end earlier.")
 
     def _prepare(self) -> None:
+        if self._progress.epochs is not None:
+            self.check_rates(self._progress.epochs)
         before, after = callbacks_beside(self)
         self._kin = [c for c in [*before, self, *after] if isinstance(c, RateCallback)]
         self._set = None
@@ -111,7 +105,7 @@ class SetLearningRate(RateCallback):
     def __init__(self, learning_rate: float, start_epoch: float = 0.0):
         start = start_of(start_epoch)
         super().__init__(start, start)
-        self._rate = number("learning_rate", learning_rate, least=0.0)
+        self._rate = finite_float32("learning_rate", learning_rate, least=0.0)
         self._config = {"learning_rate": self._rate, "start_epoch": float(start_epoch)}
 
     def get_config(self) -> dict[str, Any]:
@@ -159,8 +153,8 @@ class LearningRateFunction(RateCallback):
         one_of("lr_func", lr_func, tuple(rates.FUNCTIONS))
         self._config: dict[str, Any] = {
             "lr_func": lr_func,
-            "init_lr": number("init_lr", init_lr, least=0.0),
-            "final_lr": number("final_lr", final_lr, least=0.0),
+            "init_lr": finite_float32("init_lr", init_lr, least=0.0),
+            "final_lr": finite_float32("final_lr", final_lr, least=0.0),
             "start_epoch": float(start_epoch),
             "end_epoch": end,
             "cycle_epochs": number("cycle_epochs", cycle_epochs, least=1e-6),
@@ -215,7 +209,7 @@ class LearningRateSchedule(RateCallback):
         one_of("lr_class", lr_class, tuple(rates.SCHEDULES))
         self._class = lr_class
         self._settings = rates.checked_settings(lr_class, lr_kwargs)
-        self._init = number("init_lr", init_lr, above=0.0)
+        self._init = finite_float32("init_lr", init_lr, above=0.0)
         self._written = {"start_epoch": float(start_epoch), "end_epoch": float(end_epoch)}
 
     def get_config(self) -> dict[str, Any]:

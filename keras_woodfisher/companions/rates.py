@@ -58,13 +58,20 @@ def function_value(
     return FUNCTIONS[kind](max(x, 0.0), init, final)
 
 
+def _power(gamma: float, times: int) -> float:
+    try:
+        return float(gamma**times)
+    except OverflowError:
+        return math.inf
+
+
 def step_lr(epoch: int, init: float, *, step_size: int, gamma: float = 0.1) -> float:
     """`init * gamma ** (epoch // step_size)`, PyTorch's StepLR.
 
     >>> [step_lr(epoch, 1.0, step_size=2, gamma=0.5) for epoch in range(5)]
     [1.0, 1.0, 0.5, 0.5, 0.25]
     """
-    return init * gamma ** (epoch // step_size)
+    return init * _power(gamma, epoch // step_size)
 
 
 def multi_step_lr(epoch: int, init: float, *, milestones: tuple[int, ...], gamma: float = 0.1) -> float:
@@ -73,7 +80,7 @@ def multi_step_lr(epoch: int, init: float, *, milestones: tuple[int, ...], gamma
     >>> [multi_step_lr(epoch, 1.0, milestones=(1, 3), gamma=0.5) for epoch in range(5)]
     [1.0, 0.5, 0.5, 0.25, 0.25]
     """
-    return init * gamma ** bisect_right(sorted(milestones), epoch)
+    return init * _power(gamma, bisect_right(sorted(milestones), epoch))
 
 
 def exponential_lr(epoch: int, init: float, *, gamma: float) -> float:
@@ -82,7 +89,7 @@ def exponential_lr(epoch: int, init: float, *, gamma: float) -> float:
     >>> [exponential_lr(epoch, 1.0, gamma=0.5) for epoch in range(4)]
     [1.0, 0.5, 0.25, 0.125]
     """
-    return init * gamma**epoch
+    return init * _power(gamma, epoch)
 
 
 def cosine_annealing_warm_restarts(

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 
 from keras_woodfisher.companions.companion import TOLERANCE, Companion, known_parts, start_of
-from keras_woodfisher.options import number
+from keras_woodfisher.options import finite_float32
 
 
 class SetWeightDecay(Companion):
@@ -28,7 +28,7 @@ class SetWeightDecay(Companion):
     def __init__(self, weight_decay: float, start_epoch: float = 0.0):
         super().__init__()
         self._start = start_of(start_epoch)
-        self._value = number("weight_decay", weight_decay, least=0.0)
+        self._value = finite_float32("weight_decay", weight_decay, least=0.0)
         self._written = float(start_epoch)
         self._done = False
 

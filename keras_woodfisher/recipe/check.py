@@ -1,6 +1,7 @@
 """A dry run of a recipe: everything that can be known, and everything that would fail, before any training."""
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,7 +26,7 @@ from keras_woodfisher.recipe.building import buffers, callback_of
 from keras_woodfisher.recipe.check_report import CheckedModifier, Problem, RecipeCheck
 from keras_woodfisher.recipe.conflicts import conflicts
 from keras_woodfisher.recipe.costs import Cost, cost_of, probed_seconds
-from keras_woodfisher.recipe.matching import near_misses, targets_of
+from keras_woodfisher.recipe.matching import frozen_targets, matched, near_misses, targets_of
 from keras_woodfisher.recipe.modifiers import (
     ConstantPruningModifier,
     Modifier,
@@ -34,6 +35,7 @@ from keras_woodfisher.recipe.modifiers import (
 )
 from keras_woodfisher.recipe.recipe import Recipe
 from keras_woodfisher.sources import SampledGradients
+from keras_woodfisher.targets import FROZEN, Target
 
 _REFUSALS = (ValueError, TypeError, KeyError, MemoryError, FloatingPointError)
 
@@ -65,15 +67,26 @@ def check_recipe(
         variables of another, the zeros that it finds are estimated.
 
     Raises:
-        ValueError, TypeError: If `steps_per_epoch` or `epochs` isn't a positive whole number.
+        ValueError, TypeError: If `steps_per_epoch` or `epochs` isn't a positive whole number, or `recipe` or `model`
+            is something else.
     """
+    for name, value, kind, mend in (
+        ("recipe", recipe, Recipe, "Read it first: check_recipe(load_recipe(...), model)."),
+        ("model", model, keras.Model, "Load it first: keras.models.load_model(...)."),
+    ):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}. {mend}")
     epochs = recipe.epochs or None if epochs is None else count("epochs", epochs)
     if steps_per_epoch is not None:
         steps_per_epoch = count("steps_per_epoch", steps_per_epoch)
     run = _Run(model, steps_per_epoch, epochs, data, loss)
     # In the order in which they work, since what one leaves is where the next one begins.
     places = sorted(range(len(recipe.modifiers)), key=lambda i: getattr(recipe.modifiers[i], "start_epoch", 0.0))
-    found = {place: run.checked(recipe.modifiers[place]) for place in places}
+    labels = _labels(recipe.modifiers)
+    with warnings.catch_warnings():
+        # The report says it.
+        warnings.filterwarnings("ignore", FROZEN)
+        found = {place: run.checked(recipe.modifiers[place], labels[place]) for place in places}
     checked = [found[place] for place in sorted(found)]
     problems = [*run.problems_of_training(recipe.modifiers), *(p for entry in checked for p in entry.problems)]
     problems += conflicts(model, checked)
@@ -112,22 +125,36 @@ class _Run:
                 "Compile it with one: model.compile(optimizer=..., loss=...).",
             )
         pruned = any(isinstance(m, (PruningModifier, ConstantPruningModifier)) for m in modifiers)
+        steps = getattr(model, "steps_per_execution", 1)
+        if steps != 1 and keras.backend.backend() == "torch":
+            yield Problem("", f"steps_per_execution={steps} can't be trained with on torch. Compile the model with 1.")
         try:
             (check_trainable_here if pruned else check_optimizer)(model)
         except ValueError as error:
             yield Problem("", str(error))
 
-    def checked(self, modifier: Modifier) -> CheckedModifier:
+    def checked(self, modifier: Modifier, label: str) -> CheckedModifier:
+        found = self._checked(modifier)
+        problems = (Problem(label, problem.message) for problem in found.problems)
+        return replace(found, label=label, problems=tuple(problems))
+
+    def _checked(self, modifier: Modifier) -> CheckedModifier:
         entry = CheckedModifier(modifier)
         try:
             targets = targets_of(modifier, self._model)
         except _REFUSALS as error:
-            return replace(entry, problems=tuple(dict.fromkeys([_problem(modifier, error), *self._others(modifier)])))
+            problems = tuple(dict.fromkeys([_problem(modifier, error), *self._others(modifier)]))
+            entry = replace(entry, problems=problems)
+            if not isinstance(error, KeyError):
+                return entry
+            # A name that matches nothing; the others may.
+            named = matched(modifier, self._model)
+            return replace(_meant(entry, named), nearly=tuple(near_misses(modifier, self._model, named)))
+        frozen = tuple(t.name for t in frozen_targets(modifier, self._model))
         entry = replace(
-            entry,
-            variables=tuple(t.name for t in targets),
-            weights=sum(t.size for t in targets),
+            _meant(entry, targets),
             nearly=tuple(near_misses(modifier, self._model, targets)),
+            frozen=frozen,
             keys=tuple(id(t.variable) for t in targets),
         )
         if isinstance(modifier, PruningModifier):
@@ -230,8 +257,20 @@ class _Run:
         return kernels or {"cpu": backend.kernel("cpu")}, problems
 
 
+def _labels(modifiers: Sequence[Modifier]) -> list[str]:
+    """The tag of each, with a number where several have the same one."""
+    tags = [modifier.tag for modifier in modifiers]
+    counted = [f"{tag} {tags[: place + 1].count(tag)}" for place, tag in enumerate(tags)]
+    return [tag if tags.count(tag) == 1 else label for tag, label in zip(tags, counted, strict=True)]
+
+
+def _meant(entry: CheckedModifier, targets: Sequence[Target]) -> CheckedModifier:
+    return replace(entry, variables=tuple(t.name for t in targets), weights=sum(t.size for t in targets))
+
+
 def _problem(modifier: Modifier, error: BaseException) -> Problem:
     # A KeyError's own text is the repr of its message.
-    # Keras colours its messages.
-    message = re.sub(r"\x1b\[[0-9;]*m", "", str(error.args[0]) if error.args else type(error).__name__)
+    message = str(error.args[0]) if error.args else type(error).__name__
+    # Keras colours its messages, and writes them in several lines.
+    message = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", message).split())
     return Problem(modifier.tag, message.removeprefix(modifier.tag).lstrip(".: "))

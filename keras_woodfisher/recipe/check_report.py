@@ -21,7 +21,7 @@ class Problem:
     """Something that would fail.
 
     Attributes:
-        modifier: The tag of the modifier, or "" where it is about the training as a whole.
+        modifier: The label of the modifier, or "" where it is about the training as a whole.
         message: What is wrong, and the mend.
     """
 
@@ -38,9 +38,11 @@ class CheckedModifier:
 
     Attributes:
         modifier: The modifier.
+        label: Its tag, with a number where several have the same one.
         variables: Names of the variables that it works on.
         weights: Their weights.
         nearly: Names of variables that its names and patterns nearly match.
+        frozen: Names of variables that it means and leaves alone, since they are frozen.
         dense: What stays dense since it fills no group of the mask, or "".
         updates: Every pruning update.
         source: `"data"` or `"buffer"`: where gradients come from; "" where none are needed.
@@ -51,9 +53,11 @@ class CheckedModifier:
     """
 
     modifier: Modifier
+    label: str = ""
     variables: tuple[str, ...] = ()
     weights: int = 0
     nearly: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
     dense: str = ""
     updates: tuple[PlannedUpdate, ...] = ()
     source: str = ""
@@ -72,10 +76,12 @@ class CheckedModifier:
         """The same as plain data, for JSON."""
         return {
             "modifier": self.modifier.tag,
+            "label": self.label,
             "fields": plain_fields(self.modifier),
             "variables": list(self.variables),
             "weights": self.weights,
             "nearly": list(self.nearly),
+            "frozen": list(self.frozen),
             "dense": self.dense,
             "updates": [asdict(update) for update in self.updates],
             "source": self.source,
@@ -86,12 +92,14 @@ class CheckedModifier:
 
     def lines(self) -> list[str]:
         """The same as text."""
-        lines = [self.modifier.tag]
+        lines = [self.label or self.modifier.tag]
         if self.variables:
             first = ", ".join(self.variables[:3]) + (", ..." if len(self.variables) > 3 else "")
             lines.append(f"  {len(self.variables)} variables, {self.weights:,} weights: {first}")
         if self.nearly:
             lines.append(f"  nearly matched, and left alone: {', '.join(self.nearly)}")
+        if self.frozen:
+            lines.append(f"  frozen, and left alone: {', '.join(self.frozen)}")
         if self.dense:
             lines.append(f"  {self.dense}")
         if self.updates:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from keras_woodfisher import companions
-from keras_woodfisher.recipe.fields import LogTypes, Off, Params, Position
+from keras_woodfisher.recipe.fields import LogTypes, Off, Params, Position, Settings
 from keras_woodfisher.recipe.modifiers import Modifier
 
 
@@ -99,7 +99,7 @@ class LearningRateModifier(LastingModifier):
     tag = "LearningRateModifier"
 
     lr_class: Literal["StepLR", "MultiStepLR", "ExponentialLR", "CosineAnnealingWarmRestarts"]
-    lr_kwargs: dict[str, Any]
+    lr_kwargs: Settings
     init_lr: float
 
     def callback(self) -> Any:

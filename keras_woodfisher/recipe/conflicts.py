@@ -28,8 +28,8 @@ def _overlaps(checked: Sequence[CheckedModifier]) -> Iterator[Problem]:
             if shared and a < d and c < b:
                 name = next(n for n, key in zip(one.variables, one.keys, strict=True) if key in shared)
                 yield Problem(
-                    other.modifier.tag,
-                    f"{name!r} and {len(shared) - 1} other variables are pruned by {one.modifier.tag} at the same "
+                    other.label,
+                    f"{name!r} and {len(shared) - 1} other variables are pruned by {one.label} at the same "
                     f"time, from epoch {max(a, c):g} on. Give each its own variables, or let one begin where the other "
                     "ends.",
                 )
@@ -52,7 +52,7 @@ def _frozen(model: keras.Model, checked: Sequence[CheckedModifier]) -> Iterator[
             when = participation.frozen_at(variables[key], first, last) if pruned else None
             if when is not None:
                 yield Problem(
-                    entry.modifier.tag,
+                    entry.label,
                     f"{name!r} is frozen at epoch {when:g} by TrainableParamsModifier while it is pruned, or while "
                     f"its gradients are collected (epochs {first:g} to {last:g}). Freeze it at another time, or leave "
                     "it out of one of them.",

@@ -66,7 +66,7 @@ def _modifier(item: Node, group: str, path: str) -> tuple[str, Pairs]:
             f"Each item of {shown(group)} is a modifier, `- !EpochRangeModifier` with its fields indented below it, "
             f"but {cut(path)} is {described(item)}.",
             line=item.line,
-            field=None if item.line is not None else path,
+            field=path,
         )
     if isinstance(body, Scalar) and body.value is None:
         return tag, Pairs((), body.line)
@@ -75,7 +75,7 @@ def _modifier(item: Node, group: str, path: str) -> tuple[str, Pairs]:
             f"The modifier {shown(tag)} must hold fields, one `name: value` a line and indented, "
             f"got {described(body)}.",
             line=body.line,
-            field=None if item.line is not None else path,
+            field=path,
         )
     return tag, body
 

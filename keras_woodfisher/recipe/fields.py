@@ -5,14 +5,30 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from keras_woodfisher.options import as_number
+from keras_woodfisher.options import by_number
+from keras_woodfisher.recipe.fixed import fixed
 from keras_woodfisher.recipe.patterns import checked_pattern
 from keras_woodfisher.targets import ALL, ALL_PRUNABLE
+
+_LARGEST_WHOLE = 2.0**53
+"""Beyond it floats aren't exact."""
+
+_COUNTS = ("step_size", "milestones", "T_0", "T_mult")
+"""Arguments of schedules that are whole numbers, or lists of them."""
 
 
 def whole(value: Any) -> Any:
     """A whole number that arithmetic made a float."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= _LARGEST_WHOLE else value
+
+
+def whole_counts(value: Any) -> Any:
+    """`lr_kwargs` with whole numbers where they belong."""
+    if not isinstance(value, Mapping):
+        return value
+    counts = {name: value[name] for name in _COUNTS if name in value}
+    made = {n: [whole(item) for item in v] if isinstance(v, (list, tuple)) else whole(v) for n, v in counts.items()}
+    return {**value, **made}
 
 
 def listed(value: Any) -> Any:
@@ -20,9 +36,9 @@ def listed(value: Any) -> Any:
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
-def by_number(value: Any) -> Any:
+def numbered(value: Any) -> Any:
     """A mapping with numbers as keys, which JSON writes as strings."""
-    return {as_number(key): item for key, item in value.items()} if isinstance(value, Mapping) else value
+    return by_number(value) if isinstance(value, Mapping) else value
 
 
 def token(value: Any) -> Any:
@@ -49,6 +65,13 @@ def off(value: Any) -> Any:
     raise ValueError("must be false or be left out: the rate is logged at the end of each epoch, as Keras does")
 
 
+def unphased(value: Any) -> Any:
+    """None for pruning without phases."""
+    if value is None or value is False:
+        return None
+    raise ValueError("must be false or be left out: phases, in which pruned weights grow back, aren't there")
+
+
 def pair(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
@@ -67,9 +90,13 @@ Names = Annotated[
 Params = Annotated[
     str | tuple[str, ...], BeforeValidator(token, json_schema_input_type=str | list[str]), AfterValidator(bounded)
 ]
-Gradients = Annotated[Whole | dict[float, Whole], BeforeValidator(by_number)]
-Sparsities = Annotated[float | dict[float, Names], BeforeValidator(by_number)]
-Position = Annotated[float, Field(le=1e6, description="In epochs, fractions allowed.")]
+Gradients = Annotated[Whole | dict[float, Whole], BeforeValidator(numbered), AfterValidator(fixed)]
+Sparsities = Annotated[float | dict[float, Names], BeforeValidator(numbered), AfterValidator(fixed)]
+Sampler = Annotated[dict[Literal["batch_size"], Whole], AfterValidator(fixed)]
+Settings = Annotated[dict[str, Any], BeforeValidator(whole_counts), AfterValidator(fixed)]
+LAST_POSITION = 1e6
+Position = Annotated[float, Field(le=LAST_POSITION, description="In epochs, fractions allowed.")]
 LogTypes = Annotated[None, BeforeValidator(everything_logged, json_schema_input_type=str | list[str] | None)]
 Off = Annotated[None, BeforeValidator(off, json_schema_input_type=Literal[False] | None)]
+Unphased = Annotated[None, BeforeValidator(unphased, json_schema_input_type=Literal[False] | None)]
 Mask = Annotated[str | tuple[Whole, Whole], BeforeValidator(pair)]

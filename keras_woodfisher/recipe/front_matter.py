@@ -7,7 +7,8 @@ from keras_woodfisher.recipe.wording import shown
 
 DELIMITER = "---"
 MARKDOWN = ".md"
-_GROUP_LINE = re.compile(r"\w*modifiers\w*:\s*(#.*)?")
+_RECIPE_LINE = re.compile(r" {0,3}([\"']?\w*modifiers\w*[\"']?\s*:\s*([\[{&!#].*)?|-\s+!\w+Modifier\b.*)")
+"""A group, whatever its list looks like, or an item of one; four spaces make it a code block."""
 
 
 def yaml_part(text: str, ending: str | None = None) -> str:
@@ -55,7 +56,7 @@ def _refuse_second_recipe(lines: list[str], start: int) -> None:
     fenced = False
     for index in range(start, len(lines)):
         fenced ^= lines[index].lstrip().startswith(("```", "~~~"))
-        if not fenced and _GROUP_LINE.fullmatch(lines[index]):
+        if not fenced and _RECIPE_LINE.fullmatch(lines[index]):
             raise RecipeError(
                 f"{shown(lines[index].strip())} stands after the line {DELIMITER!r} that ends the recipe. Move it "
                 "before that line, or into a code block if it is an example.",

@@ -10,7 +10,7 @@ from keras_woodfisher.levels import checked_levels, names_of
 from keras_woodfisher.options import PATTERN
 from keras_woodfisher.recipe.companion_modifiers import TrainableParamsModifier
 from keras_woodfisher.recipe.modifiers import ConstantPruningModifier, Modifier, PruningModifier
-from keras_woodfisher.targets import ALL, Target, all_targets, find_targets, named_targets
+from keras_woodfisher.targets import ALL, Target, all_targets, find_targets, matches, named_targets
 
 
 def targets_of(modifier: Modifier, model: keras.Model) -> list[Target]:
@@ -24,8 +24,17 @@ def targets_of(modifier: Modifier, model: keras.Model) -> list[Target]:
         everything = all_targets(model)
         return everything if modifier.params == ALL else named_targets(everything, modifier.params)
     if isinstance(modifier, (PruningModifier, ConstantPruningModifier)):
-        return find_targets(model, _params_of(modifier), modifier.exclude)
+        argument = "final_sparsity" if isinstance(getattr(modifier, "final_sparsity", 0.0), Mapping) else "params"
+        return find_targets(model, _params_of(modifier), modifier.exclude, argument)
     return []
+
+
+def frozen_targets(modifier: Modifier, model: keras.Model) -> list[Target]:
+    """The variables that a modifier means and leaves alone, since they are frozen now."""
+    if not isinstance(modifier, (PruningModifier, ConstantPruningModifier)):
+        return []
+    meant = named_targets(all_targets(model), _params_of(modifier))
+    return [t for t in meant if not t.variable.trainable and not any(matches(t, item) for item in modifier.exclude)]
 
 
 def _params_of(modifier: PruningModifier | ConstantPruningModifier) -> str | tuple[str, ...]:
@@ -34,19 +43,33 @@ def _params_of(modifier: PruningModifier | ConstantPruningModifier) -> str | tup
     return modifier.params
 
 
+def matched(modifier: Modifier, model: keras.Model) -> list[Target]:
+    """The variables that any of a modifier's names and patterns matches, whatever the others do."""
+    return [t for t in all_targets(model) if any(matches(t, item) for item in _items_of(modifier))]
+
+
 def near_misses(modifier: Modifier, model: keras.Model, chosen: Sequence[Target]) -> list[str]:
     """Variables that a modifier's names and patterns would mean if they were read less strictly."""
-    if not isinstance(modifier, (PruningModifier, ConstantPruningModifier)):
-        return []
-    wanted = _params_of(modifier)
-    items = [] if isinstance(wanted, str) else wanted
     known = {id(target.variable) for target in chosen}
     others = [target for target in all_targets(model) if id(target.variable) not in known]
-    return [target.name for target in others if any(_nearly(target, item) for item in items)]
+    return [target.name for target in others if any(_nearly(target, item) for item in _items_of(modifier))]
+
+
+def _items_of(modifier: Modifier) -> tuple[str, ...]:
+    if not isinstance(modifier, (PruningModifier, ConstantPruningModifier)):
+        return ()
+    wanted = _params_of(modifier)
+    return () if isinstance(wanted, str) else wanted
 
 
 def _nearly(target: Target, item: str) -> bool:
     if item.startswith(PATTERN):
         pattern = re.compile(item.removeprefix(PATTERN), re.IGNORECASE)
-        return any(pattern.search(alias) for alias in target.aliases)
+        # Not from each character on, which would take as many times as long as there are.
+        return any(pattern.match(alias, start) for alias in target.aliases for start in _starts(alias))
     return bool(difflib.get_close_matches(item.lower(), [alias.lower() for alias in target.aliases], n=1, cutoff=0.85))
+
+
+def _starts(alias: str) -> list[int]:
+    """Where the parts of a name begin."""
+    return [0, *(place + 1 for place, character in enumerate(alias) if character in "/._")]

@@ -11,9 +11,19 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from keras_woodfisher.levels import Levels, checked_levels
 from keras_woodfisher.mask_types import check_final, checked_mask
 from keras_woodfisher.options import PruningOptions, count, names
-from keras_woodfisher.recipe.fields import Gradients, LogTypes, Mask, Names, Params, Position, Sparsities, Whole
+from keras_woodfisher.recipe.fields import (
+    Gradients,
+    LogTypes,
+    Mask,
+    Names,
+    Params,
+    Position,
+    Sampler,
+    Sparsities,
+    Unphased,
+    Whole,
+)
 from keras_woodfisher.schedule import checked_schedule
-from keras_woodfisher.targets import ALL_PRUNABLE
 
 
 class Modifier(BaseModel):
@@ -63,7 +73,7 @@ class PruningModifier(Modifier):
     mask_type: Mask = "unstructured"
     exclude: Names = Field((), description="Names and patterns to leave out.")
     log_types: LogTypes = Field(None, description="Accepted where it says __ALL__.")
-    phased: Literal[False] = Field(False, description="Accepted where false.")
+    phased: Unphased = Field(None, description="Accepted where false.")
 
     @model_validator(mode="after")
     def _check(self) -> "PruningModifier":
@@ -162,7 +172,7 @@ class SecondOrderModifier(FisherOptions, PruningModifier):
 
     available_devices: Names | None = Field(None, description="available_gpus under its younger name.")
     mfac_options: FisherOptions | None = None
-    grad_sampler_kwargs: dict[Literal["batch_size"], Whole] | None = Field(
+    grad_sampler_kwargs: Sampler | None = Field(
         None, description="batch_size: examples averaged into one gradient sample."
     )
     grad_batch_size: Whole = Field(1, description="The same, under this project's name.")
@@ -201,10 +211,11 @@ class SecondOrderModifier(FisherOptions, PruningModifier):
         return flat | {"fisher_block_size": flat["fisher_block_size"] or None}
 
     def _batch(self) -> int:
-        sampler = (self.grad_sampler_kwargs or {}).get("batch_size", self.grad_batch_size)
-        if self.grad_sampler_kwargs and "grad_batch_size" in self.model_fields_set:
+        if not self.grad_sampler_kwargs:
+            return count("grad_batch_size", self.grad_batch_size)
+        if "grad_batch_size" in self.model_fields_set:
             raise ValueError("grad_batch_size and grad_sampler_kwargs are the same field. Leave one of them out.")
-        return count("grad_batch_size", sampler)
+        return count("batch_size", self.grad_sampler_kwargs["batch_size"])
 
     def options(self) -> PruningOptions:
         """How its updates work."""
@@ -282,7 +293,7 @@ class ConstantPruningModifier(Modifier):
 
     tag = "ConstantPruningModifier"
 
-    params: Params = ALL_PRUNABLE
+    params: Params = Field(description="__ALL__, __ALL_PRUNABLE__, or names and re: patterns.")
     start_epoch: Position = 0.0
     end_epoch: Position = -1.0
     update_frequency: float | None = Field(None, description="Any number: zeros are held at each step.")

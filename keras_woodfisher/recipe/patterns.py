@@ -1,57 +1,61 @@
 """Patterns from strangers: regular expressions whose matching takes bounded time."""
 
+import math
 import re
 from re import _parser  # type: ignore[attr-defined]  # what `re` itself parses with
 from typing import Any
 
 from keras_woodfisher.options import PATTERN
 
-MOST_REPEATS = 6
-"""So many parts of a pattern may be of any length; each multiplies the time by the length of a name."""
+MOST_REPEATS = 5
+"""So many parts of a pattern may be of varying length; each multiplies the time by about the length of a name."""
 
-_LONG = 20
-"""From so many repetitions on, a part counts as one of any length."""
+_NAME = 64
+"""Characters of a long name."""
+
+_CHOICE = math.log(2.0, _NAME)
+"""A choice between two, as a part of a part of varying length."""
 
 
 def checked_pattern(item: str) -> str:
     """A name, or a pattern that can't take long on any name.
 
-    A repetition within a repetition takes time that is exponential in the length of the name (`(.+)+`), and several
-    after each other take a power of it.
+    A pattern that doesn't match is tried in every way that its parts may share the name. Repetitions within a
+    repetition make those ways exponential in the length of the name (`(.+)+`), and several after each other a power
+    of it.
 
     Raises:
-        ValueError: If it could take long.
+        ValueError: If it could take long, or isn't a regular expression.
     """
     if not item.startswith(PATTERN):
         return item
     try:
-        repeats = _repeats(_parser.parse(item.removeprefix(PATTERN)), within=False)
-    except re.error:
-        return item  # whoever compiles it says what is wrong
-    except RecursionError:
-        repeats = MOST_REPEATS + 1
+        repeats = _repeats(_parser.parse(item.removeprefix(PATTERN)))
+    except re.error as error:
+        raise ValueError(f"The pattern {item[:60]!r} isn't a regular expression: {error}.") from None
+    except (RecursionError, OverflowError):
+        repeats = math.inf
     if repeats > MOST_REPEATS:
         raise ValueError(
-            f"The pattern {item[:60]!r} could take very long: repetitions (*, +, {{n,}}) must not contain repetitions, "
-            f"and there may be {MOST_REPEATS} of them. Write it with fewer, or list the names."
+            f"The pattern {item[:60]!r} could take very long: repetitions (*, +, {{n,}}) must not contain repetitions "
+            f"or alternatives, and there may be {MOST_REPEATS} of them. Write it with fewer, or list the names."
         )
     return item
 
 
-def _repeats(parsed: Any, within: bool) -> int:
-    """Parts of any length, those in alternatives included; more than are allowed if one contains another."""
-    found = 0
+def _repeats(parsed: Any) -> float:
+    """Parts of varying length, what is repeated as often as a name has room for it; alternatives count a little."""
+    found = 0.0
     for operation, argument in parsed:
         name = str(operation)
         if name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
             least, most, body = argument
-            open_ended = most - least >= _LONG if isinstance(most, int) else True
-            if open_ended and within:
-                return MOST_REPEATS + 1
-            found += (1 if open_ended else 0) + _repeats(body, within or open_ended)
+            times = min(int(most), _NAME // max(1, body.getwidth()[0]))
+            found += min(1.0, _CHOICE * (int(most) - least)) + times * _repeats(body)
         elif name == "BRANCH":
-            found += sum(_repeats(branch, within) for branch in argument[1])
+            branches = argument[1]
+            found += math.log(max(1, len(branches)), _NAME) + max(map(_repeats, branches), default=0.0)
         elif name in ("SUBPATTERN", "ASSERT", "ASSERT_NOT", "ATOMIC_GROUP", "GROUPREF_EXISTS"):
             parts = argument if isinstance(argument, tuple) else (argument,)
-            found += sum(_repeats(part, within) for part in parts if isinstance(part, _parser.SubPattern))
+            found += sum(_repeats(part) for part in parts if isinstance(part, _parser.SubPattern))
     return found

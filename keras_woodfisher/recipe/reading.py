@@ -1,16 +1,19 @@
 """From what a recipe says to what it means: each entry becomes a checked modifier."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from keras_woodfisher.recipe import companion_modifiers, modifiers
+from keras_woodfisher.recipe.companion_modifiers import LastingModifier
 from keras_woodfisher.recipe.errors import RecipeError
+from keras_woodfisher.recipe.fields import LAST_POSITION
 from keras_woodfisher.recipe.modifiers import Modifier
 from keras_woodfisher.recipe.outline import Entry, Outline
-from keras_woodfisher.recipe.wording import cut, shown
+from keras_woodfisher.recipe.wording import cut, shortened, shown
 
 TAGS: dict[str, type[Modifier]] = {
     kind.tag: kind
@@ -19,6 +22,9 @@ TAGS: dict[str, type[Modifier]] = {
     if isinstance(kind, type) and issubclass(kind, Modifier) and "tag" in vars(kind)
 }
 """Every modifier by its tag."""
+
+
+_SUBJECT = re.compile(r"^(Input|Tuple|List|Dictionary) ")
 
 
 def modifiers_of(outline: Outline) -> tuple[Modifier, ...]:
@@ -33,8 +39,28 @@ def modifiers_of(outline: Outline) -> tuple[Modifier, ...]:
         modifiers = [_modifier(entry, outline.source).shifted(offset) for entry in stage.entries]
         ends = [max(m.last_epoch, getattr(m, "start_epoch", 0.0)) for m in modifiers]
         offset = max([offset, *ends])
-        found += modifiers if number == len(outline.stages) else [m.ended(offset) for m in modifiers]
+        if offset > LAST_POSITION:
+            raise RecipeError(
+                f"The stages end at epoch {offset:g}, one after the other; up to {LAST_POSITION:g} are allowed.",
+                source=outline.source,
+            )
+        if number < len(outline.stages):
+            _refuse_idle(stage.entries, modifiers, offset, outline.source)
+            modifiers = [m.ended(offset) for m in modifiers]
+        found += modifiers
     return tuple(found)
+
+
+def _refuse_idle(entries: Sequence[Entry], modifiers: Sequence[Modifier], end: float, source: str) -> None:
+    """Refuses what would begin where its stage ends."""
+    for entry, modifier in zip(entries, modifiers, strict=True):
+        if isinstance(modifier, LastingModifier) and modifier.end_epoch == -1 and modifier.start_epoch >= end:
+            raise RecipeError(
+                "it begins where its stage ends, so it would do nothing. Move it to the next stage.",
+                line=entry.line,
+                field=f"{entry.tag}.start_epoch",
+                source=source,
+            )
 
 
 def _modifier(entry: Entry, source: str) -> Modifier:
@@ -45,7 +71,7 @@ def _modifier(entry: Entry, source: str) -> Modifier:
     def error(message: str, field: str = "") -> RecipeError:
         line = entry.lines.get(field) or entry.lines.get(field.partition(".")[0]) or entry.line
         name = f"{entry.tag}.{field}" if field else entry.tag
-        return RecipeError(message, line=line, field=name, source=source)
+        return RecipeError(shortened(message), line=line, field=name, source=source)
 
     for name, known in _unknown(kind, entry.fields):
         near = difflib.get_close_matches(name.rpartition(".")[2], known, n=1)
@@ -83,26 +109,42 @@ def _first(problem: ValidationError, fields: Mapping[str, Any], kind: type[Modif
         received = fields["mfac_options"].get(place[1])
     else:
         received = fields.get(field)
-    rules = dict.fromkeys(e["msg"] for e in errors if e["loc"][:1] == place[:1])
-    wanted = "; or ".join(rule.removeprefix("Value error, ").removeprefix("Input ") for rule in rules)
+    rules = list(dict.fromkeys(e["msg"].removeprefix("Value error, ") for e in errors if e["loc"][:1] == place[:1]))
+    if whole := next((rule for rule in rules if rule.startswith("The ")), None):
+        return whole, field
+    wanted = "; or ".join(_SUBJECT.sub("", rule) for rule in rules)
     return f"got {shown(received)}, but it {wanted}.", field
 
 
 def _named_in(message: str, fields: Mapping[str, Any]) -> str:
     """The field that a message names first, which may be a nested one."""
     places = {name: name for name in fields}
-    nested = fields.get("mfac_options")
-    places |= {str(name): f"mfac_options.{name}" for name in (nested if isinstance(nested, Mapping) else ())}
+    for outer in ("mfac_options", "lr_kwargs", "grad_sampler_kwargs"):
+        nested = fields.get(outer)
+        places |= {str(name): f"{outer}.{name}" for name in (nested if isinstance(nested, Mapping) else ())}
     named = [name for name in places if name in message]
     return places[min(named, key=lambda name: (message.index(name), -len(name)))] if named else ""
 
 
+_OTHERS = ("PruningModifier", "CyclicLearningRateModifier", "LearningRateFinalModifier", "OBSXPruningModifier")
+"""Names of other kinds that look like known ones."""
+
+
 def _unknown_tag(tag: str) -> str:
-    stems = {known.removesuffix("Modifier"): known for known in TAGS}
-    near = difflib.get_close_matches(tag.removesuffix("Modifier"), stems, n=1, cutoff=0.8)
+    stems = {_stem(known): known for known in TAGS}
+    near = difflib.get_close_matches(_stem(tag), stems, n=1, cutoff=0.8) if tag not in _OTHERS else []
     if near:
-        return f"there is no modifier !{tag}. Do you mean !{stems[near[0]]}? There are: {', '.join(TAGS)}."
+        return (
+            f"there is no modifier !{cut(tag)}. Do you mean !{stems[near[0]]}? Another kind is outside this project. "
+            f"There are: {', '.join(TAGS)}."
+        )
     return (
-        f"!{cut(tag)} is outside this project, which prunes single weights and schedules training. Remove it. "
+        f"!{cut(tag)} is outside this project, which prunes and schedules training. Remove it. "
         f"There are: {', '.join(TAGS)}."
     )
+
+
+def _stem(tag: str) -> str:
+    """What tells one kind of modifier from another."""
+    short = tag.removesuffix("Modifier")
+    return short.removesuffix("Pruning") or short

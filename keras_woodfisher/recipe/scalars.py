@@ -20,6 +20,7 @@ _DECIMAL = re.compile(r"[-+]?[0-9]+")
 _BASED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
 def scalar_value(text: str, line: int | None = None) -> Any:
@@ -52,6 +53,15 @@ def scalar_value(text: str, line: int | None = None) -> Any:
     if math.isinf(value):
         raise RecipeError(f"The number {text} is too large for a float. Infinity is written .inf.", line=line)
     return value
+
+
+def whole_characters(text: str) -> str:
+    r"""The text with pairs of surrogates joined, as JSON writes what has more than 16 bits.
+
+    >>> whole_characters("\ud83d\ude00") == "\U0001f600"
+    True
+    """
+    return _PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
 
 
 def check_text(text: str, line: int | None = None, field: str | None = None) -> None:

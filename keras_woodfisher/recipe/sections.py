@@ -8,7 +8,7 @@ from keras_woodfisher.recipe.errors import RecipeError
 from keras_woodfisher.recipe.plain_tree import plain_tree
 from keras_woodfisher.recipe.tree import Items, Node, Pairs, Scalar, described, refuse_tags
 from keras_woodfisher.recipe.variables import Scope
-from keras_woodfisher.recipe.wording import listed, nearest, shown
+from keras_woodfisher.recipe.wording import cut, listed, nearest, shown
 
 GROUP = "modifiers"
 METADATA = ("__metadata__", "recipe_metadata")
@@ -141,7 +141,10 @@ def _override(levels: Iterable[dict[str, Node]], overrides: Mapping[str, Any] | 
         if not isinstance(name, str):
             raise RecipeError(f"variables must have texts as names, got {type(name).__name__}.")
         if name not in known:
-            raise RecipeError(f"The recipe has no variable {shown(name)} to override. {nearest(name, sorted(known))}")
+            raise RecipeError(
+                f"The recipe has no variable {shown(name)} to override. {nearest(name, sorted(known))}",
+                field=f"variables.{cut(name)}",
+            )
         node = plain_tree(value, f"variables.{name}")
         if isinstance(node, Pairs):
             raise RecipeError(

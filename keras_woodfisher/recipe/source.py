@@ -47,7 +47,9 @@ def _read_file(path: str | bytes) -> tuple[str, str]:
     name, ending = Path(path).name, Path(path).suffix.lower()
     try:
         content = _content(path, ending)
-        return name, yaml_part(_with_one_line_end(_decoded(content)), ending)
+        text = _with_one_line_end(_decoded(content))
+        # Between the tokens of JSON a tab is a blank; within them there is none.
+        return name, yaml_part(text.replace("\t", " ") if ending == ".json" else text, ending)
     except RecipeError as error:
         error.source = name
         raise

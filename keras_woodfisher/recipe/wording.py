@@ -1,11 +1,26 @@
 """Pieces of error messages, short whatever the recipe holds."""
 
 import difflib
+import re
+import reprlib
 from collections.abc import Iterable
 from typing import Any
 
 LONGEST = 60
 MOST_BITS = 1024
+
+
+_CONTAINERS = reprlib.Repr()
+_CONTAINERS.maxstring = _CONTAINERS.maxother = 30
+_CONTAINERS.maxdict = _CONTAINERS.maxlist = _CONTAINERS.maxtuple = 3
+_CONTAINERS.maxlevel = 2
+
+_QUOTED = re.compile(r"'([^']{60})[^']{60,}'")
+
+
+def shortened(message: str) -> str:
+    """A message whose long quotations are cut."""
+    return _QUOTED.sub(r"'\1...'", message)
 
 
 def cut(text: str) -> str:
@@ -21,7 +36,10 @@ def shown(value: Any) -> str:
         return f"an integer of {value.bit_length()} bits"
     if value is None or isinstance(value, int | float):
         return repr(value)
-    return f"a {type(value).__name__}"
+    try:
+        return _CONTAINERS.repr(value)
+    except ValueError:  # an integer that Python refuses to print
+        return f"a {type(value).__name__}"
 
 
 def listed(names: Iterable[str], most: int = 20) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import yaml
 
 from keras_woodfisher.recipe.errors import RecipeError
-from keras_woodfisher.recipe.scalars import check_text, scalar_value
+from keras_woodfisher.recipe.scalars import check_text, scalar_value, whole_characters
 from keras_woodfisher.recipe.tree import Items, Node, Pairs, Scalar, check_depth, check_size, described
 from keras_woodfisher.recipe.wording import cut, shown
 from keras_woodfisher.recipe.yaml_events import Events
@@ -76,8 +76,9 @@ class _Builder:
 
     def _content(self, event: Any, depth: int, line: int) -> Node:
         if isinstance(event, yaml.ScalarEvent):
-            check_text(event.value, line)
-            value = scalar_value(event.value, line) if event.style is None else event.value
+            text = event.value if event.style is None else whole_characters(event.value)
+            check_text(text, line)
+            value = scalar_value(text, line) if event.style is None else text
             return Scalar(value, line, event.tag)
         check_depth(depth + 1, line)
         if isinstance(event, yaml.MappingStartEvent):
@@ -92,7 +93,7 @@ class _Builder:
         merged: tuple[Scalar, Node] | None = None
         while not isinstance(child := self._events.next(), yaml.MappingEndEvent):
             key = self._node(child, depth + 1)
-            value = self._node(self._events.next(), depth + 1)
+            value = self._value(key, depth + 1)
             if not isinstance(key, Scalar) or key.tag:
                 raise RecipeError(
                     f"A key must be a name or a number without a tag, got {described(key)}.", line=key.line
@@ -108,6 +109,13 @@ class _Builder:
         # Made first, so that its own keys are known to differ.
         own = Pairs(tuple(pairs), line, event.tag)
         return own if merged is None else self._merge(own, *merged)
+
+    def _value(self, key: Node, depth: int) -> Node:
+        try:
+            return self._node(self._events.next(), depth)
+        except RecipeError as error:
+            error.field = error.field or (cut(str(key.value)) if isinstance(key, Scalar) else None)
+            raise
 
     def _merge(self, own: Pairs, key: Scalar, value: Node) -> Pairs:
         """The mapping with those after `<<` merged in: its own keys win, then those of the first one named."""
