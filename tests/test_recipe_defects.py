@@ -43,10 +43,10 @@ class Seen(keras.callbacks.Callback):
         self.epochs.append(self._sparsity())
 
 
-def run(model, data, recipe, steps=3, epochs=None, **kwargs):
+def run(model, data, recipe, steps=3, epochs=None, others=(), **kwargs):
     seen = Seen()
     x, y = (part[: steps * 16] for part in data)
-    callbacks = [*recipe.callbacks(model, verbose=0), seen]
+    callbacks = [*recipe.callbacks(model, verbose=0), seen, *others]
     model.fit(x, y, batch_size=16, epochs=epochs or recipe.epochs, verbose=0, callbacks=callbacks, **kwargs)
     return seen
 
@@ -56,11 +56,16 @@ def model(make_mlp):
     return make_mlp(keras.optimizers.SGD(0.05))
 
 
-def test_final_sparsity_is_reached_in_exactly_end_epoch_epochs(model, blobs):
+@pytest.mark.parametrize(("end_epoch", "before"), [(2.0, 0.7), (3.0, 0.77)])
+def test_final_sparsity_is_reached_in_exactly_end_epoch_epochs(model, blobs, tmp_path, end_epoch, before):
     # SparseML ended at 0.703: its last update fell on the first batch of an epoch that never came.
-    seen = run(model, blobs, magnitude(), validation_data=blobs)
-    assert seen.batches[-2] == pytest.approx(0.8 * (1 - (1 / 3) ** 3), abs=0.003)
+    recipe, path = magnitude(end_epoch=end_epoch), tmp_path / "last.weights.h5"
+    checkpoint = keras.callbacks.ModelCheckpoint(path, save_weights_only=True)
+    seen = run(model, blobs, recipe, validation_data=blobs, others=[checkpoint])
+    assert seen.batches[-2] == pytest.approx(before, abs=0.003)
     assert (seen.validated[-1], seen.epochs[-1]) == (0.8, 0.8)
+    model.load_weights(path)
+    assert round(kw.sparsity_report(model).sparsity, 3) == 0.8
 
 
 def test_the_grid_is_fixed(model, blobs):
