@@ -411,7 +411,7 @@ def refusals(blobs):
         (of(end_epoch=3), ValueError, r"end_epoch=3 lies after the last epoch \(2\).*epochs=3"),
         (of(params=["hiden/kernel"]), KeyError, "hiden/kernel.*hidden/kernel"),
         (of(**wood | {"num_grads": 97}), ValueError, "num_grads=97 .* needs 97 examples.*num_grads=96 would fit"),
-        (of(**wood | {"grad_batch_size": 13}), ValueError, "num_grads=7 would fit"),
+        (of(**wood | {"grad_batch_size": 13}), ValueError, "num_grads=7 or grad_batch_size=12 would fit"),
         (of(**wood | {"available_gpus": ["cuda:9"]}), ValueError, "no device 'cuda:9' here"),
         (of(**wood | {"data": (pair for pair in [(x, y)])}), TypeError, "callable that returns a fresh one"),
         (of(**wood | {"data": None, "grad_batch_size": 4}), ValueError, "grad_batch_size=4 needs data"),
