@@ -204,7 +204,9 @@ def test_usable_rows_and_their_messages():
 
 def test_more_samples_than_data_says_what_fits(backend, blobs, make_mlp):
     source, _ = source_of(backend, make_mlp(), blobs, 50, b=2)
-    with pytest.raises(ValueError, match=r"num_grads=50 with .*=2 needs 100 examples.*96. num_grads=48 or grad_batch_size=1 would fit"):
+    with pytest.raises(
+        ValueError, match=r"num_grads=50 with .*=2 needs 100 examples.*num_grads=48 or grad_batch_size=1 would"
+    ):
         source.check(50)
     source, _ = source_of(backend, make_mlp(), lambda: iter([blobs]), 1, b=97)
     with pytest.raises(ValueError, match="data holds fewer than grad_batch_size=97 examples"):
