@@ -52,6 +52,7 @@ def main() -> None:
                 row = {"method": method, "sparsity": sparsity, "seed": seed, "augment": args.augment, **options}
                 rows = [r for r in rows if any(r.get(key) != value for key, value in row.items())]
                 examples = report.samples * report.settings.get("grad_batch_size", 0)
+                examples += sum(stage.calibration.examples for stage in report.stages if stage.calibration)
                 row |= {"accuracy": accuracy(model, val), "seconds": seconds, "gradients": report.samples}
                 rows.append(row | {"examples": examples})
                 print(rows[-1], flush=True)

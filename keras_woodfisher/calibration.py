@@ -62,15 +62,21 @@ def best_of(changes: np.ndarray, loss: Callable[[np.ndarray], float], lowest: fl
 
 
 def longest_that_helps(
-    steps: np.ndarray, loss: Callable[[np.ndarray], float], lowest: float
+    steps: np.ndarray, loss: Callable[[np.ndarray], float], lowest: float, start: int | None = None
 ) -> tuple[int | None, float]:
-    """The step with the lowest loss, of steps that become longer: every second one while it helps, then its neighbours.
+    """The step with the lowest loss, of steps that become longer; as few losses as the search allows are computed.
+
+    Without a place to start at, every second step is tried while it helps, then the neighbours of the last that did.
+    With one, neighbours are tried from there on as long as they are better.
 
     Args:
         steps: (k, d), the shortest one first.
         loss: As in `best_of`, like the rest.
         lowest: The loss without a step.
+        start: Place of a step that is likely to be good.
     """
+    if start is not None:
+        return _best_near(start, steps, loss, lowest)
     best = None
     for place in range(0, len(steps), 2):
         if not (value := loss(steps[place])) < lowest:
@@ -79,4 +85,22 @@ def longest_that_helps(
     for place in () if best is None else (best - 1, best + 1):
         if 0 <= place < len(steps) and (value := loss(steps[place])) < lowest:
             best, lowest = place, value
+    return best, lowest
+
+
+def _best_near(
+    start: int, steps: np.ndarray, loss: Callable[[np.ndarray], float], lowest: float
+) -> tuple[int | None, float]:
+    """Downhill from one step: to longer ones while they are better, else to shorter ones (until one helps at all)."""
+    best = None
+    for place in range(start, len(steps)):
+        if not (value := loss(steps[place])) < lowest:
+            break
+        best, lowest = place, value
+    if best is None or best == start:
+        for place in range(start - 1, -1, -1):
+            if (value := loss(steps[place])) < lowest:
+                best, lowest = place, value
+            elif best is not None:
+                break
     return best, lowest

@@ -112,25 +112,28 @@ class CalibratedCorrector:
         if best is not None:
             change = change + changes[best]
         chosen: list[float] = []
+        place: int | None = None
+        examples = 0
         for number in range(self._newton_steps):
-            gradient = self._gradient(removal, _added(base, removal.keep, change), number, meter)
+            gradient, differentiated = self._gradient(removal, _added(base, removal.keep, change), number, meter)
+            examples += differentiated
             with meter.phase("calibration", 1, "choice") as advance:
                 steps = correction.steps(gradient, dampings)
-                place, lowest = longest_that_helps(steps, loss, lowest)
+                place, lowest = longest_that_helps(steps, loss, lowest, start=place)
                 advance()
             if place is None:
                 break
             change = change + steps[place]
             chosen.append(dampings[place])
         compensation = None if best is None else compensations[best]
-        return change, CalibrationReport(compensation, tuple(chosen), removed, lowest)
+        return change, CalibrationReport(compensation, tuple(chosen), removed, lowest, examples)
 
-    def _gradient(self, removal: Removal, weights: np.ndarray, number: int, meter: Meter) -> np.ndarray:
+    def _gradient(self, removal: Removal, weights: np.ndarray, number: int, meter: Meter) -> tuple[np.ndarray, int]:
         kept = np.split(removal.keep, np.cumsum([target.size for target in self._source.targets])[:-1])
         with meter.phase("gradients", 1, "gradient") as advance:
-            gradient = self._source.mean_gradient(weights, kept, (removal.draw, number), removal.examples)
+            gradient, examples = self._source.mean_gradient(weights, kept, (removal.draw, number), removal.examples)
             advance()
-        return gradient
+        return gradient, examples
 
 
 def _added(weights: np.ndarray, keep: np.ndarray, change: np.ndarray) -> np.ndarray:

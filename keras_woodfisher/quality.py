@@ -44,7 +44,7 @@ PRESETS: Mapping[str, Quality] = {
         damp="auto",
         update=CALIBRATED,
         calibration=250,
-        newton_steps=2,
+        newton_steps=6,
     ),
     "best": Quality(
         stages=14,
@@ -54,7 +54,7 @@ PRESETS: Mapping[str, Quality] = {
         damp="auto",
         update=CALIBRATED,
         calibration=_HELD_OUT,
-        newton_steps=2,
+        newton_steps=8,
     ),
 }
 

@@ -48,12 +48,14 @@ class CalibrationReport:
         steps: Damping of each Newton step.
         loss_removed: The loss on the held-out examples with the weights removed and nothing corrected.
         loss: The loss on them after the correction.
+        examples: How many examples were differentiated for Newton steps, in all (beside those of the samples).
     """
 
     compensation: float | None
     steps: tuple[float, ...]
     loss_removed: float
     loss: float
+    examples: int
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ class SampledGradients:
 
     def mean_gradient(
         self, weights: np.ndarray, kept: Sequence[np.ndarray], draw: tuple[int, int], size: int
-    ) -> np.ndarray:
+    ) -> tuple[np.ndarray, int]:
         """The gradient of the mean loss at other weights than the model's.
 
         Args:
@@ -187,7 +187,7 @@ class SampledGradients:
             size: Examples to differentiate at a time, fewer where memory is full.
 
         Returns:
-            (d,) float64, of the unpruned weights.
+            (d,) float64, of the unpruned weights, and the number of examples.
 
         Raises:
             ValueError: If data gives no example.
@@ -205,7 +205,7 @@ class SampledGradients:
 
     def _mean_gradient(
         self, weights: np.ndarray, kept: Sequence[np.ndarray], stream: Any, examples: int, size: int
-    ) -> np.ndarray:
+    ) -> tuple[np.ndarray, int]:
         """With `size` examples at a time."""
         total, number = np.zeros(int(sum(mask.sum() for mask in kept))), 0
         _, others = self.loss.values()
@@ -218,7 +218,7 @@ class SampledGradients:
                 number += 1
         if not number:
             raise ValueError(f"data holds fewer than {size} examples to take a gradient of. Give more.")
-        return total / number
+        return total / number, number * size
 
     def _stream(self, draw: int, purpose: int = 0) -> Any:
         """The seed of an update. The first draw is `default_rng(seed)` itself; each later one has its own stream."""

@@ -33,6 +33,19 @@ def test_no_step_where_the_shortest_does_not_help():
     assert longest_that_helps(CHANGES, losses({1: 5.0}), 5.0) == (None, 5.0)
 
 
+def test_from_a_likely_step_the_search_goes_downhill():
+    assert longest_that_helps(CHANGES, losses({3: 3.0, 4: 2.0, 5: 2.5}), 5.0, start=2) == (3, 2.0)
+    assert longest_that_helps(CHANGES, losses({3: 3.0, 4: 3.5, 2: 2.0, 1: 2.5}), 5.0, start=2) == (1, 2.0)
+    assert longest_that_helps(CHANGES, losses({3: 3.0, 4: 3.5, 2: 3.2}), 5.0, start=2) == (2, 3.0)
+    assert longest_that_helps(CHANGES, losses({5: 3.0, 4: 3.5}), 5.0, start=4) == (4, 3.0)
+    assert longest_that_helps(CHANGES, losses({1: 3.0, 2: 3.5}), 5.0, start=0) == (0, 3.0)
+
+
+def test_from_a_step_that_is_too_long_the_search_goes_to_the_shortest():
+    assert longest_that_helps(CHANGES, losses({4: 9.0, 3: 8.0, 2: 4.0, 1: 4.5}), 5.0, start=3) == (1, 4.0)
+    assert longest_that_helps(CHANGES, losses({3: 9.0, 2: 5.0, 1: 5.0}), 5.0, start=2) == (None, 5.0)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_held_out_loss_is_that_of_the_model_with_those_weights(backend, weighted):
     rng = np.random.default_rng(0)

@@ -40,7 +40,8 @@ def test_it_is_that_of_the_given_weights(backend, size, b):
     kept = [rng.random(target.size) < 0.7 for target in targets]
     weights = rng.normal(size=sum(target.size for target in targets)).astype("float32")
     before = model.get_weights()
-    found = source.mean_gradient(weights, kept, (0, 0), size)
+    found, examples = source.mean_gradient(weights, kept, (0, 0), size)
+    assert examples == len(data[0])
     for now, then in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(now, then)
     np.testing.assert_allclose(found, truth_at(model, targets, weights, kept, data), rtol=1e-4, atol=1e-6)
@@ -63,6 +64,7 @@ def test_fewer_at_a_time_where_memory_is_full(backend, monkeypatch):
     FULL = RuntimeError("full")
     monkeypatch.setattr(type(backend), "is_out_of_memory", lambda self, error: error is FULL)
     monkeypatch.setattr(sampler, "sampler", small)
-    found = source.mean_gradient(weights, kept, (0, 0), 24)
+    found, examples = source.mean_gradient(weights, kept, (0, 0), 24)
+    assert examples == len(data[0])
     assert sizes[:3] == [24, 12, 6]
     np.testing.assert_allclose(found, truth_at(model, targets, weights, kept, data), rtol=1e-4, atol=1e-6)

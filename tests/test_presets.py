@@ -87,6 +87,8 @@ def test_newton_steps_lower_the_held_out_loss(model, digits):
         chosen.append(report.stages[0].calibration)
     assert [len(calibration.steps) for calibration in chosen] == [0, 1, 3]
     assert len({calibration.compensation for calibration in chosen}) == 1
+    examples = [calibration.examples for calibration in chosen]
+    assert 0 == examples[0] < examples[1] <= 300 and examples[2] == 3 * examples[1]
     assert chosen[2].loss < chosen[1].loss < chosen[0].loss <= chosen[0].loss_removed
 
 
