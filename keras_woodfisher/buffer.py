@@ -33,7 +33,7 @@ class GradientBuffer:
         self._hidden = HiddenVariables.of(built_optimizer(model))
         width = sum(t.size for t in targets)
         self._rows = self._hidden.add((capacity, width), "float32", "gradients")
-        self._seen = self._hidden.add((), "int32", "gradients_seen")
+        self._seen = self._hidden.add((), "int", "gradients_seen")
         _Apply.of(self._hidden.optimizer).buffers.append(self)
         undo_at_next_fit(model, self.detach)
         model.make_train_function(force=True)
@@ -81,7 +81,7 @@ class GradientBuffer:
         # Never true, but it ties the count to the row: on a step that finds no more data TensorFlow still runs
         # whatever doesn't depend on them.
         never = ops.logical_and(ops.isnan(row[0]), ops.isinf(row[0]))
-        self._seen.assign(seen + 1 + ops.cast(never, "int32"))
+        self._seen.assign(seen + 1 + ops.cast(never, self._seen.dtype))
 
     @staticmethod
     def _flat(target: Target, grad: Any) -> Any:

@@ -31,6 +31,18 @@ class HeldOutLoss:
         self._targets = list(targets)
         self._batches = batches
 
+    def check(self, weights: np.ndarray, size: int) -> None:
+        """Finds out whether corrections can be chosen by it; see `__call__` for the arguments.
+
+        Raises:
+            ValueError: If the loss isn't finite with weights that are.
+        """
+        if not math.isfinite(self(weights, size)):
+            raise ValueError(
+                "The loss on the examples that are held out to calibrate by isn't finite, so nothing can be chosen by "
+                "it. Look for NaN in data (or in calibration), or use update='joint', which needs no such examples."
+            )
+
     def __call__(self, weights: np.ndarray, size: int) -> float:
         """The loss with other weights; infinite where it isn't a number.
 

@@ -1,5 +1,6 @@
 """How the weights that stay are corrected once it is known which ones go."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -91,6 +92,10 @@ class CalibratedCorrector:
         self._damp = damp
 
     def __call__(self, removal: Removal, meter: Meter) -> tuple[np.ndarray, CalibrationReport | None]:
+        if removal.prune.all():
+            # Nothing stays that could be corrected.
+            left = self._loss(np.where(removal.keep, 0.0, removal.weights), removal.examples)
+            return np.zeros(removal.prune.shape), CalibrationReport(None, (), left, left, 0)
         compensations = [part * removal.mean_diagonal for part in COMPENSATIONS] if self._damp is None else [self._damp]
         dampings = [part * removal.mean_diagonal for part in STEPS]
         unpruned = removal.weights[removal.keep]
@@ -107,6 +112,8 @@ class CalibratedCorrector:
 
         with meter.phase("calibration", 1, "choice") as advance:
             removed = loss(change)
+            if math.isinf(removed):
+                self._loss.check(removal.weights, removal.examples)
             best, lowest = best_of(changes, loss, removed)
             advance()
         if best is not None:

@@ -51,7 +51,8 @@ class MeanLoss:
             for batch in batches:
                 tensors = map_arrays(ops.convert_to_tensor, batch)
                 size = len(arrays(batch)[0])
-                total += size * float(ops.convert_to_numpy(self._of_batch(list(values), others, tensors)))
+                value = float(ops.convert_to_numpy(self._of_batch(list(values), others, tensors)))
+                total += value if self._loss.summed else size * value
                 number += size
         if not number:
             raise ValueError("data holds no example.")

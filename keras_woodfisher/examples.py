@@ -28,7 +28,11 @@ class Examples(Protocol):
         ...
 
     def hold_out(self, count: int, seed: Any) -> tuple[list[Batch], "Examples"]:
-        """Sets examples aside: batches of `count` examples, leaves (n, ...), and the source without them."""
+        """Sets examples aside: batches of `count` examples, leaves (n, ...), and the source without them.
+
+        Raises:
+            ValueError: If none would be left.
+        """
         ...
 
 
@@ -68,9 +72,14 @@ def open_examples(data: Any) -> Examples:
 
 
 class ArrayExamples:
-    """Arrays, drawn by `numpy.random.default_rng(seed).permutation`, the same on every backend."""
+    """Arrays, drawn by `numpy.random.default_rng(seed).permutation`, the same on every backend.
 
-    def __init__(self, batch: Batch):
+    Args:
+        batch: The arrays.
+        rows: Those that are drawn from, all by default; the arrays aren't copied.
+    """
+
+    def __init__(self, batch: Batch, rows: np.ndarray | None = None):
         self._batch = map_arrays(_to_numpy, batch)
         lengths = _lengths(self._batch)
         if len(lengths) != 1 or 0 in lengths:
@@ -78,21 +87,24 @@ class ArrayExamples:
                 f"The arrays in data hold {sorted(lengths)} examples. "
                 "Give x, y and sample_weight with the same, positive number of rows."
             )
-        self._length = lengths.pop()
+        self._rows = np.arange(lengths.pop()) if rows is None else rows
 
     @property
     def available(self) -> int | None:
-        return self._length
+        return len(self._rows)
 
     def groups(self, count: int, size: int, seed: Any) -> Iterator[Batch]:
-        drawn = np.random.default_rng(seed).permutation(self._length)[: count * size]
+        drawn = self._rows[np.random.default_rng(seed).permutation(len(self._rows))[: count * size]]
         groups = drawn[: len(drawn) // size * size].reshape(-1, size)
         for start in range(0, len(groups), _READ):
             yield take(self._batch, groups[start : start + _READ])
 
     def hold_out(self, count: int, seed: Any) -> tuple[list[Batch], "Examples"]:
-        drawn = np.random.default_rng(None if seed is None else [seed, _HELD_OUT]).permutation(self._length)
-        return [take(self._batch, drawn[:count])], ArrayExamples(take(self._batch, np.sort(drawn[count:])))
+        if len(self._rows) <= count:
+            raise _none_left(count, len(self._rows))
+        order = np.random.default_rng(None if seed is None else [seed, _HELD_OUT]).permutation(len(self._rows))
+        rest = ArrayExamples(self._batch, self._rows[np.sort(order[count:])])
+        return [take(self._batch, self._rows[order[:count]])], rest
 
 
 _HELD_OUT = 2**32 - 1
@@ -108,13 +120,13 @@ class StreamedExamples:
     Args:
         start: Begins to read anew.
         available: Examples that there are, where that is known.
-        skipped: Examples at the beginning that are left out: they are held out.
+        held: Keys of examples that are left out wherever they come up: they are held out.
     """
 
-    def __init__(self, start: Callable[[], Iterator[Any]], available: int | None, skipped: int = 0):
+    def __init__(self, start: Callable[[], Iterator[Any]], available: int | None, held: frozenset[int] = frozenset()):
         self._start = start
         self._available = available
-        self._skipped = skipped
+        self._held = held
 
     @property
     def available(self) -> int | None:
@@ -123,12 +135,11 @@ class StreamedExamples:
     def groups(self, count: int, size: int, seed: Any) -> Iterator[Batch]:
         del seed
         rest: Batch | None = None
-        skip = self._skipped
         with _random_state_kept():
             for item in self._start():
                 batch = _checked(map_arrays(_to_numpy, _unpack(item)))
-                if skip:
-                    skip, batch = max(0, skip - _length(batch)), take(batch, slice(skip, None))
+                if self._held:
+                    batch = take(batch, np.flatnonzero([key not in self._held for key in _keys(batch)]))
                 # Batches may be padded to different lengths: groups never mix them.
                 batch = _joined(rest, batch) if _fits(rest, batch) else batch
                 number = min(_length(batch) // size, count)
@@ -141,9 +152,31 @@ class StreamedExamples:
                 rest = take(batch, slice(cut, None))
 
     def hold_out(self, count: int, seed: Any) -> tuple[list[Batch], "Examples"]:
-        held = [map_arrays(lambda array: array[:, 0], part) for part in self.groups(count, 1, seed)]
+        held: list[Batch] = []
+        found = 0
+        for part in self.groups(count + 1, 1, seed):
+            batch = map_arrays(lambda array: array[:, 0], part)
+            held.append(take(batch, slice(count - found)))
+            found += _length(batch)
+        if found <= count:
+            raise _none_left(count, found)
+        held = [batch for batch in held if _length(batch)]
         left = None if self._available is None else self._available - count
-        return held, StreamedExamples(self._start, left, self._skipped + count)
+        keys = frozenset(key for batch in held for key in _keys(batch))
+        return held, StreamedExamples(self._start, left, self._held | keys)
+
+
+def _none_left(count: int, there: int) -> ValueError:
+    return ValueError(
+        f"calibration={count} sets aside {count} examples, but data holds {there}. Give fewer, or other examples for "
+        "it: calibration=(x, y)."
+    )
+
+
+def _keys(batch: Batch) -> list[int]:
+    """What tells the examples of a batch from others: their content, since streams may shuffle anew at each reading."""
+    leaves = arrays(batch[:2])
+    return [hash(tuple(leaf[place].tobytes() for leaf in leaves)) for place in range(_length(batch))]
 
 
 def _grouped(batch: Batch, size: int) -> Batch:

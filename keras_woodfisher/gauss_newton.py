@@ -1,6 +1,6 @@
 """Gauss-Newton samples: rows whose mean outer product is the curvature of the loss, without its labels' noise."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -27,7 +27,7 @@ class GaussNewtonLoss(ModelLoss):
     `sqrt(2) xi`. Unlike in the empirical Fisher, a row of b examples doesn't shrink `b`-fold. Sources: Martens, New
     insights and perspectives on the natural gradient method (arXiv 1412.1193, section 9); Schraudolph 2002.
 
-    The signs take the place of the labels in a batch; see `with_signs`.
+    The signs take the place of the labels in a batch; see `signs`.
 
     Args:
         model: A built model with one output.
@@ -42,23 +42,36 @@ class GaussNewtonLoss(ModelLoss):
         super().__init__(model, targets, loss)
         self._root, self._mean, self._weight = _curvature(model, self._trainer)
 
-    def with_signs(self, groups: Iterator[Batch], seed: Any) -> Iterator[Batch]:
-        """The same groups with random signs, in the shape of the output, for labels.
+    def check(self, batch: Batch) -> None:
+        """Finds out what only a batch tells.
+
+        Raises:
+            ValueError: If the model has several outputs.
+        """
+        self._output_shape(batch)
+
+    def signs(self, seed: Any) -> Callable[[Batch], Batch]:
+        """A function that puts random signs, in the shape of the output, in the place of labels.
+
+        It is called with one chunk after the other, leaves (n, b, ...); a group gets the same signs however groups are
+        cut into chunks.
 
         Args:
-            groups: Chunks with leaves (n, b, ...).
             seed: Of the signs.
         """
         rng = np.random.default_rng(seed)
         shapes: dict[Any, tuple[int, ...]] = {}
-        for batch in groups:
+
+        def signed(batch: Batch) -> Batch:
             x, _, weight = batch
             leaves = arrays(x)
             key = tuple(leaf.shape[1:] for leaf in leaves)
             if key not in shapes:
                 shapes[key] = self._output_shape(batch)
-            signs = rng.integers(0, 2, (leaves[0].shape[0], *shapes[key]), np.int8)
-            yield x, (2 * signs - 1).astype(np.float32), weight
+            signs = np.stack([rng.integers(0, 2, shapes[key], np.int8) for _ in leaves[0]])
+            return x, (2 * signs - 1).astype(np.float32), weight
+
+        return signed
 
     def _output_shape(self, batch: Batch) -> tuple[int, ...]:
         first = map_arrays(ops.convert_to_tensor, take(batch, 0))
@@ -76,13 +89,26 @@ class GaussNewtonLoss(ModelLoss):
         output = tree.flatten(prediction)[0]
         output = ops.cast(output, "float32")
         row = self._root(ops.stop_gradient(output), ops.cast(signs, "float32"))
-        terms = int(np.prod(output.shape if self._root in _ELEMENTWISE else output.shape[:-1]))
-        scale = self._weight / (terms if self._mean else 1.0)
+        # Of each row of outputs Keras takes the mean, where it doesn't take the sum over classes.
+        terms = output.shape[-1] if self._root in _ELEMENTWISE else 1
+        scale = self._weight / (terms * (int(np.prod(output.shape[:-1])) if self._mean else 1))
         each = output * row * np.float32(np.sqrt(scale))
-        if weight is not None:
-            weight = ops.cast(weight, "float32")
-            each = each * ops.sqrt(ops.reshape(weight, (*weight.shape, *[1] * (len(output.shape) - len(weight.shape)))))
+        for factor in [*arrays(weight), *self._mask(tree.flatten(prediction)[0])]:
+            each = each * ops.sqrt(_spread(ops.cast(factor, "float32"), len(output.shape)))
         return ops.sum(each)
+
+    def _mask(self, output: Any) -> list[Any]:
+        """What Keras multiplies the terms by where the output carries a mask: a mean is one over the valid ones."""
+        mask = keras.src.backend.get_keras_mask(output)
+        if mask is None:
+            return []
+        mask = ops.cast(mask, "float32")
+        return [mask * (float(np.prod(mask.shape)) / ops.maximum(ops.sum(mask), 1.0)) if self._mean else mask]
+
+
+def _spread(factor: Any, axes: int) -> Any:
+    """With axes of length 1 at the end."""
+    return ops.reshape(factor, (*factor.shape, *[1] * (axes - len(factor.shape))))
 
 
 def _softmax_of_logits(logits: Any, signs: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import keras
 import numpy as np
-from keras import ops
+from keras import ops, tree
 from keras_woodfisher_backends.nest import map_arrays, take
 from keras_woodfisher_backends.protocol import Backend, Sampler
 
@@ -43,6 +43,13 @@ class ModelLoss:
                 "Compile it, or give `loss=`; where a custom train_step computes its own loss, override "
                 "compute_loss, or leave out `data` to buffer the gradients of training."
             )
+
+    @property
+    def summed(self) -> bool:
+        """Whether the loss is a sum over the examples of a batch, not a mean."""
+        compiled = self._trainer._compile_loss
+        leaves = [] if compiled is None else [loss for loss in tree.flatten(compiled._user_loss) if loss is not None]
+        return bool(leaves) and all(getattr(loss, "reduction", None) == "sum" for loss in leaves)
 
     def values(self) -> tuple[list[Any], list[Any]]:
         """The present tensors of the variables to differentiate, and of all others."""
@@ -123,6 +130,7 @@ def sample_gradients(
     wanted: int,
     store: GradientStore,
     advance: Callable[[int], None],
+    prepare: Callable[[Batch], Batch] | None = None,
 ) -> float:
     """Fills G with the samples that are finite and not zero.
 
@@ -135,6 +143,7 @@ def sample_gradients(
         wanted: How many samples there should be (m).
         store: Takes the samples of the d unpruned weights.
         advance: Called with the number of rows that were added.
+        prepare: What is to be done to each chunk before.
 
     Returns:
         The sum of all squares of G.
@@ -146,7 +155,7 @@ def sample_gradients(
     dropped, total = 0, 0.0
     with loss.sampling_mode():
         for batch, number in even_chunks(groups, lambda b: min(store.chunk, chunk_size(backend, values, b))):
-            rows = sampler(values, others, batch)
+            rows = sampler(values, others, batch if prepare is None else prepare(batch))
             into = store.room(number)
             start = 0
             for (target, mask), row in zip(kept, rows, strict=True):

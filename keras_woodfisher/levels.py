@@ -10,8 +10,8 @@ Levels = tuple[tuple[float, tuple[str, ...]], ...]
 """Pairs of a final sparsity and the names and patterns that it goes for."""
 
 
-def checked_levels(value: Mapping[Any, Any]) -> Levels:
-    """The levels of a dictionary, in its order.
+def checked_levels(value: Mapping[Any, Any], name: str = "final_sparsity") -> Levels:
+    """The levels of a dictionary, in its order; `name` is that of the argument.
 
     >>> checked_levels({0.9: ["a/kernel"], "0.95": "re:b"})
     ((0.9, ('a/kernel',)), (0.95, ('re:b',)))
@@ -21,11 +21,11 @@ def checked_levels(value: Mapping[Any, Any]) -> Levels:
     """
     levels = []
     for key, listed in by_number(value).items():
-        sparsity = fraction("a key of final_sparsity", key)
-        found = names(f"final_sparsity[{key}]", listed)
+        sparsity = fraction(f"a key of {name}", key)
+        found = names(f"{name}[{key}]", listed)
         levels.append((sparsity, (found,) if isinstance(found, str) else found))
     if not levels or not all(found for _, found in levels):
-        raise ValueError(f"final_sparsity as a dictionary needs names for each sparsity, got {dict(value)!r}.")
+        raise ValueError(f"{name} as a dictionary needs names for each sparsity, got {dict(value)!r}.")
     return tuple(levels)
 
 

@@ -10,7 +10,7 @@ from keras_woodfisher.fisher import BlockFisher, block_slices
 from keras_woodfisher.masks import saliencies
 from keras_woodfisher.meter import Meter
 from keras_woodfisher.pruner import Pruner
-from keras_woodfisher.sources import GradientSource
+from keras_woodfisher.sources import SampledGradients
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class LonePruner(Pruner):
 
     @contextmanager
     def changes(
-        self, source: GradientSource | None, rows: int, meter: Meter
+        self, source: SampledGradients | None, rows: int, meter: Meter
     ) -> Iterator[tuple[Callable[[float], LoneChange], int]]:
         """Takes gradients and inverts, once; gives a function of the level, and the number of samples.
 
@@ -74,14 +74,19 @@ class LonePruner(Pruner):
                     fisher = BlockFisher(grads, touched, damp, self.resources.kernels, advance)
                     moved = fisher.update(weights[keep], prune, diagonal, self._options.update == "joint")
                     moved[prune] = -weights[keep][prune]
-                    # A mean over b gradients has about a b-th of the squares of one; a Gauss-Newton sample hasn't.
-                    averaged = self._options.grad_batch_size if self._options.fisher == "empirical" else 1
-                    costs = fisher.costs(moved, averaged)
+                    costs = fisher.costs(moved, self._scale(source))
                 delta = np.zeros(weights.shape)
                 delta[keep] = moved
                 return self._change(weights, delta, new, self._by_variable(touched, costs))
 
             yield change, len(grads)
+
+    def _scale(self, source: SampledGradients) -> float:
+        """What the squares of a sample are to be multiplied by to be those of one example."""
+        if source.loss.summed:
+            return 1.0 / self._options.grad_batch_size
+        # A mean over b gradients has about a b-th of the squares of one; a Gauss-Newton sample hasn't.
+        return self._options.grad_batch_size if self._options.fisher == "empirical" else 1.0
 
     def _at(self, scores: np.ndarray, level: float) -> np.ndarray:
         return self._grow(scores, [level] * len(self.targets))

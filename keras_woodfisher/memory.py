@@ -49,7 +49,7 @@ def size_text(size: float) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-def check_device_memory(rows: int, columns: int, device: str, free: int | None) -> None:
+def check_device_memory(rows: int, columns: int, device: str, free: int | None, itemsize: int = 4) -> None:
     """Refuses gradients that would take more than their share of what is free on a device.
 
     Args:
@@ -57,11 +57,12 @@ def check_device_memory(rows: int, columns: int, device: str, free: int | None) 
         columns: Weights (d).
         device: Its name.
         free: Its free bytes; None where the framework can't tell.
+        itemsize: Bytes of one number.
 
     Raises:
         MemoryError: With the number of gradients that would fit.
     """
-    row = 4 * columns
+    row = itemsize * columns
     if free is not None and rows * row > SHARE * free:
         fitting = int(SHARE * free // row)
         mend = f"num_grads={fitting} would fit; " if fitting else ""

@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import keras
+from keras_woodfisher_backends.nest import map_arrays
 
 from keras_woodfisher.batches import read_batches
 from keras_woodfisher.batchnorm import reestimation_of
@@ -14,7 +15,7 @@ from keras_woodfisher.evaluation import MeanLoss
 from keras_woodfisher.examples import open_examples
 from keras_woodfisher.gauss_newton import curvature_problem
 from keras_woodfisher.levels import arguments_of, checked_levels, finals_of
-from keras_woodfisher.mask_types import check_final
+from keras_woodfisher.mask_types import UNSTRUCTURED, check_final, mask_text
 from keras_woodfisher.meter import Meter
 from keras_woodfisher.options import AUTO, CALIBRATED, PruningOptions, fraction
 from keras_woodfisher.pruner import Pruner
@@ -61,7 +62,8 @@ def prune(
     """Prunes a trained model in place, without training it.
 
     The model is changed only after everything was computed: if anything fails, it is as before. Weights that are
-    zero already count as pruned. BatchNorm isn't touched unless you ask for it. To train the pruned model further, use
+    zero already count as pruned (but for a variable that is zero as a whole: it may not be trained yet). BatchNorm
+    isn't touched unless you ask for it. To train the pruned model further, use
     `keras_woodfisher.KeepZeros`.
 
         >>> import keras_woodfisher as kw
@@ -71,7 +73,8 @@ def prune(
     Args:
         model: A built Keras model.
         data: Labelled examples: whatever `fit` takes, or a callable that returns a fresh iterator of batches. Not
-            needed for magnitude pruning.
+            needed for magnitude pruning. Each stage draws from arrays anew; a stream is read from its beginning, so
+            let it shuffle.
         sparsity: Fraction of zeros to reach, in [0, 1); or `{fraction: names}`, which prunes each variable by itself
             to the fraction of the first name or `re:` pattern that matches it.
         loss: A Keras loss (name, object or function; a list or dictionary for several outputs). By default the loss
@@ -95,7 +98,8 @@ def prune(
         update: `"joint"` or `"independent"`, block by block; or `"calibrated"`: over all weights that are kept, with
             the damping that gives the lowest loss on held-out examples.
         calibration: How many examples of `data` to hold out for that: of arrays they are drawn, of streams the first
-            ones. Or other labelled examples.
+            ones, which are left out wherever they come up (as long as their content is the same at each reading). Or
+            other labelled examples, 5,000 at most.
         newton_steps: How many damped Newton steps on the loss itself calibrated corrections may make in each stage,
             each with a new gradient, as long as they help on the held-out examples. None by default where BatchNorm is
             re-estimated, which would undo them.
@@ -121,7 +125,7 @@ def prune(
         MemoryError: If the gradients don't fit (the message says how many would).
         FloatingPointError: If a weight or score isn't finite.
     """
-    levels = checked_levels(sparsity) if isinstance(sparsity, Mapping) else None
+    levels = checked_levels(sparsity, "sparsity") if isinstance(sparsity, Mapping) else None
     final = 0.0 if isinstance(sparsity, Mapping) else fraction("sparsity", sparsity)
     if levels is not None:
         params, global_sparsity = arguments_of(levels, params, global_sparsity)
@@ -172,7 +176,7 @@ def prune(
     pruner = Pruner(model, options)
     finals = [final] * len(pruner.targets) if levels is None else finals_of(pruner.targets, levels)
     pruner.find_zeros()
-    rows = options.gradients_at(pruner.sparsity)
+    rows = options.most_gradients_between(pruner.sparsity, max(finals))
     source = corrector = None
     if second_order:
         source = SampledGradients(model, pruner.targets, options, pruner.backend, data, loss)
@@ -185,7 +189,9 @@ def prune(
     reestimation = reestimation_of(model, reestimate_batchnorm, data, loss, seed, meter)
     batchnorm = None
     with pruner.all_or_nothing():
-        done = update_in_stages(pruner, finals, source, rows, used.stages if source else 1, 0, corrector, verbose)
+        done = update_in_stages(
+            pruner, finals, source, options.gradients_at, used.stages if source else 1, 0, corrector, verbose
+        )
         _constrain(pruner)
         if reestimation is not None:
             with meter.phase("batchnorm", reestimation.total, "layer") as advance:
@@ -209,6 +215,10 @@ def _corrector(pruner: Pruner, source: SampledGradients, used: Quality, options:
         held_out = source.hold_out(used.calibration)
     else:
         held_out = read_batches(used.calibration, _MOST_HELD_OUT, _MOST_HELD_OUT, options.seed)
+        try:
+            source.loss.probe(map_arrays(lambda array: array[None], held_out[0]))
+        except ValueError as error:
+            raise ValueError(f"The examples in calibration don't fit the model. {error}") from error
     damp = None if used.damp == AUTO else float(used.damp)
     loss = HeldOutLoss(MeanLoss(source.loss, pruner.backend.compiled), pruner.targets, held_out)
     return CalibratedCorrector(source, loss, used.newton_steps, damp)
@@ -219,6 +229,8 @@ def _settings(quality: str, used: Quality, options: PruningOptions) -> dict[str,
     settings = {field.name: getattr(used, field.name) for field in fields(used)}
     if not isinstance(used.calibration, int):
         settings["calibration"] = "given"
+    if options.mask_type != UNSTRUCTURED:
+        settings["mask_type"] = mask_text(options.mask_type)
     return {"quality": quality, **settings, "fisher_block_size": options.fisher_block_size, "seed": options.seed}
 
 

@@ -119,6 +119,11 @@ class PruningOptions:
             return self.num_grads[max(key for key in self.num_grads if key <= sparsity + 1e-9)]
         return self.num_grads
 
+    def most_gradients_between(self, sparsity: float, final: float) -> int:
+        """The largest number of samples on the way from one sparsity to another."""
+        keys = [key for key in self.num_grads if sparsity < key < final] if isinstance(self.num_grads, Mapping) else []
+        return max(self.gradients_at(level) for level in [sparsity, *keys])
+
     def damping(self, mean_diagonal: float) -> float:
         """The ridge on the Fisher's diagonal.
 

@@ -1,11 +1,12 @@
 """Where the work of updates is done, and where gradients are kept meanwhile: devices, and memory by a plan."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import keras
 import numpy as np
 from keras_woodfisher_backends import get_backend
-from keras_woodfisher_backends.devices import expand
+from keras_woodfisher_backends.devices import canonical, expand
 from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher_backends.protocol import Backend
 
@@ -43,14 +44,14 @@ class Resources:
     """
 
     def __init__(self, options: PruningOptions, sizes: Sequence[int], structure: Structure | None):
-        self._options = options
+        self._options = replace(options, grads_device=canonical(options.grads_device))
         self._sizes = list(sizes)
         self._structure = structure
         self.backend: Backend = get_backend(keras.backend.backend())
         self.devices = expand(options.available_gpus, self.backend.devices())
         self.kernels: list[BlockKernel] = [self.backend.kernel(name) for name in self.devices]
         self._lanes = [kernel.lanes for kernel in self.kernels]
-        self._check_grads_device()
+        self._check_grads_device(options.grads_device)
         self.memory: MemoryPlan | None = None
         self._told = False
 
@@ -70,7 +71,8 @@ class Resources:
         needs = needs_of(uses, self._sizes, self._options, kernels, footprint, self._structure)
         plan = self.memory = plan_memory(needs, means_of(self._options))
         if plan.storage not in (MEMORY, DISK, RECOMPUTED):
-            check_device_memory(plan.samples, plan.columns, plan.storage, self.backend.free_memory(plan.storage))
+            free, itemsize = self.backend.free_memory(plan.storage), 4 if plan.dtype == "float32" else 2
+            check_device_memory(plan.samples, plan.columns, plan.storage, free, itemsize)
         for kernel in self.kernels:
             kernel.lanes = min(kernel.lanes, plan.lanes)
         self._told = False
@@ -120,11 +122,12 @@ class Resources:
             free = self.backend.free_memory(name)
             if free is not None:
                 group = 1 if self._structure is None else self._structure.largest
-                kernel.fit(rows, int(_DEVICE_SHARE * free / kernel.lanes), group)
+                total = sum(self._sizes)
+                width = min(self._options.fisher_block_size or total, total)
+                kernel.fit(rows, width, int(_DEVICE_SHARE * free / kernel.lanes), group)
 
-    def _check_grads_device(self) -> None:
-        device = self._options.grads_device
-        if device not in ("cpu", DISK):
+    def _check_grads_device(self, device: str) -> None:
+        if self._options.grads_device not in ("cpu", DISK):
             try:
                 self.backend.kernel(device)
             except ValueError as error:

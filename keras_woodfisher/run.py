@@ -189,7 +189,7 @@ class Run:
             position: Where training is.
         """
         stages = self._task.options.num_recomputations
-        done = update_in_stages(self.pruner, self._ramps.at(due), self._source, rows, stages, draw)
+        done = update_in_stages(self.pruner, self._ramps.at(due), self._source, lambda _: rows, stages, draw)
         self._stages += [replace(stage, epoch=position) for stage in done]
 
     def masks(self) -> list[np.ndarray]:

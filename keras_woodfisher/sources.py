@@ -118,12 +118,6 @@ class SampledGradients:
         Raises:
             ValueError: If there aren't so many.
         """
-        available = self._examples.available
-        if available is not None and available <= count:
-            raise ValueError(
-                f"calibration={count} sets aside {count} examples, but data holds {available}. Give fewer, or other "
-                "examples for it: calibration=(x, y)."
-            )
         held, self._examples = self._examples.hold_out(count, self._options.seed)
         return held
 
@@ -142,6 +136,8 @@ class SampledGradients:
             )
         with counted_outputs(self._model) as outputs:
             self.loss.probe(first)
+        if self._curvature is not None:
+            self._curvature.check(first)
         self._probed = first, outputs[0]
 
     def _fitting(self, rows: int) -> str:
@@ -168,12 +164,12 @@ class SampledGradients:
         advance: Callable[[int], None],
     ) -> float:
         groups = self._examples.groups(rows, self._options.grad_batch_size, self._stream(draw))
-        loss = self.loss
-        if self._curvature is not None:
-            loss = self._curvature
-            groups = self._curvature.with_signs(groups, self._stream(draw, _SIGNS))
         pairs = list(zip(self.targets, kept, strict=True))
-        return sample_gradients(loss, self._sampler_of(loss), self._backend, groups, pairs, rows, store, advance)
+        loss, prepare = self.loss, None
+        if self._curvature is not None:
+            loss, prepare = self._curvature, self._curvature.signs(self._stream(draw, _SIGNS))
+        sampler = self._sampler_of(loss)
+        return sample_gradients(loss, sampler, self._backend, groups, pairs, rows, store, advance, prepare)
 
     def mean_gradient(
         self, weights: np.ndarray, kept: Sequence[np.ndarray], draw: tuple[int, int], size: int
@@ -197,16 +193,22 @@ class SampledGradients:
         size = min(size, examples)
         while True:
             try:
-                return self._mean_gradient(weights, kept, self._stream(draw[0], _GRADIENTS + draw[1]), examples, size)
+                total, number = self._sum(weights, kept, self._stream(draw[0], _GRADIENTS + draw[1]), examples, size)
             except MemoryError:
                 if size == 1:
                     raise
-                size //= 2
+                number = 0
+            # So many of one shape may never follow each other in a stream.
+            if number:
+                return total / (number * size if self.loss.summed else number), number * size
+            if size == 1:
+                raise ValueError("data gave no example to take a gradient of, though it did before.")
+            size //= 2
 
-    def _mean_gradient(
+    def _sum(
         self, weights: np.ndarray, kept: Sequence[np.ndarray], stream: Any, examples: int, size: int
     ) -> tuple[np.ndarray, int]:
-        """With `size` examples at a time."""
+        """The sum of the gradients of groups of `size` examples, and how many groups there are."""
         total, number = np.zeros(int(sum(mask.sum() for mask in kept))), 0
         _, others = self.loss.values()
         values = tensors_of(self.targets, weights)
@@ -216,9 +218,7 @@ class SampledGradients:
                 rows = zip(self.targets, sampler(values, others, batch), kept, strict=True)
                 total += np.concatenate([target.flatten(row[0])[mask] for target, row, mask in rows])
                 number += 1
-        if not number:
-            raise ValueError(f"data holds fewer than {size} examples to take a gradient of. Give more.")
-        return total / number, number * size
+        return total, number
 
     def _stream(self, draw: int, purpose: int = 0) -> Any:
         """The seed of an update. The first draw is `default_rng(seed)` itself; each later one has its own stream."""

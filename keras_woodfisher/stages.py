@@ -1,6 +1,6 @@
 """Several stages within one update, each with new gradients at the weights that the last one left."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from keras_woodfisher.correctors import Corrector
 from keras_woodfisher.meter import say
@@ -33,7 +33,7 @@ def update_in_stages(
     pruner: Pruner,
     sparsity: Sequence[float],
     source: GradientSource | None,
-    rows: int,
+    rows: Callable[[float], int],
     stages: int,
     draw: int = 0,
     corrector: Corrector | None = None,
@@ -45,7 +45,7 @@ def update_in_stages(
         pruner: Does each stage.
         sparsity: As in `Pruner.update`, like all that follow.
         source: Where gradients come from.
-        rows: How many samples each stage uses.
+        rows: How many samples a stage uses, as a function of the sparsity before it.
         stages: How many stages there are.
         draw: Number of the update.
         corrector: How the weights that stay are corrected.
@@ -65,5 +65,5 @@ def update_in_stages(
                 continue
             if verbose and stages > 1:
                 say(f"WoodFisher pruning: stage {stage + 1} of {stages}")
-            done.append(pruner.update(level, source, rows, draw * stages + stage, corrector))
+            done.append(pruner.update(level, source, rows(pruner.sparsity), draw * stages + stage, corrector))
     return done

@@ -175,3 +175,55 @@ def test_one_block_is_shared_among_the_lanes_of_a_device(backend):
             alone.joint_update(grads, DAMP, weights, prune),
             rtol=1e-9,
         )
+
+
+def test_one_device_under_two_names_is_named_twice():
+    for twice in (["cuda", "gpu:0"], ["CUDA:1", "gpu:1"], ["cpu:0", "CPU:0"]):
+        with pytest.raises(ValueError, match="names a device twice"):
+            devices.expand(twice, ["cpu", "cpu:0", "gpu:0", "gpu:1"])
+
+
+def test_a_panel_that_is_halved_meanwhile_skips_no_column():
+    kernel = BlockKernel(NumpyOperators(), panel=64)
+    found = []
+    for part in kernel._parts(200):
+        found += range(part.start, part.stop)
+        kernel._panel = 16
+    assert found == list(range(200))
+
+
+def test_what_lanes_share_is_finished_before_another_reads_it(monkeypatch):
+    """On a GPU each lane has a stream of its own, and nothing else makes one wait for another."""
+    operators = NumpyOperators()
+    kernel = BlockKernel(operators, panel=32, lanes=2)
+    pending: dict[int, int] = {}
+    gram, finish = operators.gram, operators.finish
+
+    def launching(panel, total):
+        pending[threading.get_ident()] = 1
+        return gram(panel, total)
+
+    def finishing():
+        pending[threading.get_ident()] = 0
+        finish()
+
+    monkeypatch.setattr(operators, "gram", launching)
+    monkeypatch.setattr(operators, "finish", finishing)
+    grads = np.random.default_rng(0).normal(size=(8, 128)).astype("float32")
+    found = kernel.gram(grads, np.ones(128, bool))
+    assert len(pending) >= 2 and not any(pending.values())
+    np.testing.assert_allclose(found, grads.astype("float64") @ grads.T.astype("float64"), rtol=1e-12)
+
+
+def test_panels_become_narrow_for_wide_matrices_too():
+    kernel = BlockKernel(NumpyOperators())
+    matrices = 4 * 8 * 1024**2
+    kernel.fit(1024, 10_000, matrices + 3 * 1024 * 8 * 256)
+    assert panels.SMALLEST_PANEL < kernel._panel < panels.PANEL
+    assert kernel.memory(1024, 10_000) <= matrices + 3 * 1024 * 8 * 256
+
+
+@pytest.mark.parametrize("name", ["CPU", " cpu "])
+def test_the_host_has_one_name(make_mlp, blobs, name):
+    report = kw.prune(make_mlp(), blobs, 0.5, grads_device=name, quality="fast", num_grads=16, verbose=0)
+    assert report.samples == 16

@@ -6,6 +6,8 @@ import pytest
 from autodiff import plain_gradients
 from sampling import source_of
 
+from keras_woodfisher.evaluation import mean_loss
+
 EXAMPLES = 24
 
 
@@ -68,3 +70,38 @@ def test_fewer_at_a_time_where_memory_is_full(backend, monkeypatch):
     assert examples == len(data[0])
     assert sizes[:3] == [24, 12, 6]
     np.testing.assert_allclose(found, truth_at(model, targets, weights, kept, data), rtol=1e-4, atol=1e-6)
+
+
+def test_streams_whose_batches_differ_in_shape(backend):
+    """No group of many examples of one shape ever forms: fewer are taken at a time."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [keras.layers.Input((None, 5)), keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(2)]
+    )
+    model.compile(loss="mse")
+    rng = np.random.default_rng(0)
+    lengths = [3, 4] * 3
+    data = [(rng.normal(size=(4, n, 5)).astype("float32"), rng.normal(size=(4, 2)).astype("float32")) for n in lengths]
+    source, targets = source_of(backend, model, lambda: data, 2, b=1)
+    kept = [np.ones(target.size, bool) for target in targets]
+    weights = np.concatenate([target.read() for target in targets])
+    found, examples = source.mean_gradient(weights, kept, (0, 0), 16)
+    assert examples == EXAMPLES
+    truth = np.mean([truth_at(model, targets, weights, kept, part) for part in data], axis=0)
+    np.testing.assert_allclose(found, truth, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [4, 24])
+def test_of_a_sum_over_examples_it_is_their_mean_too(backend, size):
+    model, data = problem()
+    model.compile(loss=keras.losses.MeanSquaredError(reduction="sum"))
+    source, targets = source_of(backend, model, data, 4)
+    kept = [np.ones(target.size, bool) for target in targets]
+    weights = np.concatenate([target.read() for target in targets])
+    found, _ = source.mean_gradient(weights, kept, (0, 0), size)
+    np.testing.assert_allclose(found, truth_at(model, targets, weights, kept, data), rtol=1e-4, atol=1e-6)
+    batches = [(data[0][:5], data[1][:5]), (data[0][5:], data[1][5:])]
+    whole = mean_loss(model, [(*data, None)])
+    assert mean_loss(model, [(*batch, None) for batch in batches]) == pytest.approx(whole, rel=1e-5)
+    model.compile(loss="mse")
+    assert mean_loss(model, [(*data, None)]) == pytest.approx(whole, rel=1e-5)

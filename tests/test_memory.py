@@ -76,3 +76,9 @@ def test_older_control_groups(tmp_path):
 
 def test_without_control_groups(tmp_path):
     assert 0 < free_memory(tmp_path) <= psutil.virtual_memory().total
+
+
+def test_half_as_large_numbers_take_half_as_much():
+    check_device_memory(2048, 256 * 1024, "cuda:0", 4 * GIB, itemsize=2)
+    with pytest.raises(MemoryError, match="num_grads=2048 would fit"):
+        check_device_memory(2049, 256 * 1024, "cuda:0", 4 * GIB, itemsize=2)

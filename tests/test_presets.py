@@ -203,3 +203,45 @@ def test_buffered_gradients_are_all_there_is(model, digits, kwargs, message):
         model.fit(*digits, epochs=1, verbose=0, callbacks=[kw.WoodFisherPruning(0.5, end_epoch=1, **kwargs)])
     with pytest.raises(ValueError, match="update='calibrated' is for prune"):
         kw.WoodFisherPruning(0.5, end_epoch=1, update="calibrated")
+
+
+def test_each_stage_takes_as_many_samples_as_its_sparsity_asks_for(model, digits):
+    counts = {0.0: 20, 0.5: 40, 0.95: 10**6}
+    report = kw.prune(model, digits, 0.9, stages=4, num_grads=counts, calibration=50, grad_batch_size=2, verbose=0)
+    before = [0.0, *(stage.sparsity for stage in report.stages)]
+    assert [stage.samples for stage in report.stages] == [40 if sparsity >= 0.5 else 20 for sparsity in before[:-1]]
+    assert {stage.samples for stage in report.stages} == {20, 40}
+
+
+def test_nothing_is_left_to_correct(model, digits):
+    last = model.layers[-1]
+    report = kw.prune(model, digits, 0.995, params=[last.kernel.path], stages=2, num_grads=20, verbose=0)
+    assert report.sparsity == 1.0
+    assert not keras.ops.convert_to_numpy(last.kernel).any()
+    assert report.stages[-1].calibration.steps == () and np.isfinite(report.stages[-1].calibration.loss)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_loss_that_is_not_finite_can_not_choose(model, digits, given):
+    x, y = digits
+    spoilt = x.copy()
+    spoilt[::2] = np.nan
+    data, calibration = ((x, y), (spoilt, y)) if given else ((spoilt, y), 200)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="loss on the examples that are held out to calibrate by isn't finite"):
+        kw.prune(model, data, 0.5, num_grads=20, grad_batch_size=1, calibration=calibration, verbose=0)
+    for now, then in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_examples_to_calibrate_on_have_to_fit_the_model(model, digits):
+    with pytest.raises(ValueError, match=r"The examples in calibration don't fit the model\. data holds no labels"):
+        kw.prune(model, digits, 0.5, calibration=digits[0][:40], verbose=0)
+    with pytest.raises(ValueError, match="a key of sparsity must lie in"):
+        kw.prune(model, digits, {1.5: ["re:.*"]}, verbose=0)
+
+
+def test_the_report_names_the_pattern(model, digits):
+    report = kw.prune(model, digits, 0.5, mask_type="2:4", quality="fast", num_grads=20, verbose=0)
+    assert report.settings["mask_type"] == "2:4"
+    assert "mask_type" not in kw.prune(model, digits, 0.6, quality="fast", num_grads=20, verbose=0).settings

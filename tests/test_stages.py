@@ -52,7 +52,7 @@ def test_stages_prune_more_and_more_with_new_gradients():
             return super().fill(store, kept, rows, draw, advance)
 
     source = Watched(100)
-    done = update_in_stages(pruner, [0.8] * 2, source, 8, 4, draw=2)
+    done = update_in_stages(pruner, [0.8] * 2, source, lambda _: 8, 4, draw=2)
     assert [draw for _, draw in source.asked] == [8, 9, 10, 11]
     assert pruner.zeros[0] + pruner.zeros[1] == 80
     assert [round(stage.sparsity, 2) for stage in done] == [0.33, 0.55, 0.7, 0.8]
@@ -63,7 +63,7 @@ def test_stages_prune_more_and_more_with_new_gradients():
 
 def test_each_variable_has_its_own_stages():
     pruner = pruner_of(global_sparsity=False)
-    update_in_stages(pruner, [0.5, 0.9], Drawn(100), 8, 2)
+    update_in_stages(pruner, [0.5, 0.9], Drawn(100), lambda _: 8, 2)
     assert pruner.zeros == [30, 36]
 
 
@@ -71,7 +71,7 @@ def test_a_failed_stage_undoes_those_before():
     pruner = pruner_of()
     before = [target.read().copy() for target in pruner.targets]
     with pytest.raises(KeyboardInterrupt):
-        update_in_stages(pruner, [0.8] * 2, Drawn(100, fails_at=2), 8, 3)
+        update_in_stages(pruner, [0.8] * 2, Drawn(100, fails_at=2), lambda _: 8, 3)
     for target, values in zip(pruner.targets, before, strict=True):
         np.testing.assert_array_equal(target.read(), values)
     assert pruner.zeros == [0, 0]

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import keras
 import numpy as np
-from keras import ops
+from keras import ops, tree
 
 from keras_woodfisher_backends.nest import arrays, map_arrays
 from keras_woodfisher_backends.protocol import Loss
@@ -81,6 +82,8 @@ class Capture:
         calls: list[list[tuple[Any, Any]]] = [[] for _ in self._layers]
         with _listening(self._layers, calls, how):
             output = loss.predict(values, others, map_arrays(_merged, batch))
+        if any(keras.src.backend.get_keras_mask(leaf) is not None for leaf in tree.flatten(output)):
+            raise NotImplementedError("Keras's loss leaves out what the mask of an output hides; groups would lose it.")
         output = map_arrays(lambda leaf: ops.reshape(leaf, (groups, size, *leaf.shape[1:])), output)
         found = iter(how.gradients(loss.measure, batch, output, [z for call in calls for _, z in call]))
         pairs = [[(x, next(found)) for x, _ in call] for call in calls]

@@ -30,6 +30,19 @@ def resolve(name: str, accelerators: int, processors: int) -> tuple[str, int]:
     return kind, index
 
 
+def canonical(name: str) -> str:
+    """The one name of a device, as `keras.device` takes it on every backend; "cpu" is the host itself.
+
+    >>> canonical("CUDA:1"), canonical("gpu"), canonical("cpu"), canonical("cpu:0"), canonical("disk")
+    ('gpu:1', 'gpu:0', 'cpu', 'cpu:0', 'disk')
+    """
+    kind, _, number = name.strip().lower().partition(":")
+    kind = "gpu" if kind == "cuda" else kind
+    if kind == "gpu" and not number:
+        number = "0"
+    return f"{kind}:{number}" if number else kind
+
+
 def names(accelerators: int, processors: int, kind: str = "gpu") -> Sequence[str]:
     """All names that `resolve` accepts, the host's processor first."""
     logical = [f"cpu:{index}" for index in range(processors)]
@@ -55,6 +68,6 @@ def expand(wanted: Sequence[str], existing: Sequence[str]) -> tuple[str, ...]:
         if len(plain) > 1:
             raise ValueError(f"available_gpus must be 'all' or name devices, got both: {list(wanted)}.")
         return tuple(name for name in existing if not name.startswith("cpu")) or ("cpu",)
-    if len(set(plain)) < len(plain):
+    if len({canonical(name) for name in plain}) < len(plain):
         raise ValueError(f"available_gpus names a device twice: {list(wanted)}. Name each once.")
     return tuple(wanted) or ("cpu",)

@@ -20,7 +20,7 @@ class JaxBackend:
     name = "jax"
 
     def devices(self) -> list[str]:
-        return list(devices.names(len(_gpus()), len(jax.devices("cpu"))))
+        return list(devices.names(len(_gpus()), len(_cpus())))
 
     def kernel(self, device: str) -> BlockKernel:
         found = self._device(device)
@@ -52,7 +52,7 @@ class JaxBackend:
         buffer.assign(jax.lax.dynamic_update_slice(buffer.value, row[None], start))
 
     def _device(self, name: str) -> Any:
-        gpus, cpus = _gpus(), jax.devices("cpu")
+        gpus, cpus = _gpus(), _cpus()
         kind, index = devices.resolve(name, len(gpus), len(cpus))
         return None if index < 0 else (gpus if kind == "gpu" else cpus)[index]
 
@@ -77,6 +77,13 @@ class _JaxSampler:
 
 def _gpus() -> list[Any]:
     return [device for device in jax.devices() if device.platform == "gpu"]
+
+
+def _cpus() -> list[Any]:
+    try:
+        return jax.devices("cpu")
+    except RuntimeError:  # JAX_PLATFORMS leaves them out
+        return []
 
 
 _backend: type[Backend] = JaxBackend

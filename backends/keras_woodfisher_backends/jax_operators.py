@@ -31,6 +31,9 @@ class JaxOperators:
         ):
             yield
 
+    def finish(self) -> None:
+        pass
+
     def is_out_of_memory(self, error: Exception) -> bool:
         return is_out_of_memory(error)
 

@@ -30,6 +30,9 @@ class NumpyOperators:
     def scope(self) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def finish(self) -> None:
+        pass
+
     def is_out_of_memory(self, error: Exception) -> bool:
         return isinstance(error, MemoryError)
 

@@ -13,6 +13,10 @@ class Operators(Protocol):
         """Entered around each call of the kernel: device placement and precision."""
         ...
 
+    def finish(self) -> None:
+        """Waits for what the calling thread has begun, where other threads wouldn't: their work may need it."""
+        ...
+
     def is_out_of_memory(self, error: Exception) -> bool:
         """Whether an error says that the device's memory is full. What can be given back to the device is."""
         ...

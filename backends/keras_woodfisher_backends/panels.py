@@ -72,16 +72,17 @@ class Panels:
         # Columns of groups in float32, in float64, solved, and by group; the matrix of each group and its factor.
         return max(single, (4 + 3 * 8) * rows * columns + 2 * 8 * columns * largest + 5 * matrix)
 
-    def fit(self, samples: int, free: int, group: int = 1) -> None:
+    def fit(self, samples: int, width: int, free: int, group: int = 1) -> None:
         """Makes the panel as narrow as the free memory of the device demands.
 
         Args:
             samples: Gradient samples (m).
+            width: Weights of the widest block (B).
             free: Bytes that one lane may use.
             group: As in `memory`.
         """
         self._panel = self._widest
-        while self._panel > SMALLEST_PANEL and self.memory(samples, self._panel, group) > free:
+        while self._panel > SMALLEST_PANEL and self.memory(samples, width, group) > free:
             self._panel //= 2
 
     def gram(self, grads: Samples, keep: np.ndarray) -> np.ndarray:
@@ -187,13 +188,17 @@ class Panels:
             with self._ops.scope():
                 for part in parts[share::lanes]:
                     work(part, share)
+                self._ops.finish()
 
+        self._ops.finish()
         # Which panels are summed together doesn't depend on which lane is free: the result is always the same.
         side_by_side(range(lanes), range(lanes), within, cores=self.lanes if self.on_host else lanes)
 
     def _parts(self, size: int) -> Iterator[slice]:
-        for start in range(0, size, self._panel):
-            yield slice(start, min(start + self._panel, size))
+        # Another lane may halve the panel meanwhile.
+        step = self._panel
+        for start in range(0, size, step):
+            yield slice(start, min(start + step, size))
 
 
 def chosen(panel: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -22,6 +22,9 @@ class TensorFlowOperators:
         with full_precision.changed(), tf.device(self._device):
             yield
 
+    def finish(self) -> None:
+        pass
+
     def is_out_of_memory(self, error: Exception) -> bool:
         return is_out_of_memory(error)
 

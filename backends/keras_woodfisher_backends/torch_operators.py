@@ -1,9 +1,7 @@
 """PyTorch: the block-wise mathematics by `torch.linalg`, on the chosen device."""
 
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ class TorchOperators:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._streams = threading.local()
+        self._idle: list[torch.cuda.Stream] = []
         if device.type == "cuda":
             # torch loads its linear algebra at the first call, and fails where two threads make it at the same time.
             torch.linalg.cholesky_ex(torch.ones(1, 1, device=device))
@@ -27,13 +25,25 @@ class TorchOperators:
         with full_precision.changed(), torch.no_grad(), self._stream():
             yield
 
-    def _stream(self) -> AbstractContextManager[Any]:
-        """A stream of the thread's own: one thread's transfers overlap with another's work."""
+    @contextmanager
+    def _stream(self) -> Iterator[None]:
+        """A stream that no other thread uses meanwhile: one's transfers overlap with another's work."""
         if self._device.type != "cuda":
-            return nullcontext()
-        if not hasattr(self._streams, "own"):
-            self._streams.own = torch.cuda.Stream(self._device)
-        return torch.cuda.stream(self._streams.own)
+            yield
+            return
+        try:
+            stream = self._idle.pop()
+        except IndexError:
+            stream = torch.cuda.Stream(self._device)
+        try:
+            with torch.cuda.stream(stream):
+                yield
+        finally:
+            self._idle.append(stream)
+
+    def finish(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
 
     def is_out_of_memory(self, error: Exception) -> bool:
         return is_out_of_memory(error)

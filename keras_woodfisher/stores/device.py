@@ -39,10 +39,11 @@ class DeviceStore(StagedStore):
 
     def _read(self, columns: slice) -> np.ndarray:
         width = columns.stop - columns.start
-        # `slice`, not indexing, which JAX compiles anew for each start. The work is done where the parts are; the
-        # numbers that say what to slice stay on the host.
-        parts = [ops.slice(part, (0, columns.start), (part.shape[0], width)) for part in self._parts]
-        return np.concatenate([ops.convert_to_numpy(part) for part in parts])
+        # `slice`, not indexing, which JAX compiles anew for each start. Anywhere but where the parts are it would move
+        # all of them; the numbers that say what to slice stay on the host.
+        with keras.device(self._device):
+            parts = [ops.slice(part, (0, columns.start), (part.shape[0], width)) for part in self._parts]
+            return np.concatenate([ops.convert_to_numpy(part) for part in parts])
 
 
 _: type[GradientStore] = DeviceStore
