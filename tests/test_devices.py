@@ -227,3 +227,17 @@ def test_panels_become_narrow_for_wide_matrices_too():
 def test_the_host_has_one_name(make_mlp, blobs, name):
     report = kw.prune(make_mlp(), blobs, 0.5, grads_device=name, quality="fast", num_grads=16, verbose=0)
     assert report.samples == 16
+
+
+@pytest.mark.skipif(NAME != "jax", reason="JAX_PLATFORMS is JAX's")
+def test_jax_may_be_told_to_leave_the_processor_alone(backend, monkeypatch):
+    import jax
+
+    def listed(platform=None):
+        if platform == "cpu":
+            raise RuntimeError("Unknown backend cpu. Available backends are ['cuda'].")
+        return []
+
+    monkeypatch.setattr(jax, "devices", listed)
+    assert backend.devices() == ["cpu"]
+    assert backend.kernel("cpu").on_host
