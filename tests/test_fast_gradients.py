@@ -10,6 +10,7 @@ from keras import layers, ops
 from sampling import (
     CAPTURES,
     NAME,
+    SEED,
     assert_rows,
     chain,
     collect,
@@ -234,3 +235,25 @@ def test_later_updates_compile_nothing(backend, blobs, b):
         # Examples that no unit answers to any more have no gradient.
         assert rows // 2 < len(gathered(source, kept, rows, draw, chunk=20)) <= rows
     assert kind.runs == runs or NAME == "torch"  # which runs eagerly: there is nothing to compile
+
+
+@pytest.mark.parametrize("b", [1, 2])
+def test_what_a_mask_hides_is_no_part_of_a_sample(backend, rng, b):
+    """The first chunk hides nothing: a way that ignored masks would be trusted by it."""
+    of = [layers.Embedding(9, 4, mask_zero=True), layers.Dense(3, "tanh"), layers.Dense(2)]
+    model = keras.Sequential([layers.Input((None,), dtype="int32"), *of])
+    model.compile(loss="mse")
+    count, length = 100, 5
+    order = np.random.default_rng(SEED).permutation(count * b)
+    tokens = rng.integers(1, 9, (count * b, length)).astype("int32")
+    for place in order[count * b * 4 // 5 :]:
+        tokens[place, rng.integers(1, length) :] = 0
+    y = rng.normal(size=(count * b, length, 2)).astype("float32") * (tokens != 0)[..., None].astype("float32")
+
+    def masked(output, y):
+        valid = ops.cast(y[..., 0] != 0, "float32")
+        return ops.sum(valid * ops.mean((output - y) ** 2, -1)) / ops.sum(valid)
+
+    grads, targets, trusted = sample(backend, model, (tokens, y), count, b=b)
+    assert_rows(grads, truth_of(model, targets, masked, (tokens, y), count, b), targets, 2e-5)
+    assert trusted == (True if CAPTURES else None)

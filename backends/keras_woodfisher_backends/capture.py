@@ -82,10 +82,19 @@ class Capture:
         calls: list[list[tuple[Any, Any]]] = [[] for _ in self._layers]
         with _listening(self._layers, calls, how):
             output = loss.predict(values, others, map_arrays(_merged, batch))
-        if any(keras.src.backend.get_keras_mask(leaf) is not None for leaf in tree.flatten(output)):
-            raise NotImplementedError("Keras's loss leaves out what the mask of an output hides; groups would lose it.")
-        output = map_arrays(lambda leaf: ops.reshape(leaf, (groups, size, *leaf.shape[1:])), output)
-        found = iter(how.gradients(loss.measure, batch, output, [z for call in calls for _, z in call]))
+        # Losses leave out what masks hide; Keras hangs them on outputs.
+        masks = map_arrays(lambda leaf: _grouped(keras.src.backend.get_keras_mask(leaf), groups, size), output)
+        output = map_arrays(lambda leaf: _grouped(leaf, groups, size), output)
+
+        def measure(group: Any, output: Any) -> Any:
+            batch, masks = group
+            pairs = zip(tree.flatten(output), tree.flatten(masks), strict=True)
+            for leaf, mask in pairs:
+                if mask is not None:
+                    keras.src.backend.set_keras_mask(leaf, mask)
+            return loss.measure(batch, output)
+
+        found = iter(how.gradients(measure, (batch, masks), output, [z for call in calls for _, z in call]))
         pairs = [[(x, next(found)) for x, _ in call] for call in calls]
         rows = []
         for (place, rule), value in zip(self._rules, values, strict=True):
@@ -102,6 +111,10 @@ class Capture:
 
 def _merged(leaf: Any) -> Any:
     return ops.reshape(leaf, (leaf.shape[0] * leaf.shape[1], *leaf.shape[2:]))
+
+
+def _grouped(leaf: Any, groups: int, size: int) -> Any:
+    return None if leaf is None else ops.reshape(leaf, (groups, size, *leaf.shape[1:]))
 
 
 def _nothing(groups: int, shape: Any, rule: Rule) -> Any:
