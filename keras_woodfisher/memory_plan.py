@@ -50,6 +50,11 @@ class MemoryNeeds:
     whole: bool = False
     structure_bytes: int = 0
 
+    @property
+    def width(self) -> int:
+        """Weights of the widest set that the inverse spans: a block, or all of them where corrections do."""
+        return self.columns if self.whole else self.widest
+
 
 @dataclass(frozen=True)
 class MemoryPlan:

@@ -138,9 +138,8 @@ def _copies(needs: MemoryNeeds, means: Means, layout: _Layout, lanes: int) -> in
     """Bytes of the gradients of blocks at work, where they aren't views of what is in memory."""
     if layout.storage == MEMORY and means.dtype == "float32":
         return 0
-    widest = needs.columns if needs.whole else needs.widest
-    wide = widest > max(layout.page, needs.most)
-    width = min(widest, max(layout.page, needs.most))
+    wide = needs.width > max(layout.page, needs.most)
+    width = min(needs.width, max(layout.page, needs.most))
     # As it is stored, and as float32.
     page = (4 + (2 if means.dtype == "float16" else 0)) * needs.most * width
     if layout.storage == RECOMPUTED and means.dtype == "float32":

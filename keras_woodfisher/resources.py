@@ -53,6 +53,7 @@ class Resources:
         self._lanes = [kernel.lanes for kernel in self.kernels]
         self._check_grads_device(options.grads_device)
         self.memory: MemoryPlan | None = None
+        self._width = sum(self._sizes)
         self._told = False
 
     def plan(self, footprint: Footprint, uses: Sequence[tuple[int, int]]) -> MemoryPlan:
@@ -69,6 +70,7 @@ class Resources:
             kernel.lanes = lanes
         kernels = list(zip(self.devices, self.kernels, strict=True))
         needs = needs_of(uses, self._sizes, self._options, kernels, footprint, self._structure)
+        self._width = needs.width
         plan = self.memory = plan_memory(needs, means_of(self._options))
         if plan.storage not in (MEMORY, DISK, RECOMPUTED):
             free, itemsize = self.backend.free_memory(plan.storage), 4 if plan.dtype == "float32" else 2
@@ -122,9 +124,7 @@ class Resources:
             free = self.backend.free_memory(name)
             if free is not None:
                 group = 1 if self._structure is None else self._structure.largest
-                total = sum(self._sizes)
-                width = min(self._options.fisher_block_size or total, total)
-                kernel.fit(rows, width, int(_DEVICE_SHARE * free / kernel.lanes), group)
+                kernel.fit(rows, self._width, int(_DEVICE_SHARE * free / kernel.lanes), group)
 
     def _check_grads_device(self, device: str) -> None:
         if self._options.grads_device not in ("cpu", DISK):

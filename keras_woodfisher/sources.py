@@ -194,15 +194,14 @@ class SampledGradients:
         while True:
             try:
                 total, number = self._sum(weights, kept, self._stream(draw[0], _GRADIENTS + draw[1]), examples, size)
+                if number:
+                    return total / (number * size if self.loss.summed else number), number * size
+                # So many examples of one shape never follow each other in a stream.
+                if size == 1:
+                    raise ValueError("data gave no example to take a gradient of, though it did before.")
             except MemoryError:
                 if size == 1:
                     raise
-                number = 0
-            # So many of one shape may never follow each other in a stream.
-            if number:
-                return total / (number * size if self.loss.summed else number), number * size
-            if size == 1:
-                raise ValueError("data gave no example to take a gradient of, though it did before.")
             size //= 2
 
     def _sum(

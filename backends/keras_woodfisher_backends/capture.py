@@ -87,12 +87,11 @@ class Capture:
         output = map_arrays(lambda leaf: _grouped(leaf, groups, size), output)
 
         def measure(group: Any, output: Any) -> Any:
-            batch, masks = group
-            pairs = zip(tree.flatten(output), tree.flatten(masks), strict=True)
-            for leaf, mask in pairs:
+            examples, hidden = group
+            for leaf, mask in zip(tree.flatten(output), tree.flatten(hidden), strict=True):
                 if mask is not None:
                     keras.src.backend.set_keras_mask(leaf, mask)
-            return loss.measure(batch, output)
+            return loss.measure(examples, output)
 
         found = iter(how.gradients(measure, (batch, masks), output, [z for call in calls for _, z in call]))
         pairs = [[(x, next(found)) for x, _ in call] for call in calls]

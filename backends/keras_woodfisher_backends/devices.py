@@ -17,12 +17,11 @@ def resolve(name: str, accelerators: int, processors: int) -> tuple[str, int]:
     Raises:
         ValueError: If the device doesn't exist.
     """
-    kind, _, number = name.strip().lower().partition(":")
-    kind = "gpu" if kind == "cuda" else kind
+    kind, _, number = canonical(name).partition(":")
     count = {"gpu": accelerators, "cpu": processors}.get(kind, 0)
     if kind == "cpu" and not number:
         return "cpu", -1
-    index = int(number) if number.isdecimal() else (0 if not number else -1)
+    index = int(number) if number.isdecimal() else -1
     if not 0 <= index < count:
         raise ValueError(
             f"There is no device {name!r} here. Devices that exist: {', '.join(names(accelerators, processors))}."
