@@ -114,6 +114,10 @@ _READ = 256
 """Groups that are gathered from arrays at a time."""
 
 
+_PATIENCE = 16
+"""A stream is read for so many times as many examples as groups need and as are held out, and then given up."""
+
+
 class StreamedExamples:
     """Batches of an iterable, in their order, cut into groups.
 
@@ -135,9 +139,12 @@ class StreamedExamples:
     def groups(self, count: int, size: int, seed: Any) -> Iterator[Batch]:
         del seed
         rest: Batch | None = None
+        # A stream may never end, and groups of one shape never form in it.
+        patience = _PATIENCE * (count * size + len(self._held))
         with _random_state_kept():
             for item in self._start():
                 batch = _checked(map_arrays(_to_numpy, _unpack(item)))
+                patience -= _length(batch)
                 if self._held:
                     batch = take(batch, np.flatnonzero([key not in self._held for key in _keys(batch)]))
                 # Batches may be padded to different lengths: groups never mix them.
@@ -148,6 +155,8 @@ class StreamedExamples:
                     yield _grouped(take(batch, slice(cut)), size)
                 count -= number
                 if count == 0:
+                    return
+                if patience < 0:
                     return
                 rest = take(batch, slice(cut, None))
 

@@ -389,3 +389,14 @@ def test_arrays_are_not_copied_to_hold_some_out(tmp_path):
     _, rest = open_examples((x, np.zeros(20, "int32"))).hold_out(5, 0)
     assert np.shares_memory(rest._batch[0], x)
     assert rest.available == 15
+
+
+def test_endless_streams_are_given_up_where_groups_never_form(arrays):
+    x, y, _ = arrays
+    growing = lambda: ((np.ones((2, n), "float32"), np.zeros(2, "int32")) for n in itertools.cycle([3, 4]))  # noqa: E731
+    assert list(open_examples(growing).groups(2, 4, 0)) == []
+    assert sum(len(part[1]) for part in open_examples(growing).groups(50, 2, 0)) == 50
+    # All that comes up again and again is held out.
+    repeated = lambda: itertools.cycle([(x[:5], y[:5])])  # noqa: E731
+    _, rest = open_examples(repeated).hold_out(9, 0)
+    assert list(rest.groups(3, 1, 0)) == []

@@ -393,3 +393,22 @@ def test_plot_without_matplotlib(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=r"plot\(\) needs matplotlib.*pip install 'keras-woodfisher\[plot\]'"):
         report_of_two().plot()
+
+
+@pytest.mark.parametrize("b", [1, 3])
+def test_of_a_sum_over_examples_the_prediction_is_that_of_their_mean(b, make_mlp, blobs):
+    # Fewer weights than samples: no change is free, so the ridge hardly counts.
+    model = make_mlp(units=2)
+    of = keras.losses.SparseCategoricalCrossentropy
+    found = {}
+    for reduction in ("sum", "sum_over_batch_size"):
+        # The ridge is of samples that are b times as large.
+        damp = 1e-8 * (b**2 if reduction == "sum" else 1)
+        loss = of(from_logits=True, reduction=reduction)
+        found[reduction] = kw.sensitivity(
+            model, blobs, levels=(0.5,), loss=loss, num_grads=30, grad_batch_size=b, damp=damp, verbose=0
+        )
+    pairs = zip(*(report.entries for report in found.values()), strict=True)
+    for of_sum, of_mean in pairs:
+        assert of_sum.predicted == pytest.approx(of_mean.predicted, rel=1e-2)
+        assert of_sum.measured == pytest.approx(of_mean.measured, rel=1e-3, abs=1e-6)

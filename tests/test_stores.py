@@ -215,3 +215,21 @@ def test_a_folder_in_memory_is_no_disk(monkeypatch):
     assert disk_room(tempfile.gettempdir()) == 0
     listed.pop()
     assert disk_room(tempfile.gettempdir()) > 0
+
+
+def test_a_block_is_cut_out_where_the_gradients_are(monkeypatch):
+    rows, places, cut = samples(), [], keras.ops.slice
+
+    def watched(tensor, *args):
+        found = cut(tensor, *args)
+        places.append([str(part.device).lower() for part in (tensor, found)])
+        return found
+
+    monkeypatch.setattr(keras.ops, "slice", watched)
+    store, blocks = filled("device", rows, 50)
+    np.testing.assert_array_equal(read_all(store, blocks), rows)
+    store.close()
+    assert places and all(before == after for before, after in places)
+    number = device().partition(":")[2]
+    # torch has one processor only.
+    assert keras.backend.backend() == "torch" or all(number in before for before, _ in places)
