@@ -53,10 +53,8 @@ class ModelLoss:
 
     def values(self) -> tuple[list[Any], list[Any]]:
         """The present tensors of the variables to differentiate, and of all others."""
-        return (
-            [ops.convert_to_tensor(v) for v in self._targets],
-            [ops.convert_to_tensor(v) for v in self._others],
-        )
+        # `convert_to_tensor` gives TensorFlow's variables, which each call of a function looks at one by one.
+        return [ops.stop_gradient(v) for v in self._targets], [ops.stop_gradient(v) for v in self._others]
 
     def __call__(self, values: Sequence[Any], others: Sequence[Any], batch: Batch) -> Any:
         with self._scope(values, others):

@@ -114,6 +114,17 @@ def convolutions(rank, data_format=None):
     return parts
 
 
+def small_pictures(rank):
+    """No more positions than filters."""
+    conv = {1: layers.Conv1D, 2: layers.Conv2D, 3: layers.Conv3D}[rank]
+    dilated = {"dilation_rate": 2} if rank < 3 or NAME != "tensorflow" else {}
+    return [
+        conv(70, (3, 2, 1)[:rank], strides=(1, 2, 2)[:rank], padding="same", activation="tanh"),
+        conv(70, 2, padding="valid", **dilated),
+        conv(40, 2, strides=2, padding="valid"),
+    ]
+
+
 def transposed(rank):
     conv = {1: layers.Conv1DTranspose, 2: layers.Conv2DTranspose, 3: layers.Conv3DTranspose}[rank]
     sizes = [(3, 1), (2, 2), (3, 2)]
@@ -147,6 +158,7 @@ def separable(rank):
 
 KINDS = {
     **{f"conv{rank}d": (convolutions, rank) for rank in (1, 2, 3)},
+    **{f"small{rank}d": (small_pictures, rank) for rank in (1, 2, 3)},
     **{f"transposed{rank}d": (transposed, rank) for rank in (1, 2, 3)},
     **{f"depthwise{rank}d": (depthwise, rank) for rank in (1, 2)},
     **{f"separable{rank}d": (separable, rank) for rank in (1, 2)},

@@ -2,7 +2,8 @@
 
 The kernel's gradient correlates the input with the output's gradient. Along all axes of the picture but the first,
 shifted copies of the input lie side by side as channels; along the first one a shift is a shift of whole rows, which
-needs no copy: one batched matrix product for each kernel row.
+needs no copy: one batched matrix product for each kernel row. Of small pictures all shifted copies are made: they are
+no larger than the result, and one product is faster.
 """
 
 import math
@@ -30,8 +31,8 @@ class KernelGradient(Protocol):
 def convolution_gradient(layer: Any, x: Any, grad: Any, groups: int, kernels: KernelGradient) -> Any:
     """(n, filters, channels / layer.groups, *kernel_size)."""
     x, grad = _channels_last(layer, x), _channels_last(layer, grad)
-    x = _padded(layer, layer.padding, x, grad.shape[1:-1])
-    rows = kernels(x, grad, layer, groups)
+    x = _padded(layer, x, grad.shape[1:-1])
+    rows = None if _is_small(grad, groups) else kernels(x, grad, layer, groups)
     if rows is not None:
         return rows
     if layer.groups == 1:
@@ -42,7 +43,7 @@ def convolution_gradient(layer: Any, x: Any, grad: Any, groups: int, kernels: Ke
 def adjoint_gradient(layer: Any, x: Any, grad: Any, groups: int, kernels: KernelGradient) -> Any:
     """(n, channels, filters, *kernel_size): a transposed convolution is one whose input and output change places."""
     x, grad = _channels_last(layer, x), _channels_last(layer, grad)
-    return _correlation(layer, _padded(layer, layer.padding, grad, x.shape[1:-1]), x, groups)
+    return _correlation(layer, _padded(layer, grad, x.shape[1:-1]), x, groups)
 
 
 def depthwise_gradient(layer: Any, x: Any, grad: Any, groups: int, kernels: KernelGradient) -> Any:
@@ -51,7 +52,7 @@ def depthwise_gradient(layer: Any, x: Any, grad: Any, groups: int, kernels: Kern
     if hasattr(layer, "pointwise_kernel"):
         pointwise = ops.reshape(ops.cast(layer.pointwise_kernel, grad.dtype), (-1, layer.filters))
         grad = ops.matmul(grad, ops.transpose(pointwise))
-    x = _padded(layer, layer.padding, x, grad.shape[1:-1])
+    x = _padded(layer, x, grad.shape[1:-1])
     rows = _grouped_correlation(layer, x, grad, groups, x.shape[-1])
     return ops.reshape(rows, (groups, x.shape[-1], -1, *layer.kernel_size))
 
@@ -79,6 +80,8 @@ def _channels_last(layer: Any, x: Any) -> Any:
 def _correlation(layer: Any, x: Any, grad: Any, groups: int) -> Any:
     size, stride, dilation = (tuple(getattr(layer, n)) for n in ("kernel_size", "strides", "dilation_rate"))
     count, (height, *rest), (channels, filters) = x.shape[0], grad.shape[1:-1], (x.shape[-1], grad.shape[-1])
+    if _is_small(grad, groups):
+        return _small_correlation(layer, x, grad, groups)
     windows = [
         x[(slice(None), slice(None), *_window(offset, rest, stride[1:], dilation[1:]))]
         for offset in np.ndindex(*size[1:])
@@ -106,6 +109,27 @@ def _correlation(layer: Any, x: Any, grad: Any, groups: int) -> Any:
     return ops.reshape(ops.stack(pieces, 3), (groups, filters, channels, *size))
 
 
+def positions(grad: Any, groups: int) -> int:
+    """Positions of the output in one group, over all of its examples."""
+    return grad.shape[0] // groups * math.prod(grad.shape[1:-1])
+
+
+def _is_small(grad: Any, groups: int) -> bool:
+    return positions(grad, groups) <= grad.shape[-1]
+
+
+def _small_correlation(layer: Any, x: Any, grad: Any, groups: int) -> Any:
+    size, filters, channels = layer.kernel_size, grad.shape[-1], x.shape[-1]
+    windows = [
+        x[(slice(None), *_window(offset, grad.shape[1:-1], layer.strides, layer.dilation_rate))]
+        for offset in np.ndindex(*size)
+    ]
+    wide = ops.reshape(ops.concatenate(windows, -1), (groups, -1, len(windows) * channels))
+    rows = ops.matmul(ops.swapaxes(ops.reshape(grad, (groups, -1, filters)), 1, 2), wide)
+    rows = ops.swapaxes(ops.reshape(rows, (groups, filters, len(windows), channels)), 2, 3)
+    return ops.reshape(rows, (groups, filters, channels, *size))
+
+
 def _grouped_correlation(layer: Any, x: Any, grad: Any, groups: int, parts: int) -> Any:
     size, outputs, filters = layer.kernel_size, grad.shape[1:-1], grad.shape[-1]
     views = [
@@ -126,14 +150,14 @@ def _window(offset: Any, outputs: Any, stride: Any, dilation: Any) -> tuple[slic
     )
 
 
-def _padded(layer: Any, mode: str, x: Any, outputs: Any) -> Any:
+def _padded(layer: Any, x: Any, outputs: Any) -> Any:
     """The input with its padding, and not more of it than the outputs see."""
     pads, seen = [], []
     pairs = zip(x.shape[1:-1], outputs, layer.kernel_size, layer.strides, layer.dilation_rate, strict=True)
     for length, number, k, s, d in pairs:
         reach = (k - 1) * d
         total = max((math.ceil(length / s) - 1) * s + reach + 1 - length, 0)
-        pads.append({"same": (total // 2, total - total // 2), "causal": (reach, 0), "valid": (0, 0)}[mode])
+        pads.append({"same": (total // 2, total - total // 2), "causal": (reach, 0), "valid": (0, 0)}[layer.padding])
         seen.append(slice(0, (number - 1) * s + reach + 1))
     if any(sum(pad) for pad in pads):
         x = ops.pad(x, [(0, 0), *pads, (0, 0)])
