@@ -83,7 +83,8 @@ class _TorchGradients:
         with full_precision.changed(), _evaluating(self._model), torch.enable_grad():
             batch = map_arrays(ops.convert_to_tensor, batch)
             rows = self._capture.sample(_Autograd(vectorised), self._loss, values, others, batch)
-        return self._capture.in_keras_layout([row.detach().float().cpu().numpy() for row in rows])
+        # Here, with all threads: NumPy would have to move them with one.
+        return self._capture.in_keras_layout([row.detach().float().contiguous().cpu().numpy() for row in rows])
 
     def direct(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
         leaves, others = [v.detach().requires_grad_() for v in values], [v.detach() for v in others]
