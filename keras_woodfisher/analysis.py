@@ -10,12 +10,13 @@ from keras import ops
 from keras_woodfisher_backends.nest import map_arrays
 
 from keras_woodfisher.batches import length, read_batches
+from keras_woodfisher.checks import fraction, one_of
 from keras_woodfisher.evaluation import MeanLoss
 from keras_woodfisher.examples import Batch
 from keras_woodfisher.gradients import ModelLoss, has_loss
 from keras_woodfisher.lone_pruning import LonePruner
 from keras_woodfisher.meter import Meter
-from keras_woodfisher.options import UPDATES, PruningOptions, fraction, one_of
+from keras_woodfisher.options import UPDATES, PruningOptions
 from keras_woodfisher.sensitivity_report import Sensitivity, SensitivityReport
 from keras_woodfisher.sources import SampledGradients
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from keras_woodfisher_backends.nest import arrays, map_arrays, take
 
+from keras_woodfisher.checks import count
 from keras_woodfisher.examples import Batch, open_examples
-from keras_woodfisher.options import count
 
 
 def read_batches(data: Any, num_examples: int | None, batch_size: int, seed: Any) -> list[Batch]:

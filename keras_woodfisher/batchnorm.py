@@ -11,10 +11,10 @@ from keras_woodfisher_backends.nest import map_arrays
 from keras_woodfisher.batches import length, read_batches
 from keras_woodfisher.batchnorm_report import BatchNormReport
 from keras_woodfisher.batchnorm_statistics import batchnorm_layers, call_order, measure, name_of
+from keras_woodfisher.checks import one_of
 from keras_woodfisher.evaluation import mean_loss
 from keras_woodfisher.gradients import ModelLoss, has_loss
 from keras_woodfisher.meter import Meter, say
-from keras_woodfisher.options import one_of
 from keras_woodfisher.restoring import restored, restored_on_failure
 
 EXAMPLES = 2048

@@ -8,12 +8,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_woodfisher.checks import flag
 from keras_woodfisher.holding import HoldingCallback, keep_edits
 from keras_woodfisher.levels import arguments_of, checked_levels
 from keras_woodfisher.mask_types import check_final
 from keras_woodfisher.meter import say
 from keras_woodfisher.neighbours import callbacks_beside, warn, warn_about_neighbours
-from keras_woodfisher.options import CALIBRATED, PruningOptions, flag
+from keras_woodfisher.options import CALIBRATED, PruningOptions
 from keras_woodfisher.planning import PlannedUpdate
 from keras_woodfisher.progress import Progress
 from keras_woodfisher.pruner import sparsity_of

@@ -6,8 +6,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_woodfisher.checks import names, number
 from keras_woodfisher.holding import HoldingCallback, keep_edits
-from keras_woodfisher.options import names, number
 from keras_woodfisher.progress import Progress
 from keras_woodfisher.pruner import zeros_of
 from keras_woodfisher.targets import Target, find_targets

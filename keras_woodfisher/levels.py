@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from keras_woodfisher.options import by_number, fraction, names
+from keras_woodfisher.checks import by_number, fraction, names
 from keras_woodfisher.targets import Target, matches
 
 Levels = tuple[tuple[float, tuple[str, ...]], ...]

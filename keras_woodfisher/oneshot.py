@@ -10,6 +10,7 @@ from keras_woodfisher_backends.nest import map_arrays
 from keras_woodfisher.batches import read_batches
 from keras_woodfisher.batchnorm import reestimation_of
 from keras_woodfisher.calibration import HeldOutLoss
+from keras_woodfisher.checks import fraction
 from keras_woodfisher.correctors import CalibratedCorrector, Corrector
 from keras_woodfisher.evaluation import MeanLoss
 from keras_woodfisher.examples import open_examples
@@ -17,7 +18,7 @@ from keras_woodfisher.gauss_newton import curvature_problem
 from keras_woodfisher.levels import arguments_of, checked_levels, finals_of
 from keras_woodfisher.mask_types import UNSTRUCTURED, check_final, mask_text
 from keras_woodfisher.meter import Meter
-from keras_woodfisher.options import AUTO, CALIBRATED, PruningOptions, fraction
+from keras_woodfisher.options import AUTO, CALIBRATED, PruningOptions
 from keras_woodfisher.pruner import Pruner
 from keras_woodfisher.quality import Quality, chosen
 from keras_woodfisher.report import PruningReport, merged

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
-from keras_woodfisher.options import CALIBRATED, checked_num_grads, count, one_of
+from keras_woodfisher.checks import count, one_of
+from keras_woodfisher.options import CALIBRATED, checked_num_grads
 
 
 @dataclass(frozen=True, kw_only=True)

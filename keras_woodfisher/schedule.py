@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from keras_woodfisher.options import fraction, number, one_of
+from keras_woodfisher.checks import fraction, number, one_of
 
 FROM_PARAM = "__FROM_PARAM__"
 """As `init_sparsity`: the zeros that are there when training begins."""

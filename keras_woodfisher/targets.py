@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_woodfisher.options import PATTERN
+from keras_woodfisher.checks import PATTERN
 from keras_woodfisher.weight_order import is_prunable, weight_order
 
 FROZEN = "Frozen variables"

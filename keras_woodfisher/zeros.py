@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from keras_woodfisher.options import names
+from keras_woodfisher.checks import names
 from keras_woodfisher.report import PruningReport, VariableReport
 from keras_woodfisher.targets import ALL_PRUNABLE, Target, all_targets, named_targets
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import keras
 
+from keras_woodfisher.checks import number
 from keras_woodfisher.hidden import built_optimizer, inner_optimizer, parts_of
-from keras_woodfisher.options import number
 from keras_woodfisher.progress import Progress
 
 TOLERANCE = 1e-9

@@ -5,11 +5,11 @@ from typing import Any
 
 import keras
 
+from keras_woodfisher.checks import LARGEST_FLOAT32, finite_float32, number, one_of
 from keras_woodfisher.companions import rates
 from keras_woodfisher.companions.assignment import assign_between_steps
 from keras_woodfisher.companions.companion import TOLERANCE, Companion, end_of, known_parts, start_of
 from keras_woodfisher.neighbours import callbacks_beside
-from keras_woodfisher.options import LARGEST_FLOAT32, finite_float32, number, one_of
 
 
 class RateCallback(Companion):

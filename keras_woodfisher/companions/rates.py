@@ -7,8 +7,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from keras_woodfisher.checks import count, number
 from keras_woodfisher.companions.companion import TOLERANCE
-from keras_woodfisher.options import count, number
 
 
 def linear(x: float, init: float, final: float) -> float:

@@ -6,11 +6,11 @@ from typing import Any
 import keras
 
 from keras_woodfisher.callback import WoodFisherPruning
+from keras_woodfisher.checks import flag, names
 from keras_woodfisher.companions.companion import Companion, end_of, start_of
 from keras_woodfisher.companions.participation import Participation, Plan
 from keras_woodfisher.companions.roster import check_growth
 from keras_woodfisher.neighbours import callbacks_beside
-from keras_woodfisher.options import flag, names
 from keras_woodfisher.targets import ALL, Target, all_targets, named_targets
 
 

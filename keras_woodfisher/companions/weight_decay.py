@@ -4,8 +4,8 @@ from typing import Any
 
 import keras
 
+from keras_woodfisher.checks import finite_float32
 from keras_woodfisher.companions.companion import TOLERANCE, Companion, known_parts, start_of
-from keras_woodfisher.options import finite_float32
 
 
 class SetWeightDecay(Companion):

@@ -13,13 +13,13 @@ from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher_backends.protocol import SlowLayers
 
 from keras_woodfisher.callback import WoodFisherPruning
+from keras_woodfisher.checks import count
 from keras_woodfisher.companions.learning_rate import RateCallback
 from keras_woodfisher.footprint import buffered_footprint
 from keras_woodfisher.gradients import may_have_loss
 from keras_woodfisher.holding import check_optimizer, check_trainable_here
 from keras_woodfisher.keep_zeros import KeepZeros
 from keras_woodfisher.meter import say
-from keras_woodfisher.options import count
 from keras_woodfisher.planning import PlannedUpdate
 from keras_woodfisher.pruner import Pruner
 from keras_woodfisher.recipe.building import buffers, callback_of

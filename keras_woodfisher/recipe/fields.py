@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from keras_woodfisher.options import by_number
+from keras_woodfisher.checks import by_number
 from keras_woodfisher.recipe.fixed import fixed
 from keras_woodfisher.recipe.patterns import checked_pattern
 from keras_woodfisher.targets import ALL, ALL_PRUNABLE

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import keras
 
+from keras_woodfisher.checks import PATTERN
 from keras_woodfisher.levels import checked_levels, names_of
-from keras_woodfisher.options import PATTERN
 from keras_woodfisher.recipe.companion_modifiers import TrainableParamsModifier
 from keras_woodfisher.recipe.modifiers import ConstantPruningModifier, Modifier, PruningModifier
 from keras_woodfisher.targets import ALL, Target, all_targets, find_targets, matches, named_targets

@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from keras_woodfisher.checks import count, names
 from keras_woodfisher.levels import Levels, checked_levels
 from keras_woodfisher.mask_types import check_final, checked_mask
-from keras_woodfisher.options import PruningOptions, count, names
+from keras_woodfisher.options import PruningOptions
 from keras_woodfisher.recipe.fields import (
     Gradients,
     LogTypes,

@@ -5,7 +5,7 @@ import re
 from re import _parser  # type: ignore[attr-defined]  # what `re` itself parses with
 from typing import Any
 
-from keras_woodfisher.options import PATTERN
+from keras_woodfisher.checks import PATTERN
 
 MOST_REPEATS = 5
 """So many parts of a pattern may be of varying length; each multiplies the time by about the length of a name."""
