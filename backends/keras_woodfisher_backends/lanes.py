@@ -17,7 +17,7 @@ def side_by_side(lanes: Sequence[Lane], jobs: Iterable[Job], work: Callable[[Lan
     """Does each job once, on whichever lane is free: a lane is a thread of its own.
 
     Args:
-        lanes: What `work` gets as its first argument, one a thread.
+        lanes: What `work` gets as its first argument, one a thread; a single one works in the calling thread.
         jobs: Taken in their order.
         work: Called with a lane and a job.
         cores: BLAS threads that the lanes share. They are dealt out for as long as this lasts, so that calls side by
@@ -26,6 +26,12 @@ def side_by_side(lanes: Sequence[Lane], jobs: Iterable[Job], work: Callable[[Lan
     Raises:
         BaseException: What the first failing job raised; no new job is begun after that.
     """
+    if len(lanes) == 1:
+        # BLAS threads are dealt out by one thread at a time: what is shared further within has to come from this one.
+        with blas_threads(cores):
+            for job in jobs:
+                work(lanes[0], job)
+        return
     queue = iter(jobs)
     lock, stop = threading.Lock(), threading.Event()
 

@@ -11,7 +11,7 @@ import numpy as np
 from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher_backends.lanes import host_threads
 from keras_woodfisher_backends.operators import Operators
-from keras_woodfisher_backends.triangular import inverse_factor
+from keras_woodfisher_backends.triangular import inverse_factor, lower_square
 
 _ROWS = 64
 """Rows of `L^-1` in one product: those that a panel of them doesn't reach are left out."""
@@ -105,8 +105,7 @@ class NumpyOperators:
         size = len(left)
         # The sum outlives the call, and one thread may begin several.
         out = np.empty((size, size)) if total is None else self._arrays.take("product", (size, size))
-        # NumPy computes half of a product with its own transpose, and mirrors it.
-        np.matmul(left, left.T, out=out)
+        lower_square(left, out)
         if total is None:
             return out
         total += out
@@ -119,7 +118,7 @@ class NumpyOperators:
 
 
 class _Workspace(threading.local):
-    """Arrays by name, of each thread; they go when the thread ends."""
+    """Arrays by name, of each thread; they go when it ends, or with the operators."""
 
     def __init__(self) -> None:
         self._flat: dict[str, np.ndarray] = {}

@@ -1,4 +1,4 @@
-"""The inverse of a Cholesky factor, by halves: nearly all of the work is matrix products."""
+"""Symmetric products, and the inverse of a Cholesky factor, by halves: nearly all of the work is matrix products."""
 
 import numpy as np
 from scipy.linalg import lapack
@@ -43,12 +43,31 @@ def inverse_factor(matrix: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> 
     inverse_factor(matrix[:half, :half], first, scratch)
     _times_upper(lower, first.T, product)
     lower[...] = product
-    # NumPy computes half of a product with its own transpose, and mirrors it.
-    corner -= np.matmul(lower, lower.T, out=square)
+    lower_square(lower, square)
+    corner -= square
     inverse_factor(corner, second, scratch)
     _times_lower(lower, first, product)
     _lower_times(second, product, below)
     np.negative(below, out=below)
+
+
+def lower_square(left: np.ndarray, out: np.ndarray) -> None:
+    """The lower triangle of `left @ left.T`; what is above it may be anything finite.
+
+    Args:
+        left: (n, k) float64.
+        out: (n, n) float64.
+    """
+    size = len(left)
+    if size <= _LARGE:
+        # NumPy computes half of a product with its own transpose, and mirrors it.
+        np.matmul(left, left.T, out=out)
+        return
+    half = size // 2
+    lower_square(left[:half], out[:half, :half])
+    lower_square(left[half:], out[half:, half:])
+    np.matmul(left[half:], left[:half].T, out=out[half:, :half])
+    out[:half, half:] = 0.0
 
 
 def _times_upper(left: np.ndarray, upper: np.ndarray, out: np.ndarray) -> None:
