@@ -10,6 +10,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from threadpoolctl import threadpool_info
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -66,11 +67,18 @@ def median_spread(values: list[float]) -> tuple[float, float, float]:
     return float(middle), float(low), float(high)
 
 
-def interleaved(work: dict[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
-    """Seconds of each piece of work, run in turn so that a change of the machine's speed hits all alike."""
+def interleaved(
+    work: dict[str, Callable[[], object]], rounds: int, warm_up: int = 2, pause: float = 0.0
+) -> dict[str, list[float]]:
+    """Seconds of each piece of work, run in turn so that a change of the machine's speed hits all alike.
+
+    BLAS threads go on spinning for some 30 ms when their work is done. Where that is long beside what is timed, a pause
+    (in seconds) keeps them from taking a core from whatever comes next.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(warm_up + rounds):
         for name, run in work.items():
+            time.sleep(pause)
             start = time.perf_counter()
             run()
             if turn >= warm_up:
@@ -92,6 +100,7 @@ def record(name: str, result: dict) -> None:
         "keras": keras.__version__,
         "cores": os.cpu_count(),
         "machine": platform.machine(),
+        "blas": [(pool["internal_api"], pool.get("architecture")) for pool in threadpool_info()],
         **result,
     }
     RESULTS.mkdir(exist_ok=True)

@@ -16,7 +16,7 @@ import time
 import keras
 import numpy as np
 from common import gemm_rate, record
-from keras_woodfisher_backends.lanes import blas_threads
+from keras_woodfisher_backends.host_blas import blas_threads
 from keras_woodfisher_backends.numpy_backend import host_kernel
 from update_cost import AnonymousMemory, useful
 

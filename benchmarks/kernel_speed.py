@@ -46,7 +46,7 @@ def main() -> None:
         errors = _errors(grads[:, blocks[0]], {name: run()[blocks[0]] for name, run in work.items()})
         assert max(errors.values()) < 1e-3, errors
         # The recurrence over one block takes many seconds, the others are short.
-        seconds = interleaved(work | gemms, args.rounds if m * width < 10**7 else 3, warm_up=1)
+        seconds = interleaved(work | gemms, args.rounds if m * width < 10**7 else 3, warm_up=1, pause=0.1)
         times = {name: np.array(values) for name, values in seconds.items()}
         rate = 2.0 * 2000**3 / times["gemm"]
         useful = count * (2.0 * m**2 * width + 2.0 * m**3 / 3.0) / times["kernel"]

@@ -5,8 +5,9 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from keras_woodfisher_backends.host_blas import host_threads
 from keras_woodfisher_backends.kernel import BlockKernel
-from keras_woodfisher_backends.lanes import host_threads, side_by_side
+from keras_woodfisher_backends.lanes import side_by_side
 
 from keras_woodfisher.stores.store import GradientStore, as_store
 

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras_woodfisher_backends import get_backend
 from keras_woodfisher_backends.devices import canonical, expand
+from keras_woodfisher_backends.host_blas import advice
 from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher_backends.protocol import Backend
 
@@ -104,6 +105,8 @@ class Resources:
         assert self.memory is not None
         if self._options.verbose and not self._told:
             say(str(self.memory))
+            if (faster := advice()) and any(kernel.on_host for kernel in self.kernels):
+                say(faster)
             self._told = True
         store = open_store(self.memory, shape, blocks, lambda s: source.fill(s, kept, *draw, lambda number: None))
         squares = 0.0

@@ -5,8 +5,8 @@ import threading
 import keras
 import numpy as np
 import pytest
+from keras_woodfisher_backends.host_blas import host_threads
 from keras_woodfisher_backends.kernel import BlockKernel
-from keras_woodfisher_backends.lanes import host_threads
 from keras_woodfisher_backends.numpy_backend import NumpyOperators, host_kernel
 
 from keras_woodfisher.fisher import BlockFisher, block_slices

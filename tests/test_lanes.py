@@ -3,7 +3,8 @@
 import time
 
 import pytest
-from keras_woodfisher_backends.lanes import blas_threads, host_threads, side_by_side
+from keras_woodfisher_backends.host_blas import blas_threads, host_threads
+from keras_woodfisher_backends.lanes import side_by_side
 
 
 def test_lanes_within_a_single_lane_share_the_cores():

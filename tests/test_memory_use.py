@@ -8,7 +8,7 @@ import pytest
 from gathering import GivenGradients
 from keras import ops
 from keras_woodfisher_backends import get_backend
-from keras_woodfisher_backends.lanes import blas_threads
+from keras_woodfisher_backends.host_blas import blas_threads
 
 import keras_woodfisher as kw
 from keras_woodfisher.footprint import buffered_footprint, counted_outputs
@@ -204,16 +204,19 @@ def test_a_limit_above_what_is_free_is_what_is_free(wide, monkeypatch):
     assert (plan.limit, plan.reason) == (free - 1, "memory_limit")
 
 
-def test_the_plan_is_shown_once(wide, capsys):
+def test_the_plan_is_shown_once_with_advice(wide, capsys, monkeypatch):
+    monkeypatch.setattr("keras_woodfisher.resources.advice", lambda: "BLAS could be faster.")
     model, data = wide
     callback = kw.WoodFisherPruning(0.6, end_epoch=2, data=data, num_grads=20, verbose=1)
     model.fit(*data, epochs=2, batch_size=32, verbose=0, callbacks=[callback])
     out = capsys.readouterr().out
-    assert out.count("memory plan:") == 1
+    assert out.count("memory plan:") == out.count("BLAS could be faster.") == 1
     assert "gradients, 20 x 4,740 float32: 0.4 MiB in memory" in out
     callback = kw.WoodFisherPruning(0.9, end_epoch=2, data=data, num_grads=20, verbose=0)
     model.fit(*data, epochs=2, batch_size=32, verbose=0, callbacks=[callback])
-    assert "memory plan:" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "memory plan:" not in out
+    assert "BLAS" not in out
 
 
 def test_more_than_was_foreseen_is_planned_anew(capsys):

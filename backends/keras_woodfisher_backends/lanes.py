@@ -3,11 +3,9 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager
-from functools import cache
 from typing import Any, TypeVar
 
-from threadpoolctl import ThreadpoolController
+from keras_woodfisher_backends.host_blas import blas_threads
 
 Lane = TypeVar("Lane")
 Job = TypeVar("Job")
@@ -58,23 +56,3 @@ def _shared(queue: Iterator[Job], lock: threading.Lock) -> Iterator[Job]:
             except StopIteration:
                 return
         yield job
-
-
-def blas_threads(count: int) -> AbstractContextManager[Any]:
-    """Lets each call of the host's BLAS use `count` threads, at least one."""
-    return _controller().limit(limits=max(1, count), user_api="blas")
-
-
-def host_threads() -> int:
-    """Threads that BLAS uses now (OMP_NUM_THREADS and the like set it), 1 where that isn't known."""
-    return max((pool.num_threads for pool in _blas()), default=1)
-
-
-@cache
-def _controller() -> ThreadpoolController:
-    # Looking for the libraries takes milliseconds. Those of NumPy and SciPy are there by now: this package needs them.
-    return ThreadpoolController()
-
-
-def _blas() -> Sequence[Any]:
-    return _controller().select(user_api="blas").lib_controllers

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from keras_woodfisher_backends.host_blas import host_threads
 from keras_woodfisher_backends.kernel import BlockKernel
-from keras_woodfisher_backends.lanes import host_threads
 from keras_woodfisher_backends.operators import Operators
 from keras_woodfisher_backends.triangular import inverse_factor, lower_square
 
