@@ -27,6 +27,7 @@ def main() -> None:
     args.add_argument("--weights", type=int, default=270_896, help="d; by default as many as a ResNet-20 has")
     args.add_argument("--most-mib", type=int, default=1200, help="fewer blocks where the gradients take more")
     args.add_argument("--rounds", type=int, default=7)
+    args.add_argument("--name", default="kernel_speed")
     args = args.parse_args()
     kernel = host_kernel()
     recurrence = RankOneRecurrence(kernel.lanes)
@@ -62,7 +63,7 @@ def main() -> None:
             "largest_relative_error": errors,
         }
         print(shape, table[shape], flush=True)
-    record("kernel_speed", {"lanes": kernel.lanes, "weights": args.weights, "shapes": table})
+    record(args.name, {"lanes": kernel.lanes, "weights": args.weights, "shapes": table})
 
 
 def _diagonal(grads: np.ndarray, blocks: list[slice], kernel: BlockKernel) -> np.ndarray:
