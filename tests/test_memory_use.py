@@ -14,6 +14,7 @@ import keras_woodfisher as kw
 from keras_woodfisher.footprint import buffered_footprint, counted_outputs
 from keras_woodfisher.options import PruningOptions
 from keras_woodfisher.pruner import Pruner
+from keras_woodfisher.recipe.costs import passes_of
 from keras_woodfisher.resources import Resources
 from keras_woodfisher.sources import SampledGradients
 
@@ -107,8 +108,12 @@ def test_every_place_gives_the_same_bits(wide, size, monkeypatch, tmp_path):
     assert same(after, truth)
     monkeypatch.setattr("keras_woodfisher.memory_use.disk_room", lambda folder: 0)
     limit = limit_for("recomputed", model, data, fisher_block_size=size)
-    after, plan = pruned(wide, fisher_block_size=size, memory_limit=limit)
+    with monkeypatch.context() as counting:
+        fill, passes = SampledGradients.fill, []
+        counting.setattr(SampledGradients, "fill", lambda *args: passes.append(args) or fill(*args))
+        after, plan = pruned(wide, fisher_block_size=size, memory_limit=limit)
     assert plan.storage == "recomputed" and plan.pages > 1
+    assert len(passes) == passes_of(plan, size or WEIGHTS)
     # Fewer samples at a time, so frameworks add in another order.
     for one, other in zip(after, truth, strict=True):
         assert ((one == 0) != (other == 0)).mean() < 1e-3

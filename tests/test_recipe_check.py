@@ -10,6 +10,7 @@ import pytest
 from keras import ops
 
 import keras_woodfisher as kw
+from keras_woodfisher.sources import SampledGradients
 
 FIELDS = {
     "params": "__ALL_PRUNABLE__",
@@ -276,6 +277,22 @@ def test_the_memory_plan_is_that_of_the_run(make_mlp, blobs, capsys):
         )
         assert capsys.readouterr().out.count(str(plan)) == 1
         model = make_mlp()
+
+
+def test_it_takes_no_more_samples_at_a_time_than_the_plan(make_mlp, blobs, monkeypatch):
+    monkeypatch.setattr("keras_woodfisher.chunks._CHUNK_BYTES", 2 * 4 * 240)
+    rows = []
+    fill = SampledGradients.fill
+
+    def watched(self, store, kept, number, *args):
+        rows.append((number, store.room(number).shape))
+        return fill(self, store, kept, number, *args)
+
+    monkeypatch.setattr(SampledGradients, "fill", watched)
+    found = check(make_mlp(), 5, data=blobs, verbose=0)
+    assert found.modifiers[0].cost.memory.chunk == 2
+    assert rows == [(2, (2, 240))] * 2
+    assert found.modifiers[0].cost.gradient_seconds > 0
 
 
 def test_what_does_not_fit_is_a_problem(make_mlp, blobs):

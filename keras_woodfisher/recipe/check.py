@@ -234,7 +234,7 @@ class _Run:
                     source.check(options.most_gradients)
                     if uses:
                         pruner.plan_memory(source.footprint(max(rows for rows, _ in uses)), uses)
-                        seconds = probed_seconds(source, pruner, options)
+                        seconds = probed_seconds(source, pruner)
                         self._slow = source.slow_layers
             except _REFUSALS as error:
                 problems.append(_problem(modifier, error))

@@ -8,7 +8,7 @@ import numpy as np
 from keras_woodfisher_backends.kernel import BlockKernel
 
 from keras_woodfisher.fisher import block_slices
-from keras_woodfisher.memory_plan import MemoryPlan
+from keras_woodfisher.memory_plan import RECOMPUTED, MemoryPlan
 from keras_woodfisher.options import PruningOptions
 from keras_woodfisher.planning import PlannedUpdate
 from keras_woodfisher.pruner import Pruner
@@ -83,6 +83,7 @@ def cost_of(
         flops = sum(_flops(u.num_grads, width) for u, widths in blocks.items() for width in widths)
         seconds = options.num_recomputations * _OVERHEAD * flops / _gemm_rate()
     samples = options.num_recomputations * sum(u.num_grads for u in working)
+    samples *= passes_of(memory, max(max(widths) for widths in blocks.values()))
     return Cost(
         gradients,
         ring,
@@ -94,19 +95,28 @@ def cost_of(
     )
 
 
-def probed_seconds(source: SampledGradients, pruner: Pruner, options: PruningOptions) -> float:
-    """Measured seconds of one gradient sample: one chunk after the one that compiles."""
-    rows = pruner.backend.chunk_groups(options.grad_batch_size)
-    if source.available is not None:
-        rows = max(1, min(rows, source.available))
+def probed_seconds(source: SampledGradients, pruner: Pruner) -> float:
+    """Measured seconds of one gradient sample: one chunk of the memory plan, after the one that compiles."""
+    assert pruner.memory is not None
+    rows = pruner.memory.chunk if source.available is None else max(1, min(pruner.memory.chunk, source.available))
     kept = [np.ones(t.size, bool) for t in pruner.targets]
-    chunk = rows if pruner.memory is None else min(rows, pruner.memory.chunk)
-    store = MemoryStore((rows, sum(t.size for t in pruner.targets)), chunk)
     for draw in (0, 1):
         start = time.perf_counter()
-        store.rewind()
+        # A new one each time, as in each update: memory takes time when it is handed out.
+        store = MemoryStore((rows, sum(t.size for t in pruner.targets)), rows)
         source.fill(store, kept, rows, draw, lambda number: None)
     return (time.perf_counter() - start) / rows
+
+
+def passes_of(memory: MemoryPlan | None, widest: int) -> int:
+    """How often each sample is taken."""
+    if memory is None or memory.storage != RECOMPUTED:
+        return 1
+    if widest > memory.page:
+        # Gram matrix and leverage, then the change of the samples, Gram matrix and correction, each over all pages.
+        return 5 * memory.pages
+    # For the scores page after page, and for the corrections back to the first one.
+    return 2 * memory.pages - 1
 
 
 def _kept(sizes: Sequence[int], update: PlannedUpdate) -> list[int]:

@@ -42,7 +42,9 @@ class RecomputedStore(StagedStore):
         self._passes = 0
 
     def groups(self, blocks: Sequence[slice]) -> Iterator[Sequence[slice]]:
-        for group in _pages(blocks, self._page):
+        pages = list(_pages(blocks, self._page))
+        # Backwards where the last page is the one that is there.
+        for group in reversed(pages) if pages and self._has(pages[-1]) else pages:
             if group[0].stop - group[0].start <= self._page:
                 self._load(group)
             yield group
@@ -55,8 +57,11 @@ class RecomputedStore(StagedStore):
         # The buffer serves each pass.
         self._passes = 1
 
+    def _has(self, pieces: Sequence[slice]) -> bool:
+        return all(piece in self._pieces for piece in pieces)
+
     def _load(self, pieces: Sequence[slice]) -> None:
-        if all(piece in self._pieces for piece in pieces):
+        if self._has(pieces):
             return
         self._pieces, before, self._filled = list(pieces), self._filled, 0
         with warnings.catch_warnings():

@@ -40,7 +40,7 @@ class GradientStore(Protocol):
         ...
 
     def groups(self, blocks: Sequence[slice]) -> Iterator[Sequence[slice]]:
-        """Blocks that can be had at the same time, group after group; `block` gives those of the present group."""
+        """Blocks that can be had at the same time, group after group in any order; `block` gives those of the group."""
         ...
 
     def block(self, block: slice) -> Any:
