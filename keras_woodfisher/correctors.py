@@ -125,7 +125,8 @@ class CalibratedCorrector:
             gradient, differentiated = self._gradient(removal, _added(base, removal.keep, change), number, meter)
             examples += differentiated
             with meter.phase("calibration", 1, "choice") as advance:
-                steps = correction.steps(gradient, dampings)
+                # The samples' squares, and with them the Fisher and its damping, may be those of several examples.
+                steps = correction.steps(gradient / self._source.square_scale, dampings)
                 place, lowest = longest_that_helps(steps, loss, lowest, start=place)
                 advance()
             if place is None:

@@ -74,19 +74,12 @@ class LonePruner(Pruner):
                     fisher = BlockFisher(grads, touched, damp, self.resources.kernels, advance)
                     moved = fisher.update(weights[keep], prune, diagonal, self._options.update == "joint")
                     moved[prune] = -weights[keep][prune]
-                    costs = fisher.costs(moved, self._scale(source))
+                    costs = fisher.costs(moved, source.square_scale)
                 delta = np.zeros(weights.shape)
                 delta[keep] = moved
                 return self._change(weights, delta, new, self._by_variable(touched, costs))
 
             yield change, len(grads)
-
-    def _scale(self, source: SampledGradients) -> float:
-        """What the squares of a sample are to be multiplied by to be those of one example."""
-        if source.loss.summed:
-            return 1.0 / self._options.grad_batch_size
-        # A mean over b gradients has about a b-th of the squares of one; a Gauss-Newton sample hasn't.
-        return self._options.grad_batch_size if self._options.fisher == "empirical" else 1.0
 
     def _at(self, scores: np.ndarray, level: float) -> np.ndarray:
         return self._grow(scores, [level] * len(self.targets))

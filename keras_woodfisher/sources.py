@@ -89,6 +89,8 @@ class SampledGradients:
         self._options = options
         self._backend = backend
         self._model = model
+        # Data may be read several times: without a seed one is drawn, for all of them.
+        self._seed = int(np.random.default_rng().integers(2**32)) if options.seed is None else options.seed
         self._examples = open_examples(data)
         self._curvature = GaussNewtonLoss(model, targets, loss) if options.fisher == "ggn" else None
         self._samplers: dict[int, HalvingSampler] = {}
@@ -99,6 +101,14 @@ class SampledGradients:
         """How many samples the data can give, or None where that isn't known."""
         examples = self._examples.available
         return None if examples is None else examples // self._options.grad_batch_size
+
+    @property
+    def square_scale(self) -> float:
+        """What the squares of a sample are to be multiplied by to be those of one example."""
+        if self.loss.summed:
+            return 1.0 / self._options.grad_batch_size
+        # A mean over b gradients has about a b-th of the squares of one; a Gauss-Newton sample hasn't.
+        return self._options.grad_batch_size if self._curvature is None else 1.0
 
     @property
     def slow_layers(self) -> SlowLayers | None:
@@ -118,7 +128,7 @@ class SampledGradients:
         Raises:
             ValueError: If there aren't so many.
         """
-        held, self._examples = self._examples.hold_out(count, self._options.seed)
+        held, self._examples = self._examples.hold_out(count, self._seed)
         return held
 
     def check(self, rows: int) -> None:
@@ -128,7 +138,7 @@ class SampledGradients:
                 f"num_grads={rows} with grad_batch_size={size} needs {rows * size} examples, but data holds "
                 f"{self._examples.available}. {self._fitting(rows)}"
             )
-        first = next(self._examples.groups(1, size, self._options.seed), None)
+        first = next(self._examples.groups(1, size, self._seed), None)
         if first is None:
             raise ValueError(
                 f"data holds fewer than grad_batch_size={size} examples (a callable must return a fresh "
@@ -179,7 +189,8 @@ class SampledGradients:
         Args:
             weights: (N,) all chosen weights, in weight order.
             kept: As in `fill`.
-            draw: Number of the update, and of the gradient within it: each has examples of its own.
+            draw: Number of the update, and of the gradient within it: of arrays each has examples of its own; a stream
+                is read from its beginning.
             size: Examples to differentiate at a time, fewer where memory is full.
 
         Returns:
@@ -221,10 +232,9 @@ class SampledGradients:
 
     def _stream(self, draw: int, purpose: int = 0) -> Any:
         """The seed of an update. The first draw is `default_rng(seed)` itself; each later one has its own stream."""
-        seed = self._options.seed
-        if seed is None or not (draw or purpose):
-            return seed
-        return [seed, draw, purpose] if purpose else [seed, draw]
+        if not (draw or purpose):
+            return self._seed
+        return [self._seed, draw, purpose] if purpose else [self._seed, draw]
 
     def _sampler_of(self, loss: ModelLoss) -> HalvingSampler:
         if id(loss) not in self._samplers:

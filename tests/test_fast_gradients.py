@@ -186,6 +186,18 @@ def test_an_update_tells(backend, rng, capsys):
     assert (told in capsys.readouterr().out) == CAPTURES
 
 
+def test_a_layer_keeps_the_call_that_a_user_gave_it(rng):
+    model = chain((4,), layers.Dense(3), layers.Dense(2))
+    model.compile(loss="mse")
+    layer = model.layers[0]
+    plain = layer.call
+    layer.call = lambda inputs, training=None: 2.0 * plain(inputs)
+    given = vars(layer)["call"]
+    x, y = rng.normal(size=(6, 4)).astype("float32"), rng.normal(size=(6, 2)).astype("float32")
+    kw.prune(model, data=(x, y), sparsity=0.5, quality="fast", num_grads=6, verbose=0)
+    assert vars(layer)["call"] is given
+
+
 def test_the_dry_run_tells(rng):
     model = chain((4,), OwnDense(3, name="own"), layers.Dense(2))
     model.compile(loss="mse")

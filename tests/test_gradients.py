@@ -220,6 +220,16 @@ def test_each_update_draws_other_examples(backend, blobs, make_mlp):
     assert np.abs(first - other).max() > 1e-2
 
 
+def test_without_a_seed_each_source_draws_its_own(backend, blobs, make_mlp):
+    model, rows = make_mlp(), []
+    for _ in range(2):
+        source, targets = source_of(backend, model, blobs, 10, seed=None)
+        first, again = (collect(source, targets, 10, backend) for _ in range(2))
+        np.testing.assert_allclose(first, again, rtol=1e-4, atol=1e-7)
+        rows.append(first)
+    assert np.abs(rows[0] - rows[1]).max() > 1e-2
+
+
 def test_only_unpruned_weights_are_kept(backend, blobs, make_mlp):
     model = make_mlp()
     source, targets = source_of(backend, model, blobs, 6)

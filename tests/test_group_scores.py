@@ -85,20 +85,44 @@ def test_the_whole_block_and_no_group_at_all(kernel):
     assert found.size == none.size == 0
 
 
+class Elsewhere:
+    """Samples that are read panel by panel."""
+
+    def __init__(self, grads):
+        self._grads = grads
+        self.shape = grads.shape
+        self.read = 0
+
+    def __getitem__(self, key):
+        part = self._grads[key]
+        self.read += part.shape[1]
+        return part
+
+
 @pytest.mark.parametrize("panel", [7, 64])
 @pytest.mark.parametrize("lanes, groups", [(1, 9), (2, 9), (2, 2)])
-def test_panels_and_lanes_change_nothing(backend, panel, lanes, groups):
+@pytest.mark.parametrize("kind", [np.asarray, Elsewhere])
+def test_panels_and_lanes_change_nothing(backend, panel, lanes, groups, kind):
     grads, labels = samples(12, 64), labelled(64, groups)
     weights = np.random.default_rng(1).normal(size=64)
     members = np.arange(64).reshape(16, 4)
     truth = costs_by_definition(grads, DAMP, weights, labels)[1]
     sets = host_kernel().cheapest_sets(grads, DAMP, weights, members, 2)
+    grads = kind(grads)
     for operators in (NumpyOperators(), backend.kernel("cpu:0")._ops):
         kernel = BlockKernel(operators, panel=panel, lanes=lanes)
         np.testing.assert_allclose(kernel.group_costs(grads, DAMP, weights, labels, True)[1], truth, rtol=1e-8)
         costs, chosen = kernel.cheapest_sets(grads, DAMP, weights, members, 2, True)
         np.testing.assert_allclose(costs, sets[0], rtol=1e-8)
         np.testing.assert_array_equal(chosen, sets[1])
+
+
+def test_each_group_reads_its_own_panels_only():
+    grads, labels = Elsewhere(samples(4, 600)), np.arange(600) // 10
+    kernel = BlockKernel(NumpyOperators(), panel=20)
+    kernel.group_costs(grads, DAMP, np.ones(600), labels)
+    # All of them once for the Gram matrix, and each group's one panel.
+    assert grads.read == 600 + 60 * 20
 
 
 @pytest.mark.parametrize("panel", [16, 1000])

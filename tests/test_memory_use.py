@@ -177,6 +177,14 @@ def test_nothing_is_left_behind_by_an_error(wide, error, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_without_a_seed_each_pass_takes_the_same_samples(wide, monkeypatch):
+    monkeypatch.setattr("keras_woodfisher.memory_use.disk_room", lambda folder: 0)
+    model, data = wide
+    limit = limit_for("recomputed", model, data, fisher_block_size=900)
+    _, plan = pruned(wide, seed=None, memory_limit=limit, fisher_block_size=900)
+    assert plan.storage == "recomputed" and plan.pages > 1
+
+
 def test_rows_that_are_dropped_are_the_same_in_each_pass(wide, monkeypatch):
     model, (x, y) = wide
     x = x.copy()

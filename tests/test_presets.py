@@ -92,6 +92,22 @@ def test_newton_steps_lower_the_held_out_loss(model, digits):
     assert chosen[2].loss < chosen[1].loss < chosen[0].loss <= chosen[0].loss_removed
 
 
+@pytest.mark.parametrize("fisher", ["ggn", "empirical"])
+def test_a_sum_over_examples_is_corrected_like_their_mean(model, digits, fisher):
+    weights, after, chosen = model.get_weights(), [], []
+    for reduction in ("sum_over_batch_size", "sum"):
+        model.set_weights(weights)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction)
+        options = {"stages": 1, "newton_steps": 2, "num_grads": 40, "grad_batch_size": 4, "calibration": 100}
+        report = kw.prune(model, digits, 0.85, loss=loss, fisher=fisher, verbose=0, **options)
+        after.append(model.get_weights())
+        chosen.append(report.stages[0].calibration)
+    assert len(chosen[0].steps) == 2
+    assert chosen[1].loss == pytest.approx(chosen[0].loss, rel=1e-3)
+    for one, other in zip(*after, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-2, atol=1e-3)
+
+
 def test_what_is_given_wins_over_the_preset(model, digits):
     given = {"stages": 2, "num_grads": 30, "grad_batch_size": 3, "damp": 0.01, "fisher": "empirical", "calibration": 20}
     report = kw.prune(model, digits, 0.5, quality="best", verbose=0, **given)

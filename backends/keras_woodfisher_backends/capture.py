@@ -121,22 +121,23 @@ def _nothing(groups: int, shape: Any, rule: Rule) -> Any:
     return ops.zeros([(groups, *shape)[axis] for axis in stored], "float32")
 
 
+_HOOKED = "call", "activation"
+
+
 @contextmanager
 def _listening(owners: Sequence[Any], calls: Sequence[list], how: Differentiation) -> Iterator[None]:
     """Records (input, pre-activation output) of each call of each layer, and leaves no trace."""
-    # On torch, an activation that is a layer isn't in the instance's own dictionary.
-    activations = [vars(layer).get("activation") for layer in owners]
+    # Users may have given a layer a `call` of its own. On torch, an activation that is a layer isn't in the dictionary.
+    before = [{name: vars(layer)[name] for name in _HOOKED if name in vars(layer)} for layer in owners]
     try:
         for layer, call in zip(owners, calls, strict=True):
             _listen(layer, call, how)
         yield
     finally:
-        for layer, activation in zip(owners, activations, strict=True):
-            vars(layer).pop("call", None)
-            if activation is None:
-                vars(layer).pop("activation", None)
-            else:
-                vars(layer)["activation"] = activation
+        for layer, own in zip(owners, before, strict=True):
+            for name in _HOOKED:
+                vars(layer).pop(name, None)
+            vars(layer).update(own)
 
 
 def _listen(layer: Any, record: list, how: Differentiation) -> None:

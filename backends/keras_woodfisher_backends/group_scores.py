@@ -94,32 +94,43 @@ class GroupScores(Factors):
                 costs[small[part]] = _costs(inverse, np.where(members >= 0, weights[members], 0.0))
 
             self._share(work, chunks, alone)
-        gram = None
         # Large groups, and those that lost too many digits.
-        for group in np.flatnonzero(np.isnan(costs)).tolist():
-            inside = np.zeros(width, bool)
-            inside[groups.columns(group)] = True
-            # The sum over the others is the more accurate one, but with many groups in a wide block it takes too long.
-            subtract = groups.sizes[group] > m and width > self._widest
-            if subtract and gram is None:
-                gram = self._gram(grads, None, alone)
-            costs[group] = self._cost_by_samples(grads, damp, weights, inside, gram if subtract else None, alone)
+        left = np.flatnonzero(np.isnan(costs))
+        # The sum over the others is the more accurate one, but with many groups in a wide block it takes too long.
+        subtract = (groups.sizes > m) & (width > self._widest)
+        gram = self._gram(grads, None, alone) if subtract[left].any() else None
+
+        def rest(group: int, lane: int = 0) -> None:
+            whole = gram if subtract[group] else None
+            costs[group] = self._cost_by_samples(grads, damp, weights, groups.columns(group), whole)
+
+        self._share(rest, left.tolist(), alone)
         return 0.5 * damp * costs
 
     def _cost_by_samples(
-        self, grads: Samples, damp: float, weights: np.ndarray, inside: np.ndarray, gram: Any, alone: bool
+        self, grads: Samples, damp: float, weights: np.ndarray, columns: np.ndarray, gram: Any
     ) -> float:
         """`|w_S|^2 + u^T A_K^-1 u`; `A_K` from `gram` of the whole block by subtraction, where that is given."""
-        m = grads.shape[0]
-        removed = np.where(inside, weights, 0.0)
-        source = self._combine(grads, removed)
+        m, width = grads.shape
+        removed = weights[columns]
         plain = float(removed @ removed)
-        if inside.all():
+        source, square = np.zeros(m), None
+        for part in self._parts(len(columns)):
+            here = columns[part]
+            panel = np.empty((m, len(here)), np.float32)
+            self._gather(grads, here, panel, np.arange(len(here)))
+            loaded = self._ops.load(panel)
+            source += self._ops.combine(loaded, removed[part])[:m]
+            if gram is not None:
+                square = self._ops.gram(loaded, square)
+        if len(columns) == width:
             return plain + float(source @ source) / (m * damp)
         if gram is None:
-            factor = self._dual_factor(grads, damp, ~inside, alone)
+            keep = np.ones(width, bool)
+            keep[columns] = False
+            factor = self._dual_factor(grads, damp, keep, alone=False)
         else:
-            factor = self._factor(gram - self._gram(grads, inside, alone), m, damp)
+            factor = self._factor(gram - square, m, damp)
         return plain + float(source @ self._ops.solve(factor, source)[:m])
 
     def _cheapest_sets(
@@ -163,11 +174,16 @@ class GroupScores(Factors):
         return blocks
 
     def _gather(self, grads: Samples, columns: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
-        """`out[:, places] = grads[:, columns]`, panel by panel."""
-        for part in self._parts(grads.shape[1]):
-            here = (columns >= part.start) & (columns < part.stop)
-            if here.any():
-                out[:, places[here]] = np.take(grads[:, part], columns[here] - part.start, axis=1)
+        """`out[:, places] = grads[:, columns]`, of only those panels that hold any."""
+        if isinstance(grads, np.ndarray):
+            out[:, places] = np.take(grads, columns, axis=1)
+            return
+        step = self._panel
+        panels = columns // step
+        for panel in np.unique(panels).tolist():
+            here = panels == panel
+            part = slice(panel * step, min((panel + 1) * step, grads.shape[1]))
+            out[:, places[here]] = np.take(grads[:, part], columns[here] - part.start, axis=1)
 
     def _leasts(self, grads: Samples, damp: float) -> np.ndarray:
         """`_least` of every weight, (B,)."""

@@ -176,10 +176,10 @@ class Panels:
         """Calls `work(columns, lane)` for each panel."""
         self._share(work, list(self._parts(width)), alone)
 
-    def _share(self, work: Callable[..., None], parts: Sequence[slice], alone: bool) -> None:
+    def _share(self, work: Callable[..., None], parts: Sequence[Any], alone: bool) -> None:
         """Calls `work(part, lane)` for each part."""
         lanes = min(self.lanes, len(parts)) if alone else 1
-        if lanes == 1:
+        if lanes < 2:
             for part in parts:
                 work(part)
             return
