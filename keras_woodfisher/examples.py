@@ -71,6 +71,14 @@ def open_examples(data: Any) -> Examples:
     )
 
 
+def count_up_to(examples: Examples, most: int) -> int | None:
+    """How many examples there are; of a stream, which is read to find out, None if there are `most` or more."""
+    if examples.available is not None:
+        return examples.available
+    number = sum(_length(part) for part in examples.groups(most, 1, None))
+    return number if number < most else None
+
+
 class ArrayExamples:
     """Arrays, drawn by `numpy.random.default_rng(seed).permutation`, the same on every backend.
 

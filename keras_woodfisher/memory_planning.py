@@ -198,8 +198,6 @@ def _refusal(needs: MemoryNeeds, means: Means) -> str:
             f"({means.reason}). "
         )
         mends.append(f'memory_limit="{-(-least.total // 2**20)} MiB"')
-        if least.blocks > max(least.sampling, least.ring) and needs.widest > 1:
-            mends.append("a smaller fisher_block_size")
     size = means.itemsize * needs.samples * needs.columns
     if means.place in ("cpu", DISK) and size > means.disk:
         text += (

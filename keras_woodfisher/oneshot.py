@@ -13,14 +13,14 @@ from keras_woodfisher.calibration import HeldOutLoss
 from keras_woodfisher.checks import fraction
 from keras_woodfisher.correctors import CalibratedCorrector, Corrector
 from keras_woodfisher.evaluation import MeanLoss
-from keras_woodfisher.examples import open_examples
+from keras_woodfisher.examples import count_up_to, open_examples
 from keras_woodfisher.gauss_newton import curvature_problem
 from keras_woodfisher.levels import arguments_of, checked_levels, finals_of
 from keras_woodfisher.mask_types import UNSTRUCTURED, check_final, mask_text
 from keras_woodfisher.meter import Meter
 from keras_woodfisher.options import AUTO, CALIBRATED, PruningOptions
 from keras_woodfisher.pruner import Pruner
-from keras_woodfisher.quality import Quality, chosen
+from keras_woodfisher.quality import FEWEST, PRESETS, Quality, chosen, plenty
 from keras_woodfisher.report import PruningReport, merged
 from keras_woodfisher.sources import SampledGradients
 from keras_woodfisher.stages import update_in_stages
@@ -85,7 +85,7 @@ def prune(
         global_sparsity: Rank all weights together, or each variable by itself.
         quality: How much work to spend: `"fast"` (one stage, as in the papers), `"balanced"` or `"best"` (several
             stages with Gauss-Newton samples, and corrections calibrated on held-out examples). It chooses the options
-            below that aren't given; the report says what was used.
+            below that aren't given; the report says what was used. With fewer than 200 examples all are `"fast"`.
         stages: How many times new gradients are taken on the way to the sparsity; the kept fraction falls by the same
             factor each time.
         num_grads: Gradient samples of a stage (m), or as many as arrays hold; or `{sparsity: count}`: the count of the
@@ -138,16 +138,29 @@ def prune(
         "damp": damp,
         "update": update,
         "calibration": calibration,
-        # Steps fit the weights to the statistics that they find.
-        "newton_steps": 0 if newton_steps is None and reestimate_batchnorm is not False else newton_steps,
+        "newton_steps": newton_steps,
     }
     second_order = method != "magnitude"
+    idle = [name for name, value in given.items() if value is not None]
+    if newton_steps is None and reestimate_batchnorm is not False:
+        # Steps fit the weights to the statistics that they find.
+        given["newton_steps"] = 0
     if second_order and data is None:
         raise ValueError(
             "prune needs data to take gradients of: data=(x, y), or whatever fit takes. "
             "Only method='magnitude' works without."
         )
-    used = chosen(quality, given, open_examples(data).available if second_order else None)
+    used = chosen(quality, given, None)
+    notes: tuple[str, ...] = ()
+    if not second_order and idle:
+        notes = (f"method='magnitude' takes no gradients and corrects nothing: {', '.join(idle)} had no effect.",)
+    if second_order:
+        used = chosen(quality, given, count_up_to(open_examples(data), plenty(used)))
+        if update is None and used.update != PRESETS[quality].update:
+            notes = (
+                f"as with quality='fast' instead of {quality!r}: data holds fewer than {FEWEST} examples, too few to "
+                "hold some out and choose corrections by them.",
+            )
     options = PruningOptions(
         params="__ALL_PRUNABLE__" if params is None else params,  # type: ignore[arg-type]
         exclude=exclude,  # type: ignore[arg-type]
@@ -170,13 +183,14 @@ def prune(
         verbose=verbose,
     )
     check_final(options.mask_type, final if levels is None else max(level for level, _ in levels))
-    notes: tuple[str, ...] = ()
     if second_order and fisher is None and used.fisher == "ggn" and (problem := curvature_problem(model, loss)):
         options, used = replace(options, fisher="empirical"), replace(used, fisher="empirical")
-        notes = (f"fisher='empirical' instead of 'ggn': {problem}",)
+        notes += (f"fisher='empirical' instead of 'ggn': {problem}",)
     pruner = Pruner(model, options)
     finals = [final] * len(pruner.targets) if levels is None else finals_of(pruner.targets, levels)
     pruner.find_zeros()
+    if not pruner.prunes(finals):
+        notes += (f"nothing was left to prune: the chosen weights were at sparsity {pruner.sparsity:.4f} before.",)
     rows = options.most_gradients_between(pruner.sparsity, max(finals))
     source = corrector = None
     if second_order:

@@ -62,6 +62,9 @@ PRESETS: Mapping[str, Quality] = {
 _LARGEST_SHARE = 10
 """At most one example in so many is held out, where a preset says how many."""
 
+FEWEST = 200
+"""With fewer examples than this, so few are held out that presets choose nothing by them."""
+
 
 def chosen(name: str, given: Mapping[str, Any], available: int | None) -> Quality:
     """A preset with what was given in place of its own choices, made to fit the data.
@@ -86,7 +89,10 @@ def chosen(name: str, given: Mapping[str, Any], available: int | None) -> Qualit
     quality = _checked(replace(PRESETS[name], **explicit), explicit)
     if available is None:
         return quality
-    if "calibration" not in explicit:
+    asked = "update" in explicit or "calibration" in explicit or explicit.get("newton_steps")
+    if quality.update == CALIBRATED and available < FEWEST and not asked:
+        quality = _checked(replace(PRESETS["fast"], **explicit), explicit)
+    if quality.update == CALIBRATED and "calibration" not in explicit:
         quality = replace(quality, calibration=min(quality.calibration, -(-available // _LARGEST_SHARE)))
     held_out = quality.calibration if isinstance(quality.calibration, int) else 0
     left = max(1, available - held_out)
@@ -96,6 +102,13 @@ def chosen(name: str, given: Mapping[str, Any], available: int | None) -> Qualit
     if "num_grads" not in explicit and isinstance(quality.num_grads, int):
         quality = replace(quality, num_grads=max(1, min(quality.num_grads, left // quality.grad_batch_size)))
     return quality
+
+
+def plenty(quality: Quality) -> int:
+    """With so many examples, or more, nothing has to be made smaller."""
+    most = quality.num_grads if isinstance(quality.num_grads, int) else max(quality.num_grads.values())
+    held_out = quality.calibration if isinstance(quality.calibration, int) else 0
+    return max(FEWEST, most * quality.grad_batch_size + held_out, _LARGEST_SHARE * held_out)
 
 
 def _checked(quality: Quality, explicit: Mapping[str, Any]) -> Quality:

@@ -92,6 +92,40 @@ def test_newton_steps_lower_the_held_out_loss(model, digits):
     assert chosen[2].loss < chosen[1].loss < chosen[0].loss <= chosen[0].loss_removed
 
 
+@pytest.mark.parametrize("number", [150, 260])
+def test_streams_that_hold_few_examples(model, digits, number):
+    x, y = (part[:number] for part in digits)
+    weights, reports = model.get_weights(), []
+    for data in ((x, y), lambda: ((x[i : i + 32], y[i : i + 32]) for i in range(0, number, 32))):
+        model.set_weights(weights)
+        reports.append(kw.prune(model, data, 0.5, verbose=0))
+    fields = ("stages", "num_grads", "grad_batch_size", "update", "calibration", "newton_steps")
+    one, other = ({name: report.settings[name] for name in fields} for report in reports)
+    assert one == other
+    assert one["update"] == ("joint" if number < 200 else "calibrated")
+    assert reports[0].samples == reports[1].samples
+    for report in reports:
+        assert any("fewer than 200 examples" in note for note in report.notes) == (number < 200)
+
+
+def test_magnitude_says_which_options_have_no_effect(model, digits):
+    report = kw.prune(model, digits, 0.5, method="magnitude", newton_steps=3, stages=2, verbose=0)
+    assert report.notes == (
+        "method='magnitude' takes no gradients and corrects nothing: stages, newton_steps had no effect.",
+    )
+    assert kw.prune(model, digits, 0.6, method="magnitude", verbose=0).notes == ()
+
+
+def test_nothing_was_left_to_prune(model, digits):
+    before = kw.prune(model, digits, 0.9, method="magnitude", verbose=0)
+    report = kw.prune(model, digits, 0.5, quality="fast", verbose=0)
+    assert report.sparsity == before.sparsity
+    assert report.notes == (
+        f"nothing was left to prune: the chosen weights were at sparsity {before.sparsity:.4f} before.",
+    )
+    assert report.notes[0] in str(report)
+
+
 @pytest.mark.parametrize("fisher", ["ggn", "empirical"])
 def test_a_sum_over_examples_is_corrected_like_their_mean(model, digits, fisher):
     weights, after, chosen = model.get_weights(), [], []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from keras_woodfisher.quality import PRESETS, chosen
+from keras_woodfisher.quality import PRESETS, chosen, plenty
 
 
 def test_a_preset_as_it_is_where_the_data_is_plenty():
@@ -26,6 +26,23 @@ def test_it_fits_the_data(name, available):
     if available > 1:
         assert found.calibration + found.num_grads * found.grad_batch_size <= available
     assert found.calibration <= max(1, available / 10 + 1)
+
+
+def test_few_examples_choose_nothing():
+    for name in ("balanced", "best"):
+        assert chosen(name, {}, 199) == chosen("fast", {}, 199)
+        assert chosen(name, {}, 200).update == "calibrated"
+        assert chosen(name, {"stages": 3, "newton_steps": 0}, 100) == chosen("fast", {"stages": 3}, 100)
+        for asked in ({"update": "calibrated"}, {"calibration": 5}, {"newton_steps": 1}):
+            assert chosen(name, asked, 100).update == "calibrated"
+
+
+def test_what_is_plenty():
+    assert plenty(PRESETS["fast"]) == 512
+    assert plenty(PRESETS["balanced"]) == 2500
+    assert plenty(PRESETS["best"]) == 5000
+    for name, preset in PRESETS.items():
+        assert chosen(name, {}, plenty(preset)) == preset
 
 
 def test_block_by_block_nothing_is_held_out():

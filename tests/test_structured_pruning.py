@@ -175,10 +175,10 @@ def is_two_of_four(kernel):
     return bool(((rows == 0).sum(1) == 2).all())
 
 
-@pytest.mark.parametrize("method", ["woodfisher", "magnitude"])
-def test_one_shot_two_of_four(images, method):
+@pytest.mark.parametrize("how", [{"num_grads": 32}, {"method": "magnitude"}])
+def test_one_shot_two_of_four(images, how):
     model = conv_net()
-    report = kw.prune(model, images, 0.5, mask_type="2:4", method=method, quality="fast", num_grads=32, verbose=0)
+    report = kw.prune(model, images, 0.5, mask_type="2:4", quality="fast", verbose=0, **how)
     assert all(is_two_of_four(layer.kernel) for layer in model.layers if layer.weights)
     # 27 inputs of a unit: six fours, and three weights that stay.
     assert [v.pruned for v in report.variables] == [12 * 8, 36 * 4, 8 * 3]
