@@ -239,6 +239,7 @@ class WoodFisherPruning(HoldingCallback):
             self._prune_if_due(progress.epoch + 1.0, last=True)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        super().on_epoch_end(epoch, logs)
         self._progress.end_epoch(self._stopped)
         if self._progress.is_last_epoch() and self._progress.ended > epoch:
             self._prune_if_due(self._progress.ended, last=True)

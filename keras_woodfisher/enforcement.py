@@ -97,13 +97,20 @@ class Enforcement:
                 if (values[here] != begin).any():
                     slot.assign(np.where(here, begin, values))
 
-    def apply(self) -> None:
-        """Masks the weights now: something other than the optimizer may have changed them."""
+    def apply(self) -> list[str]:
+        """Masks the weights now: something other than the optimizer may have changed them.
+
+        Returns:
+            Names of the variables of which pruned weights weren't zero.
+        """
+        changed = []
         for target, mask in zip(self._targets, self._masks, strict=True):
             values = ops.convert_to_numpy(target.variable)
             here = ops.convert_to_numpy(mask)
             if values[~here].any():
                 target.variable.assign(np.where(here, values, np.zeros((), values.dtype)))
+                changed.append(target.name)
+        return changed
 
     def constrain(self) -> None:
         """Applies the user's own constraints now: corrected weights may break them, and no step may follow."""

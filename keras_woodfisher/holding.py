@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_woodfisher.enforcement import Enforcement
-from keras_woodfisher.neighbours import callbacks_beside
+from keras_woodfisher.neighbours import callbacks_beside, warn
 from keras_woodfisher.targets import Target
 
 
@@ -20,12 +20,13 @@ class HoldingCallback(keras.callbacks.Callback):
         self._enforcement: Enforcement | None = None
         self._started = False
         self._released = False
+        self._warned = False
 
     def on_train_begin(self, logs: Any = None) -> None:
         model = self.model
         self._let_go()
         check_trainable_here(model)
-        self._started = self._released = False
+        self._started = self._released = self._warned = False
         try:
             targets = self._prepare(model)
             self._warn_about_others()
@@ -52,6 +53,21 @@ class HoldingCallback(keras.callbacks.Callback):
         # A loop of the user's own may not tell of epochs.
         if not self._started:
             self.on_epoch_begin(0)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if self._enforcement is None or not self._started or self._released:
+            return
+        self.model  # noqa: B018
+        changed = self._enforcement.apply()
+        if changed:
+            keep_edits(self._model)
+        if changed and not self._warned:
+            self._warned = True
+            warn(
+                f"Pruned weights of {', '.join(changed)} were changed during this epoch by something other than the "
+                "model's optimizer, whose steps keep them at zero. They are zero again now, and will be at the end of "
+                "each epoch, but not in between. Let a custom train_step change weights by optimizer.apply."
+            )
 
     def on_train_end(self, logs: Any = None) -> None:
         if self._enforcement is None:

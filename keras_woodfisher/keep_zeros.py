@@ -85,6 +85,7 @@ class KeepZeros(HoldingCallback):
         self._progress.end_batch(batch)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        super().on_epoch_end(epoch, logs)
         self._progress.end_epoch(bool(self._model.stop_training))
 
     def check(self, model: keras.Model, epochs: int | None = None) -> list[Target]:

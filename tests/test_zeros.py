@@ -8,6 +8,7 @@ from keras import ops
 import keras_woodfisher as kw
 from keras_woodfisher.enforcement import MaskConstraint
 from keras_woodfisher.hidden import inner_optimizer, parts_of, slots_of
+from keras_woodfisher.holding import keep_edits
 
 BACKEND = keras.backend.backend()
 KERNELS = ("hidden", "out")
@@ -210,6 +211,30 @@ def test_custom_train_step(blobs):
     model(blobs[0][:1])
     model.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     check_held(model, *blobs)
+
+
+@pytest.mark.parametrize("make", [magnitude, kw.KeepZeros])
+def test_what_something_else_writes_is_told_and_put_right(make_mlp, blobs, make):
+    model, found = make_mlp(), []
+    kw.prune(model, sparsity=0.5, method="magnitude", verbose=0)
+    callback = make()
+
+    class Writing(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 3:
+                kernel = self.model.get_layer("hidden").kernel
+                kernel.assign(ops.ones(kernel.shape))
+                keep_edits(self.model)
+
+        def on_epoch_end(self, epoch, logs=None):
+            found.append(zeros_in(self.model, ["hidden"]))
+
+    with pytest.warns(UserWarning, match=r"hidden/kernel were changed during this epoch by something other") as told:
+        model.fit(*blobs, epochs=2, batch_size=24, verbose=0, callbacks=[callback, Writing()])
+    assert len([w for w in told if "something other" in str(w.message)]) == 1
+    # What is held differs from method to method, but not nothing.
+    assert all(number > 0.2 * model.get_layer("hidden").kernel.shape[0] for number in found)
+    assert len(found) == 2
 
 
 def test_class_weight_and_batch_norm(blobs):
