@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("sparsity", type=float)
     parser.add_argument("out")
-    parser.add_argument("--num-grads", type=int, default=512)
+    parser.add_argument("--num-grads", type=int, help="gradient samples of a stage")
     args = parser.parse_args()
     model = keras.models.load_model(args.model)
     with np.load(args.data, allow_pickle=False) as file:

@@ -291,9 +291,14 @@ def _to_numpy(leaf: Any) -> np.ndarray:
         leaf = leaf.detach().cpu()
     if hasattr(leaf, "dense_shape") or hasattr(leaf, "row_splits"):
         raise TypeError("data holds sparse or ragged tensors. Convert them to dense ones first.")
+    if isinstance(leaf, (int, float, bool)):
+        raise TypeError(f"data holds the plain number {leaf!r}, perhaps within lists. Convert lists by numpy.asarray.")
     array = np.asarray(leaf)
-    if array.dtype == object:
-        raise TypeError(f"data holds a {type(leaf).__name__}, which isn't a dense array of numbers. Convert it first.")
+    if array.dtype.kind in "OSU":
+        raise TypeError(
+            f"data holds a {type(leaf).__name__} of {array.dtype}, which isn't a dense array of numbers. "
+            "Convert it first; text is to be tokenised outside the model."
+        )
     return array.astype(keras.config.floatx()) if array.dtype == np.float64 else array
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from keras_woodfisher.batchnorm_report import BatchNormReport
-from keras_woodfisher.drawing import new_axes
+from keras_woodfisher.drawing import axes_of
 from keras_woodfisher.tables import aligned
 
 
@@ -169,8 +169,9 @@ class PruningReport:
 
         Raises:
             ImportError: If matplotlib isn't installed.
+            TypeError: If `ax` is something else.
         """
-        ax = new_axes((8, 1 + 0.3 * len(self.variables))) if ax is None else ax
+        ax = axes_of(ax, (8, 1 + 0.3 * len(self.variables)))
         # By place, since two variables of one model may have the same name.
         places = range(len(self.variables))
         ax.barh(places, [v.sparsity for v in self.variables])

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from keras_woodfisher.drawing import new_axes
+from keras_woodfisher.drawing import axes_of
 from keras_woodfisher.report import PhaseReport
 from keras_woodfisher.tables import aligned
 
@@ -77,9 +77,10 @@ class SensitivityReport:
 
         Raises:
             ImportError: If matplotlib isn't installed.
+            TypeError: If `ax` is something else.
         """
         names = [entries[0].name for entries in self.variables()]
-        ax = new_axes((10, max(5.0, 1.5 + 0.22 * len(names)))) if ax is None else ax
+        ax = axes_of(ax, (10, max(5.0, 1.5 + 0.22 * len(names))))
         # Predictions are far smaller than what is measured, which may be negative.
         ax.set_yscale("symlog", linthresh=1e-3)
         for entries in self.variables():

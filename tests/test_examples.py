@@ -316,6 +316,9 @@ REFUSED = [
     ((tf.ragged.constant([[1.0], [1.0, 2.0]]), np.ones(2)), TypeError, "sparse or ragged.*Convert them to dense"),
     ((tf.sparse.from_dense(np.eye(2)), np.ones(2)), TypeError, "sparse or ragged.*Convert them to dense"),
     ((np.array([{}, {}]), np.ones(2)), TypeError, "data holds a ndarray, which isn't a dense array of numbers"),
+    ((np.array(["a", "b"]), np.ones(2)), TypeError, "of <U1, which isn't a dense array.*text is to be tokenised"),
+    ((tf.constant(["a", "b"]), np.ones(2)), TypeError, "of object, which isn't a dense array.*text is to be tokenised"),
+    (([[1.0, 2.0], [3.0, 4.0]], [0, 1]), TypeError, r"the plain number 1\.0, perhaps within lists.*numpy\.asarray"),
     (lambda: iter([(np.ones((4, 2)), np.ones(3))]), ValueError, r"a batch in data hold \[3, 4\] examples"),
     # A dataset of single examples: rows would be taken for examples.
     (tf.data.Dataset.from_tensor_slices((np.ones((4, 2)), np.ones(4))), ValueError, r"dataset of single .*\.batch"),

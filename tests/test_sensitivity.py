@@ -388,6 +388,13 @@ def test_plot_without_predictions(pyplot):
     assert "predicted" not in axes.get_ylabel()
 
 
+@pytest.mark.parametrize("report", ["sensitivity", "sparsity"])
+def test_plot_on_what_is_no_axes(make_mlp, report):
+    drawn = report_of_two() if report == "sensitivity" else kw.sparsity_report(make_mlp())
+    with pytest.raises(TypeError, match=r"got 'curves.png'. To write a file: plot\(\).figure.savefig"):
+        drawn.plot("curves.png")
+
+
 def test_plot_without_matplotlib(monkeypatch):
     for name in ("matplotlib", "matplotlib.pyplot"):
         monkeypatch.setitem(sys.modules, name, None)
