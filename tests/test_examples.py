@@ -315,7 +315,7 @@ REFUSED = [
     ((np.ones(3),) * 4, ValueError, "got 4 parts. Put several inputs into one list or dictionary x"),
     ((tf.ragged.constant([[1.0], [1.0, 2.0]]), np.ones(2)), TypeError, "sparse or ragged.*Convert them to dense"),
     ((tf.sparse.from_dense(np.eye(2)), np.ones(2)), TypeError, "sparse or ragged.*Convert them to dense"),
-    ((np.array([{}, {}]), np.ones(2)), TypeError, "data holds a ndarray, which isn't a dense array of numbers"),
+    ((np.array([{}, {}]), np.ones(2)), TypeError, "data holds a ndarray of object, which isn't a dense array"),
     ((np.array(["a", "b"]), np.ones(2)), TypeError, "of <U1, which isn't a dense array.*text is to be tokenised"),
     ((tf.constant(["a", "b"]), np.ones(2)), TypeError, "of object, which isn't a dense array.*text is to be tokenised"),
     (([[1.0, 2.0], [3.0, 4.0]], [0, 1]), TypeError, r"the plain number 1\.0, perhaps within lists.*numpy\.asarray"),
