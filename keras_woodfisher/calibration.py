@@ -78,7 +78,8 @@ def longest_that_helps(
 ) -> tuple[int | None, float]:
     """The step with the lowest loss, of steps that become longer; as few losses as the search allows are computed.
 
-    Without a place to start at, every second step is tried while it helps, then the neighbours of the last that did.
+    Without a place to start at, every second step is tried until one helps and as long as the next one helps more, then
+    the neighbours of the last that did.
     With one, neighbours are tried from there on as long as they are better.
 
     Args:
@@ -91,9 +92,10 @@ def longest_that_helps(
         return _best_near(start, steps, loss, lowest)
     best = None
     for place in range(0, len(steps), 2):
-        if not (value := loss(steps[place])) < lowest:
+        if (value := loss(steps[place])) < lowest:
+            best, lowest = place, value
+        elif best is not None:
             break
-        best, lowest = place, value
     for place in () if best is None else (best - 1, best + 1):
         if 0 <= place < len(steps) and (value := loss(steps[place])) < lowest:
             best, lowest = place, value
