@@ -76,10 +76,10 @@ def best_of(changes: np.ndarray, loss: Callable[[np.ndarray], float], lowest: fl
 def longest_that_helps(
     steps: np.ndarray, loss: Callable[[np.ndarray], float], lowest: float, start: int | None = None
 ) -> tuple[int | None, float]:
-    """The step with the lowest loss, of steps that become longer; as few losses as the search allows are computed.
+    """A step with a low loss, of steps that become longer; as few losses as the search allows are computed.
 
-    Without a place to start at, every second step is tried until one helps and as long as the next one helps more, then
-    the neighbours of the last that did.
+    Without a place to start at, every second step is tried while it helps, then the neighbours of the last that did.
+    Where the shortest one doesn't help there is none: longer ones that do are rare, and no better on other examples.
     With one, neighbours are tried from there on as long as they are better.
 
     Args:
@@ -92,10 +92,9 @@ def longest_that_helps(
         return _best_near(start, steps, loss, lowest)
     best = None
     for place in range(0, len(steps), 2):
-        if (value := loss(steps[place])) < lowest:
-            best, lowest = place, value
-        elif best is not None:
+        if not (value := loss(steps[place])) < lowest:
             break
+        best, lowest = place, value
     for place in () if best is None else (best - 1, best + 1):
         if 0 <= place < len(steps) and (value := loss(steps[place])) < lowest:
             best, lowest = place, value
