@@ -20,9 +20,9 @@ class KernelGradient(Protocol):
         """(n, filters, channels / layer.groups, *kernel_size); None where a matrix product is faster.
 
         Args:
-            x: The input with its padding, channels last.
+            x: The input without padding, channels last.
             grad: The gradient of the output, channels last.
-            layer: Tells kernel_size, strides, dilation_rate and groups.
+            layer: Tells kernel_size, strides, dilation_rate, padding and groups.
             groups: n.
         """
         ...
@@ -31,10 +31,10 @@ class KernelGradient(Protocol):
 def convolution_gradient(layer: Any, x: Any, grad: Any, groups: int, kernels: KernelGradient) -> Any:
     """(n, filters, channels / layer.groups, *kernel_size)."""
     x, grad = _channels_last(layer, x), _channels_last(layer, grad)
-    x = _padded(layer, x, grad.shape[1:-1])
     rows = None if _is_small(grad, groups) else kernels(x, grad, layer, groups)
     if rows is not None:
         return rows
+    x = padded(layer, x, grad.shape[1:-1])
     if layer.groups == 1:
         return _correlation(layer, x, grad, groups)
     return _grouped_correlation(layer, x, grad, groups, layer.groups)
@@ -43,7 +43,7 @@ def convolution_gradient(layer: Any, x: Any, grad: Any, groups: int, kernels: Ke
 def adjoint_gradient(layer: Any, x: Any, grad: Any, groups: int, kernels: KernelGradient) -> Any:
     """(n, channels, filters, *kernel_size): a transposed convolution is one whose input and output change places."""
     x, grad = _channels_last(layer, x), _channels_last(layer, grad)
-    return _correlation(layer, _padded(layer, grad, x.shape[1:-1]), x, groups)
+    return _correlation(layer, padded(layer, grad, x.shape[1:-1]), x, groups)
 
 
 def depthwise_gradient(layer: Any, x: Any, grad: Any, groups: int, kernels: KernelGradient) -> Any:
@@ -52,7 +52,7 @@ def depthwise_gradient(layer: Any, x: Any, grad: Any, groups: int, kernels: Kern
     if hasattr(layer, "pointwise_kernel"):
         pointwise = ops.reshape(ops.cast(layer.pointwise_kernel, grad.dtype), (-1, layer.filters))
         grad = ops.matmul(grad, ops.transpose(pointwise))
-    x = _padded(layer, x, grad.shape[1:-1])
+    x = padded(layer, x, grad.shape[1:-1])
     rows = _grouped_correlation(layer, x, grad, groups, x.shape[-1])
     return ops.reshape(rows, (groups, x.shape[-1], -1, *layer.kernel_size))
 
@@ -150,7 +150,7 @@ def _window(offset: Any, outputs: Any, stride: Any, dilation: Any) -> tuple[slic
     )
 
 
-def _padded(layer: Any, x: Any, outputs: Any) -> Any:
+def padded(layer: Any, x: Any, outputs: Any) -> Any:
     """The input with its padding, and not more of it than the outputs see."""
     pads, seen = [], []
     pairs = zip(x.shape[1:-1], outputs, layer.kernel_size, layer.strides, layer.dilation_rate, strict=True)

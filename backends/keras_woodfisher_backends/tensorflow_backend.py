@@ -146,11 +146,11 @@ class _Tape:
         if positions(grad, groups) <= _FEW_POSITIONS * grad.shape[-1]:
             return None
         shape = [*layer.kernel_size, x.shape[-1], grad.shape[-1]]
-        strides = [1, *layer.strides, 1]
+        strides, padding = [1, *layer.strides, 1], layer.padding.upper()
         with self._tape.stop_recording():
             kernels = [
                 tf.raw_ops.Conv2DBackpropFilter(
-                    input=part, filter_sizes=shape, out_backprop=g, strides=strides, padding="VALID"
+                    input=part, filter_sizes=shape, out_backprop=g, strides=strides, padding=padding
                 )
                 for part, g in zip(tf.split(x, groups), tf.split(grad, groups), strict=True)
             ]

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_woodfisher_backends import devices
 from keras_woodfisher_backends.capture import Capture, Differentiation
+from keras_woodfisher_backends.convolution import padded
 from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher_backends.nest import arrays, fill, map_arrays, outline, take
 from keras_woodfisher_backends.numpy_backend import host_kernel
@@ -128,6 +129,7 @@ class _Autograd:
         size = x.shape[0] // groups
         if size == 1:
             return None
+        x = padded(layer, x, grad.shape[1:-1])
         kernel = x.new_empty((grad.shape[-1], x.shape[-1] // layer.groups, *layer.kernel_size))
         none = [0] * len(layer.kernel_size)
         steps = list(layer.strides), none, list(layer.dilation_rate), False, none, layer.groups
