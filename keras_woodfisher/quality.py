@@ -22,6 +22,16 @@ class Quality:
     calibration: Any
     newton_steps: int
 
+    @property
+    def most_gradients(self) -> int:
+        """The most samples of a stage."""
+        return self.num_grads if isinstance(self.num_grads, int) else max(self.num_grads.values())
+
+    @property
+    def held_out(self) -> int:
+        """Examples that are held out of the data."""
+        return self.calibration if isinstance(self.calibration, int) else 0
+
 
 _HELD_OUT = 500
 """Examples that are held out to choose by, where a preset doesn't say."""
@@ -94,11 +104,10 @@ def chosen(name: str, given: Mapping[str, Any], available: int | None) -> Qualit
         quality = _checked(replace(PRESETS["fast"], **explicit), explicit)
     if quality.update == CALIBRATED and "calibration" not in explicit:
         quality = replace(quality, calibration=min(quality.calibration, -(-available // _LARGEST_SHARE)))
-    held_out = quality.calibration if isinstance(quality.calibration, int) else 0
-    left = max(1, available - held_out)
+    left = max(1, available - quality.held_out)
     if "grad_batch_size" not in explicit:
-        most = quality.num_grads if isinstance(quality.num_grads, int) else max(quality.num_grads.values())
-        quality = replace(quality, grad_batch_size=min(quality.grad_batch_size, max(1, left // most)))
+        most = max(1, left // quality.most_gradients)
+        quality = replace(quality, grad_batch_size=min(quality.grad_batch_size, most))
     if "num_grads" not in explicit and isinstance(quality.num_grads, int):
         quality = replace(quality, num_grads=max(1, min(quality.num_grads, left // quality.grad_batch_size)))
     return quality
@@ -106,9 +115,8 @@ def chosen(name: str, given: Mapping[str, Any], available: int | None) -> Qualit
 
 def plenty(quality: Quality) -> int:
     """With so many examples, or more, nothing has to be made smaller."""
-    most = quality.num_grads if isinstance(quality.num_grads, int) else max(quality.num_grads.values())
-    held_out = quality.calibration if isinstance(quality.calibration, int) else 0
-    return max(FEWEST, most * quality.grad_batch_size + held_out, _LARGEST_SHARE * held_out)
+    sampled = quality.most_gradients * quality.grad_batch_size
+    return max(FEWEST, sampled + quality.held_out, _LARGEST_SHARE * quality.held_out)
 
 
 def _checked(quality: Quality, explicit: Mapping[str, Any]) -> Quality:
