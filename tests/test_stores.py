@@ -1,10 +1,13 @@
 """Wherever gradients are kept, what comes back is what was put in."""
 
 import tempfile
+import threading
+import time
 
 import keras
 import numpy as np
 import pytest
+from keras import ops
 from keras_woodfisher_backends.numpy_backend import host_kernel
 
 from keras_woodfisher.fisher import BlockFisher, block_slices
@@ -135,6 +138,32 @@ def test_the_fisher_is_the_same_bit_for_bit(kind, size, page):
         store.close()
     for one, other in zip(*results, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_threads_slice_on_a_device_one_after_the_other(monkeypatch):
+    rows = samples()
+    store, blocks = filled("device", rows, 10)
+    real, together, most, wrong = ops.slice, [], [], []
+
+    def slicing(*args):
+        together.append(1)
+        most.append(len(together))
+        time.sleep(1e-3)
+        together.pop()
+        return real(*args)
+
+    monkeypatch.setattr("keras_woodfisher.stores.device.ops.slice", slicing)
+
+    def read(chosen):
+        wrong.extend(b for b in chosen if not (store.block(b) == rows[:, b]).all())
+
+    threads = [threading.Thread(target=read, args=(blocks[start::3],)) for start in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) >= len(blocks) and max(most) == 1
+    assert not wrong
 
 
 def test_pages_are_taken_again_no_more_often_than_needed():
