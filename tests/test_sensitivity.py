@@ -365,6 +365,8 @@ def pyplot():
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    # Tests of programs that draw may have left some.
+    pyplot.close("all")
     yield pyplot
     pyplot.close("all")
 
