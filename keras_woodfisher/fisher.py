@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from keras_woodfisher_backends.host_blas import host_threads
-from keras_woodfisher_backends.kernel import BlockKernel
+from keras_woodfisher_backends.kernel import BlockKernel, Stack
 from keras_woodfisher_backends.lanes import side_by_side
 
 from keras_woodfisher.stores.store import GradientStore, as_store
@@ -142,8 +142,13 @@ class BlockFisher:
         def work(kernel: BlockKernel, block: slice) -> None:
             out[block] = kernel.inverse_diagonal(self._grads.block(block), self._damp, alone=len(self._blocks) == 1)
 
+        def stacked(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
+            found = kernel.inverse_diagonals(self._stack(blocks), self._damp)
+            for block, diagonal in zip(blocks, found, strict=True):
+                out[block] = diagonal
+
         for blocks in self._grads.groups(self._blocks):
-            self._each(work, blocks)
+            self._each(work, blocks, stacked)
         return out
 
     def update(self, weights: np.ndarray, prune: np.ndarray, diagonal: np.ndarray | None, joint: bool) -> np.ndarray:
@@ -171,8 +176,18 @@ class BlockFisher:
                 assert diagonal is not None
                 out[block] = kernel.independent_update(*args, diagonal[block], alone=alone)
 
+        def stacked(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
+            args = (self._stack(blocks), self._damp, _rows(weights, blocks), _rows(prune, blocks))
+            if joint:
+                found = kernel.joint_updates(*args)
+            else:
+                assert diagonal is not None
+                found = kernel.independent_updates(*args, _rows(diagonal, blocks))
+            for block, change in zip(blocks, found, strict=True):
+                out[block] = change
+
         for group in self._grads.groups(blocks):
-            self._each(work, group)
+            self._each(work, group, stacked)
         return out
 
     def costs(self, change: np.ndarray, scale: float = 1.0) -> np.ndarray:
@@ -197,15 +212,51 @@ class BlockFisher:
             self._each(work, group)
         return np.array([found[block.start] for block in self._blocks])
 
-    def _each(self, work: Callable[[BlockKernel, slice], Any], blocks: Sequence[slice]) -> None:
-        """Deals blocks out: whichever lane of whichever device is free takes the next one."""
+    def _each(
+        self,
+        work: Callable[[BlockKernel, slice], Any],
+        blocks: Sequence[slice],
+        stacked: Callable[[BlockKernel, Sequence[slice]], Any] | None = None,
+    ) -> None:
+        """Deals blocks out: whichever lane of whichever device is free takes the next ones.
 
-        def one(kernel: BlockKernel, block: slice) -> None:
-            work(kernel, block)
-            self._advance()
+        Args:
+            work: Called with a block.
+            blocks: All of them.
+            stacked: Called with several of one width, where a device takes more than one at a time.
+        """
+
+        def do(kernel: BlockKernel, job: Sequence[slice]) -> None:
+            if stacked is not None and len(job) > 1:
+                stacked(kernel, job)
+            else:
+                work(kernel, job[0])
+            for _ in job:
+                self._advance()
 
         # The first lane of each device, then the second ones: few blocks use all devices.
         most = max(kernel.lanes for kernel in self._kernels)
         lanes = [kernel for turn in range(most) for kernel in self._kernels if turn < kernel.lanes]
-        if blocks:
-            side_by_side(lanes[: len(blocks)], blocks, one, cores=host_threads())
+        jobs = [[block] for block in blocks] if stacked is None else self._jobs(blocks, len(lanes))
+        if jobs:
+            side_by_side(lanes[: len(jobs)], jobs, do, cores=host_threads())
+
+    def _jobs(self, blocks: Sequence[slice], lanes: int) -> list[Sequence[slice]]:
+        """Blocks of one width, as many together as devices take, but some for each lane."""
+        alike: dict[int, list[slice]] = {}
+        for block in blocks:
+            alike.setdefault(block.stop - block.start, []).append(block)
+        jobs: list[Sequence[slice]] = []
+        for width, group in alike.items():
+            most = max(kernel.together(self._grads.shape[0], width) for kernel in self._kernels)
+            size = min(most, -(-len(group) // lanes))
+            jobs += [group[start : start + size] for start in range(0, len(group), size)]
+        return sorted(jobs, key=lambda job: job[0].start)
+
+    def _stack(self, blocks: Sequence[slice]) -> Stack:
+        return Stack(self._grads.block, blocks, self._grads.shape[0])
+
+
+def _rows(vector: np.ndarray, blocks: Sequence[slice]) -> np.ndarray:
+    """The parts of a vector that belong to blocks of one width, (n, B)."""
+    return np.stack([vector[block] for block in blocks])

@@ -47,7 +47,7 @@ def needs_of(
 
     def block_bytes(rows: int, lanes: int) -> int:
         width = columns if whole else widest
-        return sum(_block_bytes(*kernel, rows, width, lanes, group) for kernel in kernels)
+        return sum(_block_bytes(*kernel, rows, (width, columns), lanes, group) for kernel in kernels)
 
     most_lanes = max(kernel.lanes for _, kernel in kernels)
     return MemoryNeeds(
@@ -112,12 +112,13 @@ def _widest(blocks: Sequence[slice]) -> int:
     return max((block.stop - block.start for block in blocks), default=1)
 
 
-def _block_bytes(device: str, kernel: BlockKernel, rows: int, widest: int, lanes: int, group: int) -> int:
+def _block_bytes(device: str, kernel: BlockKernel, rows: int, widths: tuple[int, int], lanes: int, group: int) -> int:
+    """Bytes on the host, given the columns of the widest block and of all blocks."""
+    widest, every = widths
     lanes = min(lanes, kernel.lanes)
     if device.startswith("cpu"):
         return lanes * kernel.memory(rows, widest, group)
-    # The block's columns, contiguous, on their way to the device.
-    columns = 4 * rows * min(widest, PANEL)
+    columns = kernel.staged(rows, widest, every)
     if group > 1:
         # The matrices of groups on their way back, twice.
         columns += 16 * max(min(widest, PANEL), group) * min(group, rows, widest)

@@ -1,6 +1,7 @@
 """Devices: their names, several at once, and what happens where one is full."""
 
 import threading
+import time
 
 import keras
 import numpy as np
@@ -9,9 +10,11 @@ from exhausted import full
 from keras_woodfisher_backends import devices, get_backend, panels
 from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher_backends.numpy_backend import NumpyOperators
+from keras_woodfisher_backends.stacks import StackKernel
 
 import keras_woodfisher as kw
 from keras_woodfisher import resources as resources_module
+from keras_woodfisher.fisher import BlockFisher, block_slices
 
 NAME = keras.backend.backend()
 DAMP = 1e-3
@@ -65,8 +68,13 @@ class Accelerators:
             return TorchBackend(self)
         adapter = get_backend(NAME)
         kernel, seen = adapter.kernel, {"gpu:0": "cpu:0", "gpu:1": "cpu:1"}
+
+        def stacking(name):
+            self.used.append(int(name[-1]))
+            return StackKernel(kernel(seen[name])._ops, devices.LANES)
+
         adapter.devices = lambda: ["cpu", *seen]
-        adapter.kernel = lambda name: (self.used.append(int(name[-1])), kernel(seen[name]))[1]
+        adapter.kernel = stacking
         adapter.free_memory = lambda name: self.free
         adapter.peak_memory = lambda name: 0
         return adapter
@@ -99,18 +107,23 @@ def test_all_accelerators_share_the_blocks(monkeypatch, make_mlp, blobs, free):
     plain = prune(make_mlp, blobs)
     accelerators = Accelerators(free)
     monkeypatch.setattr(resources_module, "get_backend", lambda name: accelerators.backend())
-    widths, loads, threads = set(), [], set()
+    widths, loads, stacked, threads = set(), [], [], set()
+    operators = type(get_backend(NAME).kernel("cpu:0")._ops)
+    loading, loading_stacks = operators.load, operators.load_stack
 
-    def load(original):
-        def loading(self, panel):
-            loads.append(panel.shape[1])
-            threads.add(threading.get_ident())
-            return original(self, panel)
+    def load(self, panel):
+        loads.append(panel.shape[-1])
+        threads.add(threading.get_ident())
+        return loading(self, panel)
 
-        return loading
+    def load_stack(self, shape, blocks):
+        stacked.append(shape[0])
+        loads.append(shape[2])
+        threads.add(threading.get_ident())
+        return loading_stacks(self, shape, blocks)
 
-    kernel = get_backend(NAME).kernel("cpu:0")
-    monkeypatch.setattr(type(kernel._ops), "load", load(type(kernel._ops).load))
+    monkeypatch.setattr(operators, "load", load)
+    monkeypatch.setattr(operators, "load_stack", load_stack)
     original = BlockKernel.fit
     monkeypatch.setattr(BlockKernel, "fit", lambda self, *args: (original(self, *args), widths.add(self._panel))[0])
     dealt = prune(make_mlp, blobs, available_gpus="all")
@@ -121,6 +134,7 @@ def test_all_accelerators_share_the_blocks(monkeypatch, make_mlp, blobs, free):
     if free == 10**9:
         assert widths == {panels.PANEL}
         assert max(loads) == 100
+        assert max(stacked) > 1
     else:
         # 12 bytes a column and sample, and the matrices: 64 columns are the fewest that are tried.
         assert widths == {64}
@@ -175,6 +189,57 @@ def test_one_block_is_shared_among_the_lanes_of_a_device(backend):
             alone.joint_update(grads, DAMP, weights, prune),
             rtol=1e-9,
         )
+
+
+def test_only_tensorflow_lets_one_thread_at_a_time_begin(backend):
+    entered = threading.Event()
+
+    def enter():
+        with backend.in_turn():
+            entered.set()
+
+    thread = threading.Thread(target=enter)
+    with backend.in_turn(), backend.in_turn():
+        thread.start()
+        assert entered.wait(0.2) == (NAME != "tensorflow")
+    assert entered.wait(10)
+    thread.join()
+
+
+def test_threads_begin_operations_of_tensorflow_in_turn(backend, monkeypatch):
+    """Else they get each other's numbers now and then."""
+    if NAME != "tensorflow":
+        assert backend.name == NAME
+        return
+    import tensorflow as tf
+
+    inside, most = [], []
+
+    def watched(original):
+        def watching(*args, **kwargs):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(1e-4)
+            inside.pop()
+            return original(*args, **kwargs)
+
+        return watching
+
+    used = [(tf, "cast"), (tf, "matmul"), (tf, "square"), (tf, "reduce_sum"), (tf, "convert_to_tensor"), (tf, "eye")]
+    used += [(tf.linalg, name) for name in ("cholesky", "set_diag", "triangular_solve", "cholesky_solve")]
+    for module, name in used:
+        monkeypatch.setattr(module, name, watched(getattr(module, name)))
+    rng = np.random.default_rng(0)
+    grads, weights = rng.normal(size=(6, 240)).astype(np.float32), rng.normal(size=240)
+    blocks = block_slices([240], 20)
+    kernels = [StackKernel(backend.kernel(name)._ops, 2) for name in ("cpu:0", "cpu:1")]
+    plain = BlockKernel(backend.kernel("cpu:1")._ops, panel=8, lanes=2)
+    for prune in (rng.random(240) < 0.3, rng.random(240) < 0.9):
+        for devices_of, cut in ((kernels, blocks), ([plain, *kernels], blocks), ([plain], [slice(0, 240)])):
+            fisher = BlockFisher(grads, cut, DAMP, devices_of)
+            fisher.update(weights, prune, fisher.inverse_diagonal(), joint=True)
+            fisher.group_costs(weights, np.arange(240) // 5, 48)
+    assert len(most) > 1000 and max(most) == 1
 
 
 def test_one_device_under_two_names_is_named_twice():

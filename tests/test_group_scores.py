@@ -5,12 +5,12 @@ import itertools
 import keras
 import numpy as np
 import pytest
-from keras_woodfisher_backends import group_scores, removal_sets
+from keras_woodfisher_backends import get_backend, group_scores, removal_sets
 from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher_backends.numpy_backend import NumpyOperators, host_kernel
 
 NAME = keras.backend.backend()
-DEVICES = ["cpu", "cpu:0"]
+DEVICES = get_backend(NAME).devices()
 DAMP = 1e-3
 SHAPES = [(1, 1), (5, 3), (8, 8), (8, 40), (16, 60), (30, 29), (6, 70)]
 

@@ -13,7 +13,7 @@ from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher_backends.numpy_backend import NumpyOperators, host_kernel
 
 NAME = keras.backend.backend()
-DEVICES = ["cpu", "cpu:0"] if NAME == "torch" else ["cpu", "cpu:0", "cpu:1"]
+DEVICES = get_backend(NAME).devices()
 SHAPES = [(200, 260), (260, 200), (1, 1), (1, 7), (5, 1), (8, 8), (8, 5), (8, 40), (16, 130), (30, 29), (30, 31)]
 DAMP = 1e-3
 

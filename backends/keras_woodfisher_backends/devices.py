@@ -5,6 +5,9 @@ from collections.abc import Sequence
 LANES = 2
 """Threads that feed one accelerator: the transfers of one overlap with the work of the other."""
 
+EXAMPLES = 512
+"""Examples that an accelerator differentiates at a time: with few, it waits for the host to begin each operation."""
+
 
 def resolve(name: str, accelerators: int, processors: int) -> tuple[str, int]:
     """Splits a device name into its kind, "cpu" or "gpu", and its index; -1 is the host itself.

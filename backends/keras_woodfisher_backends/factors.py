@@ -35,8 +35,8 @@ class Factors(Panels):
                 "that damp, or not finite. Give a larger damp."
             ) from error
 
-    @staticmethod
-    def _least(panel: np.ndarray, damp: float) -> np.ndarray:
-        """`damp / F_jj`: no `1 - leverage` is below it, whatever rounding says, so scores stay positive."""
-        ridge = panel.shape[0] * damp
-        return ridge / (ridge + np.square(panel.astype(np.float64)).sum(0))
+
+def least(panel: np.ndarray, damp: float) -> np.ndarray:
+    """`damp / F_jj`: no `1 - leverage` is below it, whatever rounding says, so scores stay positive."""
+    ridge = panel.shape[0] * damp
+    return ridge / (ridge + np.square(panel.astype(np.float64)).sum(0))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_woodfisher_backends.factors import Factors
+from keras_woodfisher_backends.factors import Factors, least
 from keras_woodfisher_backends.panels import Samples
 from keras_woodfisher_backends.removal_sets import cheapest_sets
 
@@ -130,7 +130,7 @@ class GroupScores(Factors):
             keep[columns] = False
             factor = self._dual_factor(grads, damp, keep, alone=False)
         else:
-            factor = self._factor(gram - square, m, damp)
+            factor = self._factor(self._ops.minus(gram, square), m, damp)
         return plain + float(source @ self._ops.solve(factor, source)[:m])
 
     def _cheapest_sets(
@@ -139,14 +139,14 @@ class GroupScores(Factors):
         number, size = members.shape
         costs, sets = np.empty((number, most)), np.empty((number, most, size), bool)
         factor = self._small_factor(grads, damp, alone)
-        least = self._leasts(grads, damp)
+        bounds = self._leasts(grads, damp)
 
         def work(part: slice, lane: int = 0) -> None:
             here = members[part]
             there = here >= 0
             inverse = self._inverse_blocks(factor, grads, damp, here)
             values = np.where(there, weights[here], 0.0)
-            lowest = np.where(there, least[here], 1.0)
+            lowest = np.where(there, bounds[here], 1.0)
             costs[part], sets[part] = cheapest_sets(inverse, lowest, values, there, most)
 
         self._share(work, self._chunks(np.full(number, size)), alone)
@@ -186,8 +186,8 @@ class GroupScores(Factors):
             out[:, places[here]] = np.take(grads[:, part], columns[here] - part.start, axis=1)
 
     def _leasts(self, grads: Samples, damp: float) -> np.ndarray:
-        """`_least` of every weight, (B,)."""
-        return np.concatenate([self._least(grads[:, part], damp) for part in self._parts(grads.shape[1])])
+        """`least` of every weight, (B,)."""
+        return np.concatenate([least(grads[:, part], damp) for part in self._parts(grads.shape[1])])
 
     def _chunks(self, sizes: np.ndarray) -> list[slice]:
         """Runs of groups that fill half a panel, given their ascending sizes: there are several copies of it."""

@@ -1,6 +1,7 @@
 """JAX: devices, and gradients by `jit(vmap(grad))`."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from keras_woodfisher_backends.jax_operators import JaxOperators, is_out_of_memo
 from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher_backends.numpy_backend import host_kernel
 from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
+from keras_woodfisher_backends.stacks import StackKernel
 
 
 class JaxBackend:
@@ -26,7 +28,8 @@ class JaxBackend:
         found = self._device(device)
         if found is None:
             return host_kernel()
-        return BlockKernel(JaxOperators(found), lanes=devices.LANES if found.platform == "gpu" else 1)
+        operators = JaxOperators(found)
+        return StackKernel(operators, devices.LANES) if found.platform == "gpu" else BlockKernel(operators)
 
     def free_memory(self, device: str) -> int | None:
         stats = self._memory(device)
@@ -34,6 +37,9 @@ class JaxBackend:
 
     def peak_memory(self, device: str) -> int | None:
         return self._memory(device).get("peak_bytes_in_use")
+
+    def in_turn(self) -> AbstractContextManager[Any]:
+        return nullcontext()
 
     def is_out_of_memory(self, error: Exception) -> bool:
         return is_out_of_memory(error)
@@ -45,7 +51,7 @@ class JaxBackend:
         return jax.jit(function)
 
     def chunk_groups(self, examples: int) -> int:
-        return max(1, 16 // examples)
+        return max(1, (devices.EXAMPLES if _gpus() else 16) // examples)
 
     def write_row(self, buffer: Any, slot: Any, row: Any) -> None:
         start = (slot.astype("int32"), jnp.zeros((), "int32"))

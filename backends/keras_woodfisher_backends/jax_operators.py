@@ -1,23 +1,24 @@
 """JAX: the block-wise mathematics by `jax.scipy.linalg` in float64, on the chosen device."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import cho_solve, solve_triangular
+from jax.scipy.linalg import solve_triangular
 
-from keras_woodfisher_backends.operators import Operators
+from keras_woodfisher_backends.operators import StackedOperators
 
 _SMALLEST_PANEL = 128
 _ROWS = 32
+_SMALLEST_BLOCK = 32
 _GROUP = 8
 
 
 class JaxOperators:
-    """`Operators` on one JAX device. Panels are padded, so that few shapes are ever compiled."""
+    """`StackedOperators` on one JAX device. Panels are padded, so that few shapes are ever compiled."""
 
     def __init__(self, device: Any):
         self._device = device
@@ -39,21 +40,40 @@ class JaxOperators:
 
     def load(self, panel: np.ndarray) -> jax.Array:
         rows, columns = panel.shape
-        width = max(_SMALLEST_PANEL, 1 << (columns - 1).bit_length())
         # A sample that was dropped changes the number of rows.
-        padded = np.zeros((-(-rows // _ROWS) * _ROWS, width), np.float32)
+        padded = np.zeros((-(-rows // _ROWS) * _ROWS, _power(columns, _SMALLEST_PANEL)), np.float32)
         padded[:rows, :columns] = panel
         return jax.device_put(padded, self._device)
+
+    def load_stack(self, shape: tuple[int, int, int], blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, jax.Array]:
+        number, rows, columns = shape
+        padded = np.zeros((_power(number), -(-rows // _ROWS) * _ROWS, _power(columns, _SMALLEST_BLOCK)), np.float32)
+        host = padded[:number, :rows, :columns]
+        for into, block in zip(host, blocks, strict=True):
+            into[...] = block
+        return host, jax.device_put(padded, self._device)
+
+    def masked(self, panels: jax.Array, keep: np.ndarray) -> jax.Array:
+        return _masked(panels, _padded(keep, panels.shape[0], panels.shape[2]))
+
+    def one(self, factors: jax.Array, place: int) -> jax.Array:
+        return _one(factors, place)
 
     def gram(self, panel: jax.Array, total: jax.Array | None) -> jax.Array:
         return _gram(panel) if total is None else total + _gram(panel)
 
     def fisher(self, panel: jax.Array, total: jax.Array | None) -> jax.Array:
-        return self.gram(panel.T, total)
+        return self.gram(panel.mT, total)
+
+    def plus(self, total: jax.Array, part: jax.Array) -> jax.Array:
+        return total + part
+
+    def minus(self, total: jax.Array, part: jax.Array) -> jax.Array:
+        return total - part
 
     def factor(self, matrix: jax.Array, ridge: float) -> jax.Array:
         factor = _factor(matrix, ridge)
-        if not bool(jnp.isfinite(factor[-1, -1])):
+        if not np.isfinite(np.asarray(factor[..., -1, -1])).all():
             raise np.linalg.LinAlgError("Not positive definite.")
         return factor
 
@@ -70,7 +90,7 @@ class JaxOperators:
         return np.array(_solved_sums(factor, panel))
 
     def inverse_diagonal(self, factor: jax.Array) -> np.ndarray:
-        return np.array(jnp.square(_triangular_inverse(factor)).sum(0))
+        return np.array(jnp.square(_triangular_inverse(factor)).sum(-2))
 
     def group_gram(self, factor: jax.Array, groups: np.ndarray) -> np.ndarray:
         rows, number, size = groups.shape
@@ -82,16 +102,16 @@ class JaxOperators:
         return np.ascontiguousarray(blocks[:number, :size, :size])
 
     def solve(self, factor: jax.Array, right: np.ndarray) -> np.ndarray:
-        return np.array(_solve(factor, _padded(right, factor.shape[0])))
+        return np.array(_solve(factor, _padded(right, *_like(factor, right))))
 
     def host(self, matrix: jax.Array) -> np.ndarray:
         return np.array(matrix)
 
     def combine(self, panel: jax.Array, coefficients: np.ndarray) -> np.ndarray:
-        return np.array(_apply(panel, _padded(coefficients, panel.shape[1])))
+        return np.array(_apply(panel, _padded(coefficients, *_like(panel, coefficients))))
 
     def project(self, panel: jax.Array, dual: np.ndarray) -> np.ndarray:
-        return np.array(_apply(panel.T, _padded(dual, panel.shape[0])))
+        return np.array(_apply(panel.mT, _padded(dual, *_like(panel.mT, dual))))
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -100,31 +120,52 @@ def is_out_of_memory(error: Exception) -> bool:
     return of_device or isinstance(error, MemoryError)
 
 
-def _padded(vector: np.ndarray, size: int) -> np.ndarray:
-    """Zero rows at the end."""
-    return np.pad(vector, [(0, size - len(vector))] + [(0, 0)] * (vector.ndim - 1))
+def _power(number: int, least: int = 1) -> int:
+    """The next power of two."""
+    return max(least, 1 << (number - 1).bit_length())
+
+
+def _like(matrix: jax.Array, right: np.ndarray) -> tuple[int, ...]:
+    """The shape of what a matrix (or a stack of them) is to be multiplied by."""
+    return (matrix.shape[0], matrix.shape[2]) if matrix.ndim == 3 else (matrix.shape[1], *right.shape[1:])
+
+
+def _padded(array: np.ndarray, *shape: int) -> np.ndarray:
+    """Zeros at the end of each axis."""
+    return np.pad(array, [(0, size - now) for size, now in zip(shape, array.shape, strict=True)])
 
 
 @jax.jit
 def _gram(panel: jax.Array) -> jax.Array:
     double = panel.astype(jnp.float64)
-    return double @ double.T
+    return double @ double.mT
 
 
 @jax.jit
 def _factor(matrix: jax.Array, ridge: float) -> jax.Array:
-    return jnp.linalg.cholesky(matrix + ridge * jnp.eye(matrix.shape[0], dtype=matrix.dtype))
+    return jnp.linalg.cholesky(matrix + ridge * jnp.eye(matrix.shape[-1], dtype=matrix.dtype))
 
 
 @jax.jit
 def _triangular_inverse(factor: jax.Array) -> jax.Array:
-    identity = jnp.eye(factor.shape[0], dtype=factor.dtype)
+    identity = jnp.broadcast_to(jnp.eye(factor.shape[-1], dtype=factor.dtype), factor.shape)
     return solve_triangular(factor, identity, lower=True)
 
 
 @jax.jit
+def _masked(panels: jax.Array, keep: jax.Array) -> jax.Array:
+    return panels * keep[:, None]
+
+
+@jax.jit
+def _one(factors: jax.Array, place: int) -> jax.Array:
+    return factors[place]
+
+
+@jax.jit
 def _product_sums(inverse: jax.Array, panel: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jnp.square(inverse @ panel).sum(0), jnp.square(inverse).sum(0) @ jnp.square(panel)
+    columns = jnp.square(inverse).sum(-2, keepdims=True)
+    return jnp.square(inverse @ panel).sum(-2), (columns @ jnp.square(panel)).squeeze(-2)
 
 
 @jax.jit
@@ -142,12 +183,14 @@ def _group_gram(factor: jax.Array, groups: jax.Array) -> jax.Array:
 
 @jax.jit
 def _solve(factor: jax.Array, right: jax.Array) -> jax.Array:
-    return cho_solve((factor, True), right)
+    half = solve_triangular(factor, right[..., None], lower=True)
+    return solve_triangular(factor, half, trans=1, lower=True)[..., 0]
 
 
 @jax.jit
 def _apply(panel: jax.Array, vector: jax.Array) -> jax.Array:
-    return panel.astype(jnp.float64) @ vector
+    double = panel.astype(jnp.float64)
+    return double @ vector if double.ndim == 2 else (double @ vector[..., None])[..., 0]
 
 
-_: type[Operators] = JaxOperators
+_: type[StackedOperators] = JaxOperators

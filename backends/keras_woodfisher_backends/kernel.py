@@ -8,9 +8,14 @@ the Woodbury identity gives `F^-1 = (I - G^T A^-1 G) / damp`, so that one Choles
 Gram matrices, Cholesky factors and solves are float64; `G` and the product `L^-1 G` are float32.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 
+from keras_woodfisher_backends.factors import least
 from keras_woodfisher_backends.group_scores import GroupScores
+from keras_woodfisher_backends.operators import Operators
 from keras_woodfisher_backends.panels import Samples
 
 RISKY_LEVERAGE = 0.95
@@ -20,8 +25,50 @@ RISKY_ERROR = 1e-6
 """Where rounding in float32 may move `1 - leverage` by more than this, relatively, the same is done."""
 
 
+class Stack:
+    """The samples of blocks of one width, each read when it is asked for.
+
+    Args:
+        read: Gives the samples of a block, (m, B) float32.
+        blocks: At least one.
+        samples: m.
+    """
+
+    def __init__(self, read: Callable[[slice], Samples], blocks: Sequence[slice], samples: int):
+        self._read = read
+        self._blocks = blocks
+        self.samples = samples
+        self.width = blocks[0].stop - blocks[0].start
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __getitem__(self, place: int) -> Samples:
+        return self._read(self._blocks[place])
+
+
 class BlockKernel(GroupScores):
-    """Diagonal of the inverse and weight updates of one block, on one device; see `Panels` for its arguments."""
+    """Diagonal of the inverse and weight updates of blocks, on one device; see `Panels` for its arguments."""
+
+    def together(self, samples: int, width: int) -> int:
+        """How many blocks should be given at a time."""
+        return 1
+
+    def inverse_diagonals(self, stack: Stack, damp: float) -> list[np.ndarray]:
+        """`inverse_diagonal` of each block."""
+        return [self.inverse_diagonal(stack[place], damp) for place in range(len(stack))]
+
+    def joint_updates(self, stack: Stack, damp: float, weights: np.ndarray, prune: np.ndarray) -> list[np.ndarray]:
+        """`joint_update` of each block; the vectors of all are (n, B)."""
+        rows = zip(range(len(stack)), weights, prune, strict=True)
+        return [self.joint_update(stack[place], damp, w, p) for place, w, p in rows]
+
+    def independent_updates(
+        self, stack: Stack, damp: float, weights: np.ndarray, prune: np.ndarray, diagonal: np.ndarray
+    ) -> list[np.ndarray]:
+        """`independent_update` of each block, in the same way."""
+        rows = zip(range(len(stack)), weights, prune, diagonal, strict=True)
+        return [self.independent_update(stack[place], damp, w, p, d) for place, w, p, d in rows]
 
     def inverse_diagonal(self, grads: Samples, damp: float, alone: bool = False) -> np.ndarray:
         """`diag(F^-1)`.
@@ -98,19 +145,13 @@ class BlockKernel(GroupScores):
         if width <= m:
             return ops.inverse_diagonal(self._primal_factor(grads, damp, None))[:width] * m
         out = np.empty(width)
-        leverage = ops.leverage(factor := self._dual_factor(grads, damp, None, alone))
+        factor = self._dual_factor(grads, damp, None, alone)
+        leverage = ops.leverage(factor)
 
         def work(part: slice, lane: int = 0) -> None:
             panel = grads[:, part]
             sums, spread = (array[: panel.shape[1]] for array in leverage(ops.load(panel)))
-            rest = 1.0 - sums
-            error = 2.0 * np.finfo(np.float32).eps * np.sqrt(sums * spread)
-            risky = np.flatnonzero(~((sums <= RISKY_LEVERAGE) & (error <= RISKY_ERROR * rest)))
-            if risky.size:
-                columns = np.take(panel, risky, axis=1)
-                again = ops.leverage_float64(factor, ops.load(columns))[: risky.size]
-                rest[risky] = np.maximum(1.0 - again, self._least(columns, damp))
-            out[part] = rest / damp
+            out[part] = rest_of(ops, lambda: factor, panel, sums, spread, damp) / damp
 
         self._each(work, width, alone)
         return out
@@ -130,3 +171,31 @@ class BlockKernel(GroupScores):
         dual = ops.solve(self._dual_factor(grads, damp, keep, alone), source)
         out[keep] = self._project(grads, keep, dual)
         return out
+
+
+def rest_of(
+    ops: Operators,
+    factor: Callable[[], Any],
+    panel: np.ndarray,
+    sums: np.ndarray,
+    spread: np.ndarray,
+    damp: float,
+) -> np.ndarray:
+    """`1 - leverage` of each column, by a second look in float64 where float32 isn't enough.
+
+    Args:
+        ops: Of the device.
+        factor: Gives the factor of the block.
+        panel: (m, c) columns of the block.
+        sums: Their leverage, as float32 gave it.
+        spread: See `Operators.leverage`.
+        damp: Ridge on the diagonal of the Fisher.
+    """
+    rest = 1.0 - sums
+    error = 2.0 * np.finfo(np.float32).eps * np.sqrt(sums * spread)
+    risky = np.flatnonzero(~((sums <= RISKY_LEVERAGE) & (error <= RISKY_ERROR * rest)))
+    if risky.size:
+        columns = np.take(panel, risky, axis=1)
+        again = ops.leverage_float64(factor(), ops.load(columns))[: risky.size]
+        rest[risky] = np.maximum(1.0 - again, least(columns, damp))
+    return rest

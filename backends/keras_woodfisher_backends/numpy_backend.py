@@ -45,6 +45,13 @@ class NumpyOperators:
     def fisher(self, panel: np.ndarray, total: np.ndarray | None) -> np.ndarray:
         return self._add_square(self._double(panel).T, total)
 
+    def plus(self, total: np.ndarray, part: np.ndarray) -> np.ndarray:
+        total += part
+        return total
+
+    def minus(self, total: np.ndarray, part: np.ndarray) -> np.ndarray:
+        return total - part
+
     def factor(self, matrix: np.ndarray, ridge: float) -> np.ndarray:
         size = len(matrix)
         matrix.flat[:: size + 1] += ridge

@@ -1,5 +1,6 @@
 """What a framework provides for the block-wise mathematics: a dozen operators on one device."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -34,6 +35,14 @@ class Operators(Protocol):
 
     def fisher(self, panel: Any, total: Any) -> Any:
         """`total + P^T P` (c, c) in the same way."""
+        ...
+
+    def plus(self, total: Any, part: Any) -> Any:
+        """The sum of what two calls of `gram` returned; may overwrite the first."""
+        ...
+
+    def minus(self, total: Any, part: Any) -> Any:
+        """Their difference."""
         ...
 
     def factor(self, matrix: Any, ridge: float) -> Any:
@@ -87,4 +96,32 @@ class Operators(Protocol):
 
     def project(self, panel: Any, dual: np.ndarray) -> np.ndarray:
         """`P^T x` in float64, for `x` of shape (m,) or (m, k), in the same way."""
+        ...
+
+
+class StackedOperators(Operators, Protocol):
+    """Operators that also take stacks, of n panels (n, m, c), of matrices or factors (n, k, k), of vectors (n, k).
+
+    They do the same with each of the n, and return as many. But for `leverage_float64` and `group_gram`, which take a
+    single factor, and for the totals of sums, which are those of single panels.
+    """
+
+    def load_stack(self, shape: tuple[int, int, int], blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, Any]:
+        """Loads n blocks.
+
+        Args:
+            shape: (n, m, c).
+            blocks: Float32 arrays (m, c), one after the other.
+
+        Returns:
+            The blocks on the host, (n, m, c), and on the device, where zero blocks, rows and columns may follow.
+        """
+        ...
+
+    def masked(self, panels: Any, keep: np.ndarray) -> Any:
+        """Panels with zeros in the columns that aren't kept; `keep` is (n, c) bool."""
+        ...
+
+    def one(self, factors: Any, place: int) -> Any:
+        """A single factor of a stack."""
         ...

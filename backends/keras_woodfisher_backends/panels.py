@@ -72,6 +72,16 @@ class Panels:
         # Columns of groups in float32, in float64, solved, and by group; the matrix of each group and its factor.
         return max(single, (4 + 3 * 8) * rows * columns + 2 * 8 * columns * largest + 5 * matrix)
 
+    def staged(self, samples: int, width: int, columns: int) -> int:
+        """Bytes of samples on their way to the device, which are contiguous copies on the host.
+
+        Args:
+            samples: Gradient samples (m).
+            width: Weights of the widest block (B).
+            columns: Weights of all blocks.
+        """
+        return 4 * samples * min(width, self._panel)
+
     def fit(self, samples: int, width: int, free: int, group: int = 1) -> None:
         """Makes the panel as narrow as the free memory of the device demands.
 
@@ -150,7 +160,7 @@ class Panels:
         self._each(work, grads.shape[1], alone)
         first, *others = (totals[share] for share in sorted(totals))
         for total in others:
-            first += total
+            first = self._ops.plus(first, total)
         return first
 
     def _project(self, grads: Samples, keep: np.ndarray, dual: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ Letters used in every docstring of this package:
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -94,6 +95,10 @@ class Backend(Protocol):
 
     def peak_memory(self, device: str) -> int | None:
         """Largest number of bytes in use on a device so far, or None where it can't tell."""
+        ...
+
+    def in_turn(self) -> AbstractContextManager[Any]:
+        """Entered by threads that work on tensors side by side, where only one of them at a time may begin to."""
         ...
 
     def is_out_of_memory(self, error: Exception) -> bool:

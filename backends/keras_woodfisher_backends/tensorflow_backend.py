@@ -1,6 +1,7 @@
 """TensorFlow: devices, and gradients in `tf.function`."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -14,8 +15,10 @@ from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher_backends.nest import arrays, fill, outline
 from keras_woodfisher_backends.numpy_backend import host_kernel
 from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
+from keras_woodfisher_backends.stacks import StackKernel
 from keras_woodfisher_backends.tensorflow_operators import TensorFlowOperators, is_out_of_memory
 from keras_woodfisher_backends.tensorflow_precision import full_precision
+from keras_woodfisher_backends.tensorflow_threads import ONE_AT_A_TIME
 from keras_woodfisher_backends.verified import VerifiedSampler
 
 _FEW_POSITIONS = 8
@@ -34,7 +37,8 @@ class TensorFlowBackend:
         found = self._device(device)
         if found is None:
             return host_kernel()
-        return BlockKernel(TensorFlowOperators(found), lanes=devices.LANES if "GPU" in found else 1)
+        operators = TensorFlowOperators(found)
+        return StackKernel(operators, devices.LANES) if "GPU" in found else BlockKernel(operators)
 
     def free_memory(self, device: str) -> int | None:
         # TensorFlow reserves nearly all of a GPU for itself and doesn't tell the size of its pool.
@@ -45,6 +49,9 @@ class TensorFlowBackend:
         if found is None or "GPU" not in found:
             return None
         return tf.config.experimental.get_memory_info(found)["peak"]
+
+    def in_turn(self) -> AbstractContextManager[Any]:
+        return ONE_AT_A_TIME
 
     def is_out_of_memory(self, error: Exception) -> bool:
         return is_out_of_memory(error)
@@ -59,7 +66,7 @@ class TensorFlowBackend:
         return function
 
     def chunk_groups(self, examples: int) -> int:
-        return max(1, 64 // examples)
+        return max(1, (devices.EXAMPLES if _logical("GPU") else 64) // examples)
 
     def write_row(self, buffer: Any, slot: Any, row: Any) -> None:
         buffer.value[slot].assign(row)

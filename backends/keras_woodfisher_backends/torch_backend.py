@@ -1,7 +1,7 @@
 """PyTorch: devices, and gradients by captured layer inputs and output gradients."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from keras_woodfisher_backends.kernel import BlockKernel
 from keras_woodfisher_backends.nest import arrays, fill, map_arrays, outline, take
 from keras_woodfisher_backends.numpy_backend import host_kernel
 from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
+from keras_woodfisher_backends.stacks import StackKernel
 from keras_woodfisher_backends.torch_devices import CudaDevices
 from keras_woodfisher_backends.torch_operators import TorchOperators, is_out_of_memory
 from keras_woodfisher_backends.torch_precision import full_precision
@@ -39,7 +40,7 @@ class TorchBackend:
             return host_kernel()
         if kind == "cpu":
             return BlockKernel(TorchOperators(torch.device("cpu")))
-        return BlockKernel(TorchOperators(self._accelerators.place(index)), lanes=devices.LANES)
+        return StackKernel(TorchOperators(self._accelerators.place(index)), devices.LANES)
 
     def free_memory(self, device: str) -> int | None:
         kind, index = self._resolve(device)
@@ -48,6 +49,9 @@ class TorchBackend:
     def peak_memory(self, device: str) -> int | None:
         kind, index = self._resolve(device)
         return self._accelerators.peak_memory(index) if kind == "gpu" else None
+
+    def in_turn(self) -> AbstractContextManager[Any]:
+        return nullcontext()
 
     def is_out_of_memory(self, error: Exception) -> bool:
         return is_out_of_memory(error)
@@ -62,7 +66,7 @@ class TorchBackend:
         return function
 
     def chunk_groups(self, examples: int) -> int:
-        return max(1, 64 // examples)
+        return max(1, (devices.EXAMPLES if self._accelerators.count() else 64) // examples)
 
     def write_row(self, buffer: Any, slot: Any, row: Any) -> None:
         buffer.value.index_copy_(0, slot.reshape(1).long(), row[None])

@@ -1,17 +1,17 @@
 """PyTorch: the block-wise mathematics by `torch.linalg`, on the chosen device."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-from keras_woodfisher_backends.operators import Operators
+from keras_woodfisher_backends.operators import StackedOperators
 from keras_woodfisher_backends.torch_precision import full_precision
 
 
 class TorchOperators:
-    """`Operators` on one torch device."""
+    """`StackedOperators` on one torch device."""
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -49,26 +49,47 @@ class TorchOperators:
         return is_out_of_memory(error)
 
     def load(self, panel: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(panel)).to(self._device)
+        if self._device.type == "cpu":
+            return torch.from_numpy(np.ascontiguousarray(panel))
+        return self.load_stack((1, *panel.shape), [panel])[1][0]
+
+    def load_stack(self, shape: tuple[int, int, int], blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, torch.Tensor]:
+        host = torch.empty(shape, pin_memory=self._device.type != "cpu")
+        for into, block in zip(host, blocks, strict=True):
+            # With all threads of torch, which NumPy would do with one.
+            into.copy_(torch.from_numpy(block if block.flags.writeable else block.copy()))
+        return host.numpy(), host.to(self._device, non_blocking=True)
+
+    def masked(self, panels: torch.Tensor, keep: np.ndarray) -> torch.Tensor:
+        return panels * torch.from_numpy(keep).to(self._device)[:, None]
+
+    def one(self, factors: torch.Tensor, place: int) -> torch.Tensor:
+        return factors[place]
 
     def gram(self, panel: torch.Tensor, total: torch.Tensor | None) -> torch.Tensor:
         double = panel.double()
-        return double @ double.T if total is None else total.addmm_(double, double.T)
+        return double @ double.mT if total is None else total.addmm_(double, double.mT)
 
     def fisher(self, panel: torch.Tensor, total: torch.Tensor | None) -> torch.Tensor:
-        return self.gram(panel.T, total)
+        return self.gram(panel.mT, total)
+
+    def plus(self, total: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        return total.add_(part)
+
+    def minus(self, total: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        return total - part
 
     def factor(self, matrix: torch.Tensor, ridge: float) -> torch.Tensor:
-        matrix.diagonal().add_(ridge)
+        matrix.diagonal(dim1=-2, dim2=-1).add_(ridge)
         factor, info = torch.linalg.cholesky_ex(matrix)
-        if int(info):
-            raise np.linalg.LinAlgError(f"Not positive definite at row {int(info)}.")
+        if bool(info.any()):
+            raise np.linalg.LinAlgError(f"Not positive definite at row {int(info.max())}.")
         return factor
 
     def leverage(self, factor: torch.Tensor) -> Callable[[torch.Tensor], tuple[np.ndarray, np.ndarray]]:
         inverse = _triangular_inverse(factor).float()
-        columns = inverse.square().sum(0)
-        return lambda panel: (_column_sums(inverse @ panel), _host(columns @ panel.square()))
+        columns = inverse.square().sum(-2, keepdim=True)
+        return lambda panel: (_column_sums(inverse @ panel), _host((columns @ panel.square()).squeeze(-2)))
 
     def leverage_float64(self, factor: torch.Tensor, panel: torch.Tensor) -> np.ndarray:
         return _column_sums(torch.linalg.solve_triangular(factor, panel.double(), upper=False))
@@ -83,17 +104,22 @@ class TorchOperators:
         return _host(by_group @ by_group.transpose(1, 2))
 
     def solve(self, factor: torch.Tensor, right: np.ndarray) -> np.ndarray:
-        column = torch.from_numpy(right).to(self._device)[:, None]
-        return torch.cholesky_solve(column, factor)[:, 0].cpu().numpy()
+        column = torch.from_numpy(right).to(self._device)[..., None]
+        return torch.cholesky_solve(column, factor)[..., 0].cpu().numpy()
 
     def host(self, matrix: torch.Tensor) -> np.ndarray:
         return _host(matrix)
 
     def combine(self, panel: torch.Tensor, coefficients: np.ndarray) -> np.ndarray:
-        return (panel.double() @ torch.from_numpy(coefficients).to(self._device)).cpu().numpy()
+        return self._apply(panel.double(), coefficients)
 
     def project(self, panel: torch.Tensor, dual: np.ndarray) -> np.ndarray:
-        return (panel.double().T @ torch.from_numpy(dual).to(self._device)).cpu().numpy()
+        return self._apply(panel.double().mT, dual)
+
+    def _apply(self, matrix: torch.Tensor, right: np.ndarray) -> np.ndarray:
+        vectors = torch.from_numpy(right).to(self._device)
+        product = matrix @ vectors if matrix.ndim == 2 else (matrix @ vectors[..., None])[..., 0]
+        return product.cpu().numpy()
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -108,16 +134,16 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _triangular_inverse(factor: torch.Tensor) -> torch.Tensor:
-    identity = torch.eye(factor.shape[0], dtype=factor.dtype, device=factor.device)
+    identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
     return torch.linalg.solve_triangular(factor, identity, upper=False)
 
 
 def _column_sums(rows: torch.Tensor) -> np.ndarray:
-    return _host(rows.square().sum(0))
+    return _host(rows.square().sum(-2))
 
 
 def _host(tensor: torch.Tensor) -> np.ndarray:
     return tensor.double().cpu().numpy()
 
 
-_: type[Operators] = TorchOperators
+_: type[StackedOperators] = TorchOperators

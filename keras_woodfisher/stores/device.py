@@ -1,11 +1,11 @@
 """Gradients in the memory of a device."""
 
-import threading
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+from keras_woodfisher_backends import get_backend
 
 from keras_woodfisher.stores.half import encoded
 from keras_woodfisher.stores.staged import StagedStore
@@ -27,8 +27,7 @@ class DeviceStore(StagedStore):
         super().__init__(shape, chunk, dtype, page)
         self._device = device
         self._parts: list[Any] = []
-        # On TensorFlow 2.21, threads that slice at the same time may get each other's columns.
-        self._reading = threading.Lock()
+        self._backend = get_backend(keras.backend.backend())
 
     def close(self) -> None:
         super().close()
@@ -44,9 +43,9 @@ class DeviceStore(StagedStore):
         width = columns.stop - columns.start
         # `slice`, not indexing, which JAX compiles anew for each start. Anywhere but where the parts are it would move
         # all of them; the numbers that say what to slice stay on the host.
-        with self._reading, keras.device(self._device):
+        with self._backend.in_turn(), keras.device(self._device):
             parts = [ops.slice(part, (0, columns.start), (part.shape[0], width)) for part in self._parts]
-            return np.concatenate([ops.convert_to_numpy(part) for part in parts])
+        return np.concatenate([ops.convert_to_numpy(part) for part in parts])
 
 
 _: type[GradientStore] = DeviceStore
