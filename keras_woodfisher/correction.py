@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from keras_woodfisher_backends.kernel import BlockKernel
-from keras_woodfisher_backends.panels import PANEL
 
 from keras_woodfisher.stores.store import GradientStore
 
@@ -54,14 +53,10 @@ class WholeCorrection:
 
     def _responses(self, right: np.ndarray, dampings: Sequence[float]) -> np.ndarray:
         """`G_K^T (A + m damp I)^-1 G right` for each damping."""
-        source = self._basis.T @ self._kernel.combine(self._grads, right)
+        source = self._basis.T @ self._kernel.combine(self._grads, right, alone=True)
         # Rounding may leave eigenvalues that are zero a little below it.
         values = np.maximum(self._values, 0.0)[:, None] + len(source) * np.asarray(dampings)
         duals = self._basis @ (source[:, None] / values)
         out = np.zeros((len(dampings), self._keep.size), np.float32)
-        for start in range(0, self._keep.size, PANEL):
-            part = slice(start, min(start + PANEL, self._keep.size))
-            if self._keep[part].any():
-                responses = self._kernel.project(self._grads[:, part], self._keep[part], duals)
-                out[:, part][:, self._keep[part]] = responses.T
+        self._kernel.project(self._grads, self._keep, duals, out, alone=True)
         return out

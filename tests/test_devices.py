@@ -191,6 +191,18 @@ def test_one_block_is_shared_among_the_lanes_of_a_device(backend):
         )
 
 
+def test_a_gpu_differentiates_more_examples_at_a_time(backend, monkeypatch):
+    few = backend.chunk_groups(1)
+    assert [backend.chunk_groups(examples) for examples in (4, 10**4)] == [few // 4, 1]
+    if NAME == "torch":
+        backend = Accelerators().backend()
+    elif NAME == "jax":
+        monkeypatch.setattr("keras_woodfisher_backends.jax_backend._gpus", lambda: ["gpu"])
+    else:
+        monkeypatch.setattr("keras_woodfisher_backends.tensorflow_backend._logical", lambda kind: [kind])
+    assert [backend.chunk_groups(examples) for examples in (1, 4, 10**4)] == [512, 128, 1]
+
+
 def test_only_tensorflow_lets_one_thread_at_a_time_begin(backend):
     entered = threading.Event()
 

@@ -304,9 +304,13 @@ def test_products_over_some_columns(kernel, m, width, panel):
     for shape in ((), (3,)):
         dual, coefficients = rng.normal(size=(m, *shape)), rng.normal(size=(width, *shape))
         coefficients[14:21] = 0.0
-        np.testing.assert_allclose(kernel.project(grads, ~prune, dual), kept.T @ dual, rtol=1e-10, atol=1e-12)
-        found = kernel.combine(grads, coefficients)
-        np.testing.assert_allclose(found, grads.astype(np.float64) @ coefficients, rtol=1e-10, atol=1e-12)
+        for alone in (False, True):
+            out = np.full((*shape, width), 7.0)
+            kernel.project(grads, ~prune, dual, out, alone)
+            np.testing.assert_allclose(out[..., ~prune], (kept.T @ dual).T, rtol=1e-10, atol=1e-12)
+            assert (out[..., prune] == 7.0).all()
+            found = kernel.combine(grads, coefficients, alone)
+            np.testing.assert_allclose(found, grads.astype(np.float64) @ coefficients, rtol=1e-10, atol=1e-12)
 
 
 def test_light_compilation_is_put_back():

@@ -166,10 +166,11 @@ class BlockKernel(GroupScores):
         source = self._combine(grads, removed)
         if kept <= m:
             factor = self._primal_factor(grads, damp, keep)
-            out[keep] = ops.solve(factor, self._project(grads, keep, source))[:kept]
+            self._project(grads, keep, source, out)
+            out[keep] = ops.solve(factor, out[keep])[:kept]
             return out
         dual = ops.solve(self._dual_factor(grads, damp, keep, alone), source)
-        out[keep] = self._project(grads, keep, dual)
+        self._project(grads, keep, dual, out)
         return out
 
 

@@ -107,30 +107,30 @@ class Panels:
         lower = np.tril(lower[:size, :size])
         return lower + np.tril(lower, -1).T
 
-    def combine(self, grads: Samples, coefficients: np.ndarray) -> np.ndarray:
+    def combine(self, grads: Samples, coefficients: np.ndarray, alone: bool = False) -> np.ndarray:
         """`G u`, float64.
 
         Args:
             grads: (m, B) float32.
             coefficients: (B,) or (B, k).
+            alone: Nothing else is worked on meanwhile: the panels are shared among all lanes.
 
         Returns:
             (m,) or (m, k).
         """
-        return self._within_memory(lambda: self._combine(grads, coefficients))
+        return self._within_memory(lambda: self._combine(grads, coefficients, alone))
 
-    def project(self, grads: Samples, keep: np.ndarray, dual: np.ndarray) -> np.ndarray:
-        """`G_K^T x`, float64.
+    def project(self, grads: Samples, keep: np.ndarray, dual: np.ndarray, out: np.ndarray, alone: bool = False) -> None:
+        """`(G_K^T x)^T`, computed in float64.
 
         Args:
             grads: (m, B) float32.
-            keep: (B,) bool, the set K; not empty.
+            keep: (B,) bool, the set K.
             dual: (m,) or (m, k).
-
-        Returns:
-            One row a kept column: (K,) or (K, k).
+            out: (B,) or (k, B), written where `keep` is.
+            alone: As in `combine`.
         """
-        return self._within_memory(lambda: self._project(grads, keep, dual))
+        self._within_memory(lambda: self._project(grads, keep, dual, out, alone))
 
     def _within_memory(self, work: Callable[[], Result]) -> Result:
         while True:
@@ -163,24 +163,29 @@ class Panels:
             first = self._ops.plus(first, total)
         return first
 
-    def _project(self, grads: Samples, keep: np.ndarray, dual: np.ndarray) -> np.ndarray:
-        out = []
-        for part in self._parts(keep.size):
+    def _project(
+        self, grads: Samples, keep: np.ndarray, dual: np.ndarray, out: np.ndarray, alone: bool = False
+    ) -> None:
+        def work(part: slice, lane: int = 0) -> None:
             panel = chosen(grads[:, part], keep[part])
             if panel.shape[1]:
-                out.append(self._ops.project(self._ops.load(panel), dual)[: panel.shape[1]])
-        return np.concatenate(out)
+                out[..., part][..., keep[part]] = self._ops.project(self._ops.load(panel), dual)[: panel.shape[1]].T
 
-    def _combine(self, grads: Samples, coefficients: np.ndarray) -> np.ndarray:
+        self._each(work, keep.size, alone)
+
+    def _combine(self, grads: Samples, coefficients: np.ndarray, alone: bool = False) -> np.ndarray:
         size = grads.shape[0]
-        total = np.zeros((size, *coefficients.shape[1:]))
-        for part in self._parts(grads.shape[1]):
+        totals = np.zeros((self.lanes, size, *coefficients.shape[1:]))
+
+        def work(part: slice, lane: int = 0) -> None:
             here = coefficients[part]
             used: np.ndarray = (here.reshape(len(here), -1) != 0).any(axis=1)
             if used.any():
                 panel = self._ops.load(chosen(grads[:, part], used))
-                total += self._ops.combine(panel, here[used])[:size]
-        return total
+                totals[lane] += self._ops.combine(panel, here[used])[:size]
+
+        self._each(work, grads.shape[1], alone)
+        return totals.sum(0)
 
     def _each(self, work: Callable[..., None], width: int, alone: bool) -> None:
         """Calls `work(columns, lane)` for each panel."""
