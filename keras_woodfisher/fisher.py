@@ -9,7 +9,7 @@ from keras_woodfisher_backends.host_blas import host_threads
 from keras_woodfisher_backends.kernel import BlockKernel, Stack
 from keras_woodfisher_backends.lanes import side_by_side
 
-from keras_woodfisher.stores.store import GradientStore, as_store
+from keras_woodfisher.stores.store import GradientStore, MemoryStore, as_store
 
 
 def block_slices(kept: Sequence[int], size: int | None, labels: np.ndarray | None = None) -> list[slice]:
@@ -254,7 +254,8 @@ class BlockFisher:
         return sorted(jobs, key=lambda job: job[0].start)
 
     def _stack(self, blocks: Sequence[slice]) -> Stack:
-        return Stack(self._grads.block, blocks, self._grads.shape[0])
+        joined = isinstance(self._grads, MemoryStore)
+        return Stack(self._grads.block, blocks, self._grads.shape[0], joined)
 
 
 def _rows(vector: np.ndarray, blocks: Sequence[slice]) -> np.ndarray:

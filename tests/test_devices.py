@@ -102,7 +102,7 @@ def prune(make_mlp, blobs, **kwargs):
     return model.get_weights()
 
 
-@pytest.mark.parametrize("free", [10**9, 20_000])
+@pytest.mark.parametrize("free", [10**10, 20_000])
 def test_all_accelerators_share_the_blocks(monkeypatch, make_mlp, blobs, free):
     plain = prune(make_mlp, blobs)
     accelerators = Accelerators(free)
@@ -116,11 +116,11 @@ def test_all_accelerators_share_the_blocks(monkeypatch, make_mlp, blobs, free):
         threads.add(threading.get_ident())
         return loading(self, panel)
 
-    def load_stack(self, shape, blocks):
+    def load_stack(self, shape, parts):
         stacked.append(shape[0])
         loads.append(shape[2])
         threads.add(threading.get_ident())
-        return loading_stacks(self, shape, blocks)
+        return loading_stacks(self, shape, parts)
 
     monkeypatch.setattr(operators, "load", load)
     monkeypatch.setattr(operators, "load_stack", load_stack)
@@ -131,7 +131,7 @@ def test_all_accelerators_share_the_blocks(monkeypatch, make_mlp, blobs, free):
     assert len(threads) >= 2
     for one, other in zip(dealt, plain, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
-    if free == 10**9:
+    if free == 10**10:
         assert widths == {panels.PANEL}
         assert max(loads) == 100
         assert max(stacked) > 1

@@ -83,7 +83,9 @@ def test_a_prune_on_the_gpu_is_that_on_the_host(make_mlp, blobs):
 
 def test_the_framework_tells_of_the_memory(backend):
     free = backend.free_memory(GPUS[0])
-    assert free > 2**28
+    # TensorFlow doesn't tell it.
+    assert (free is None) == (backend.name == "tensorflow")
+    assert free is None or free > 2**28
     backend.kernel(GPUS[0]).inverse_diagonal(np.ones((64, 2000), np.float32), DAMP)
     assert backend.peak_memory(GPUS[0]) > 64 * 2000 * 4
 

@@ -30,10 +30,10 @@ def problem(m, width, number=5, seed=0):
     return grads.astype(np.float32), rng.normal(size=(number, width)), prune
 
 
-def stack_of(grads, number):
+def stack_of(grads, number, joined=True):
     width = grads.shape[1] // number
     blocks = [slice(place * width, (place + 1) * width) for place in range(number)]
-    return Stack(lambda block: grads[:, block], blocks, len(grads))
+    return Stack(lambda block: grads[:, block], blocks, len(grads), joined)
 
 
 def dense(samples, damp=DAMP):
@@ -47,10 +47,11 @@ def best_joint_change(fisher, weights, prune):
     return delta
 
 
+@pytest.mark.parametrize("joined", [True, False])
 @pytest.mark.parametrize("m, width", SHAPES)
-def test_each_block_of_a_stack_is_that_of_the_definition(kernel, m, width):
+def test_each_block_of_a_stack_is_that_of_the_definition(kernel, m, width, joined):
     grads, weights, prune = problem(m, width)
-    stack = stack_of(grads, 5)
+    stack = stack_of(grads, 5, joined)
     fishers = [dense(stack[place]) for place in range(5)]
     diagonals = kernel.inverse_diagonals(stack, DAMP)
     np.testing.assert_allclose(diagonals, [np.diag(np.linalg.inv(fisher)) for fisher in fishers], rtol=2e-6)
@@ -100,11 +101,12 @@ def test_a_full_device_takes_smaller_stacks(kernel, monkeypatch):
     grads, _, _ = problem(6, 20)
     sizes, original = [], kernel._ops.load_stack
 
-    def load_stack(shape, blocks):
-        sizes.append(shape[0])
+    def load_stack(shape, parts):
+        if shape[0] > 1:  # GPUs load single panels in the same way
+            sizes.append(shape[0])
         if shape[0] > 2:
             raise full()
-        return original(shape, blocks)
+        return original(shape, parts)
 
     monkeypatch.setattr(kernel._ops, "load_stack", load_stack)
     monkeypatch.setattr(stacks, "STACK", 4 * 6 * 20)
@@ -139,12 +141,16 @@ def test_blocks_of_one_width_are_dealt_out_together(kernel, monkeypatch):
     assert sorted(sizes) == [(10, 3), (30, 3), (30, 3), (30, 3)]
 
 
-def test_blocks_are_read_one_after_the_other(kernel):
+def test_blocks_are_read_one_after_the_other_or_with_their_neighbours(kernel):
     grads, _, _ = problem(6, 20)
-    read = []
-    blocks = [slice(start, start + 20) for start in range(0, 100, 20)]
-    kernel.inverse_diagonals(Stack(lambda block: read.append(block) or grads[:, block], blocks, 6), DAMP)
-    assert read == blocks
+    blocks = [slice(start, start + 20) for start in (0, 20, 60, 80)]
+    for joined, wanted in ((False, blocks), (True, [slice(0, 40), slice(60, 100)])):
+        read = []
+        stack = Stack(lambda block: read.append(block) or grads[:, block], blocks, 6, joined)  # noqa: B023
+        found = kernel.inverse_diagonals(stack, DAMP)
+        assert read == wanted
+        truth = [np.diag(np.linalg.inv(dense(grads[:, block]))) for block in blocks]
+        np.testing.assert_allclose(found, truth, rtol=2e-6)
 
 
 def test_a_stack_stays_within_its_room(kernel):
@@ -154,6 +160,7 @@ def test_a_stack_stays_within_its_room(kernel):
         assert kernel.memory(m, width) >= BlockKernel.memory(kernel, m, width)
         assert kernel.staged(m, width, 10**6) >= 4 * number * m * min(width, kernel._panel)
     assert kernel.together(512, 2000) == 16
+    assert kernel.memory(512, 2000, blocks=2) < kernel.memory(512, 2000, blocks=8) < kernel.memory(512, 2000)
     before = kernel.memory(512, 2000)
     kernel.fit(512, 2000, before // 4)
     assert kernel.memory(512, 2000) <= before // 4

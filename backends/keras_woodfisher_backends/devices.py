@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-LANES = 2
-"""Threads that feed one accelerator: the transfers of one overlap with the work of the other."""
+LANES = 4
+"""Threads that feed one accelerator: they gather samples side by side, and some transfer them while others work."""
 
 EXAMPLES = 512
 """Examples that an accelerator differentiates at a time: with few, it waits for the host to begin each operation."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache, wraps
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
 
-from keras_woodfisher_backends.operators import StackedOperators
+from keras_woodfisher_backends.operators import StackedOperators, fill_stack
 
 _SMALLEST_PANEL = 128
 _ROWS = 32
@@ -45,12 +46,11 @@ class JaxOperators:
         padded[:rows, :columns] = panel
         return jax.device_put(padded, self._device)
 
-    def load_stack(self, shape: tuple[int, int, int], blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, jax.Array]:
+    def load_stack(self, shape: tuple[int, int, int], parts: Iterable[np.ndarray]) -> tuple[np.ndarray, jax.Array]:
         number, rows, columns = shape
         padded = np.zeros((_power(number), -(-rows // _ROWS) * _ROWS, _power(columns, _SMALLEST_BLOCK)), np.float32)
         host = padded[:number, :rows, :columns]
-        for into, block in zip(host, blocks, strict=True):
-            into[...] = block
+        fill_stack(host, parts)
         return host, jax.device_put(padded, self._device)
 
     def masked(self, panels: jax.Array, keep: np.ndarray) -> jax.Array:
@@ -135,59 +135,85 @@ def _padded(array: np.ndarray, *shape: int) -> np.ndarray:
     return np.pad(array, [(0, size - now) for size, now in zip(shape, array.shape, strict=True)])
 
 
-@jax.jit
+_QUICK = {"xla_gpu_enable_triton_gemm": False}
+"""XLA would try dozens of kernels of its own for each product on a GPU (20 s for an update, not 2); none is faster."""
+
+
+@cache
+def _options() -> dict[str, bool]:
+    """Of those only what this XLA knows."""
+    try:
+        jax.jit(lambda x: x, compiler_options=_QUICK)(0.0)
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return _QUICK
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    @cache
+    def jitted() -> Callable[..., Any]:
+        return jax.jit(function, compiler_options=_options())
+
+    @wraps(function)
+    def run(*args: Any) -> Any:
+        return jitted()(*args)
+
+    return run
+
+
+@_compiled
 def _gram(panel: jax.Array) -> jax.Array:
     double = panel.astype(jnp.float64)
     return double @ double.mT
 
 
-@jax.jit
+@_compiled
 def _factor(matrix: jax.Array, ridge: float) -> jax.Array:
     return jnp.linalg.cholesky(matrix + ridge * jnp.eye(matrix.shape[-1], dtype=matrix.dtype))
 
 
-@jax.jit
+@_compiled
 def _triangular_inverse(factor: jax.Array) -> jax.Array:
     identity = jnp.broadcast_to(jnp.eye(factor.shape[-1], dtype=factor.dtype), factor.shape)
     return solve_triangular(factor, identity, lower=True)
 
 
-@jax.jit
+@_compiled
 def _masked(panels: jax.Array, keep: jax.Array) -> jax.Array:
     return panels * keep[:, None]
 
 
-@jax.jit
+@_compiled
 def _one(factors: jax.Array, place: int) -> jax.Array:
     return factors[place]
 
 
-@jax.jit
+@_compiled
 def _product_sums(inverse: jax.Array, panel: jax.Array) -> tuple[jax.Array, jax.Array]:
     columns = jnp.square(inverse).sum(-2, keepdims=True)
     return jnp.square(inverse @ panel).sum(-2), (columns @ jnp.square(panel)).squeeze(-2)
 
 
-@jax.jit
+@_compiled
 def _solved_sums(factor: jax.Array, panel: jax.Array) -> jax.Array:
     rows = solve_triangular(factor, panel.astype(jnp.float64), lower=True)
     return jnp.square(rows).sum(0)
 
 
-@jax.jit
+@_compiled
 def _group_gram(factor: jax.Array, groups: jax.Array) -> jax.Array:
     panel = groups.astype(jnp.float64).reshape(groups.shape[0], -1)
     by_group = solve_triangular(factor, panel, lower=True).reshape(groups.shape).transpose(1, 2, 0)
     return by_group @ by_group.transpose(0, 2, 1)
 
 
-@jax.jit
+@_compiled
 def _solve(factor: jax.Array, right: jax.Array) -> jax.Array:
     half = solve_triangular(factor, right[..., None], lower=True)
     return solve_triangular(factor, half, trans=1, lower=True)[..., 0]
 
 
-@jax.jit
+@_compiled
 def _apply(panel: jax.Array, vector: jax.Array) -> jax.Array:
     double = panel.astype(jnp.float64)
     return double @ vector if double.ndim == 2 else (double @ vector[..., None])[..., 0]

@@ -8,7 +8,7 @@ the Woodbury identity gives `F^-1 = (I - G^T A^-1 G) / damp`, so that one Choles
 Gram matrices, Cholesky factors and solves are float64; `G` and the product `L^-1 G` are float32.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,17 +26,19 @@ RISKY_ERROR = 1e-6
 
 
 class Stack:
-    """The samples of blocks of one width, each read when it is asked for.
+    """The samples of blocks of one width, read when they are asked for.
 
     Args:
-        read: Gives the samples of a block, (m, B) float32.
-        blocks: At least one.
+        read: Gives the samples of some columns, (m, c) float32.
+        blocks: Columns of each block; at least one.
         samples: m.
+        joined: Whether neighbours may be read together: `read` copies nothing.
     """
 
-    def __init__(self, read: Callable[[slice], Samples], blocks: Sequence[slice], samples: int):
+    def __init__(self, read: Callable[[slice], Samples], blocks: Sequence[slice], samples: int, joined: bool = False):
         self._read = read
         self._blocks = blocks
+        self._joined = joined
         self.samples = samples
         self.width = blocks[0].stop - blocks[0].start
 
@@ -45,6 +47,20 @@ class Stack:
 
     def __getitem__(self, place: int) -> Samples:
         return self._read(self._blocks[place])
+
+    def parts(self, places: Sequence[int]) -> Iterator[np.ndarray]:
+        """The samples of some blocks, one after the other: (m, B), or (m, k B) of k neighbours."""
+        run: slice | None = None
+        for place in places:
+            block = self._blocks[place]
+            if run is not None and self._joined and run.stop == block.start:
+                run = slice(run.start, block.stop)
+                continue
+            if run is not None:
+                yield self._read(run)[:, :]
+            run = block
+        if run is not None:
+            yield self._read(run)[:, :]
 
 
 class BlockKernel(GroupScores):
@@ -150,8 +166,8 @@ class BlockKernel(GroupScores):
 
         def work(part: slice, lane: int = 0) -> None:
             panel = grads[:, part]
-            sums, spread = (array[: panel.shape[1]] for array in leverage(ops.load(panel)))
-            out[part] = rest_of(ops, lambda: factor, panel, sums, spread, damp) / damp
+            sums, spread = (array[None, : panel.shape[1]] for array in leverage(ops.load(panel)))
+            out[part] = rest_of(ops, lambda place: factor, [panel], (sums, spread), damp)[0] / damp
 
         self._each(work, width, alone)
         return out
@@ -176,27 +192,30 @@ class BlockKernel(GroupScores):
 
 def rest_of(
     ops: Operators,
-    factor: Callable[[], Any],
-    panel: np.ndarray,
-    sums: np.ndarray,
-    spread: np.ndarray,
+    factor: Callable[[int], Any],
+    panels: Sequence[np.ndarray] | np.ndarray,
+    leverage: tuple[np.ndarray, np.ndarray],
     damp: float,
 ) -> np.ndarray:
-    """`1 - leverage` of each column, by a second look in float64 where float32 isn't enough.
+    """`1 - leverage` of each column of n panels, by a second look in float64 where float32 isn't enough.
 
     Args:
         ops: Of the device.
-        factor: Gives the factor of the block.
-        panel: (m, c) columns of the block.
-        sums: Their leverage, as float32 gave it.
-        spread: See `Operators.leverage`.
+        factor: Gives the factor of the block that a panel is of.
+        panels: n times (m, c).
+        leverage: What float32 gave, and the spread (see `Operators.leverage`), both (n, c).
         damp: Ridge on the diagonal of the Fisher.
+
+    Returns:
+        (n, c) float64.
     """
-    rest = 1.0 - sums
+    sums, spread = leverage
+    rest: np.ndarray = 1.0 - sums
     error = 2.0 * np.finfo(np.float32).eps * np.sqrt(sums * spread)
-    risky = np.flatnonzero(~((sums <= RISKY_LEVERAGE) & (error <= RISKY_ERROR * rest)))
-    if risky.size:
-        columns = np.take(panel, risky, axis=1)
-        again = ops.leverage_float64(factor(), ops.load(columns))[: risky.size]
-        rest[risky] = np.maximum(1.0 - again, least(columns, damp))
+    risky = ~((sums <= RISKY_LEVERAGE) & (error <= RISKY_ERROR * rest))
+    for place in np.flatnonzero(risky.any(axis=1)).tolist():
+        chosen = np.flatnonzero(risky[place])
+        columns = np.take(panels[place], chosen, axis=1)
+        again = ops.leverage_float64(factor(place), ops.load(columns))[: chosen.size]
+        rest[place, chosen] = np.maximum(1.0 - again, least(columns, damp))
     return rest

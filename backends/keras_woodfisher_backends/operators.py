@@ -106,12 +106,12 @@ class StackedOperators(Operators, Protocol):
     single factor, and for the totals of sums, which are those of single panels.
     """
 
-    def load_stack(self, shape: tuple[int, int, int], blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, Any]:
+    def load_stack(self, shape: tuple[int, int, int], parts: Iterable[np.ndarray]) -> tuple[np.ndarray, Any]:
         """Loads n blocks.
 
         Args:
             shape: (n, m, c).
-            blocks: Float32 arrays (m, c), one after the other.
+            parts: The blocks one after the other, float32 arrays (m, c), or (m, k c) of k neighbours.
 
         Returns:
             The blocks on the host, (n, m, c), and on the device, where zero blocks, rows and columns may follow.
@@ -125,3 +125,17 @@ class StackedOperators(Operators, Protocol):
     def one(self, factors: Any, place: int) -> Any:
         """A single factor of a stack."""
         ...
+
+
+def unstacked(part: np.ndarray, width: int) -> np.ndarray:
+    """A view (k, m, c) of k blocks that lie side by side, (m, k c)."""
+    return part.reshape(len(part), -1, width).swapaxes(0, 1)
+
+
+def fill_stack(stack: np.ndarray, parts: Iterable[np.ndarray]) -> None:
+    """Copies the parts of `load_stack` to the host's array (n, m, c)."""
+    start = 0
+    for part in parts:
+        blocks = unstacked(part, stack.shape[2])
+        stack[start : start + len(blocks)] = blocks
+        start += len(blocks)

@@ -53,13 +53,14 @@ class Panels:
         self.lanes = lanes
         self.on_host = on_host
 
-    def memory(self, samples: int, width: int, group: int = 1) -> int:
-        """Bytes that one block takes at most, beside its gradients.
+    def memory(self, samples: int, width: int, group: int = 1, blocks: int | None = None) -> int:
+        """Bytes that a lane takes at most, beside the gradients.
 
         Args:
             samples: Gradient samples (m).
-            width: Weights of the block (B).
+            width: Weights of the widest block (B).
             group: The most weights that are scored together.
+            blocks: How many blocks there are, if it is known.
         """
         matrix = 8 * min(samples, width) ** 2
         panel = 8 * samples * min(width, self._panel)

@@ -1,6 +1,6 @@
 """Several blocks of equal width at a time, for devices that one block doesn't fill."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,11 +32,12 @@ class StackKernel(BlockKernel):
         room = STACK * self._panel // self._widest
         return max(1, room // (samples * width)) if width <= self._panel else 1
 
-    def memory(self, samples: int, width: int, group: int = 1) -> int:
+    def memory(self, samples: int, width: int, group: int = 1, blocks: int | None = None) -> int:
         number = self.together(samples, width)
+        number = number if blocks is None else min(number, blocks)
         # In float32, masked, and in float64; matrix, factor, its inverse and a copy.
         stack = number * (16 * samples * width + 4 * 8 * min(samples, width) ** 2)
-        return max(super().memory(samples, width, group), stack if number > 1 else 0)
+        return max(super().memory(samples, width, group, blocks), stack if number > 1 else 0)
 
     def staged(self, samples: int, width: int, columns: int) -> int:
         return max(super().staged(samples, width, columns), 4 * min(STACK, samples * columns))
@@ -101,13 +102,9 @@ class StackKernel(BlockKernel):
         return [out[place] if place in out else one(place) for place in range(len(stack))]
 
     def _load(self, stack: Stack, places: Sequence[int]) -> tuple[np.ndarray, Any]:
-        def blocks() -> Iterator[np.ndarray]:
-            for place in places:
-                yield stack[place][:, : stack.width]
+        return self._stacked.load_stack((len(places), stack.samples, stack.width), stack.parts(places))
 
-        return self._stacked.load_stack((len(places), stack.samples, stack.width), blocks())
-
-    def _diagonals(self, stack: Stack, places: Sequence[int], damp: float) -> Iterable[np.ndarray]:
+    def _diagonals(self, stack: Stack, places: Sequence[int], damp: float) -> np.ndarray:
         ops, m, width = self._stacked, stack.samples, stack.width
         samples, panels = self._load(stack, places)
         if width <= m:
@@ -115,8 +112,7 @@ class StackKernel(BlockKernel):
             return ops.inverse_diagonal(factors)[: len(places), :width] * m
         factors = self._factor(ops.gram(panels, None), m, damp)
         sums, spread = (array[: len(places), :width] for array in ops.leverage(factors)(panels))
-        rows = zip(samples, sums, spread, strict=True)
-        return [rest_of(ops, partial(ops.one, factors, place), *row, damp) / damp for place, row in enumerate(rows)]
+        return rest_of(ops, partial(ops.one, factors), samples, (sums, spread), damp) / damp
 
     def _responses(
         self, stack: Stack, places: Sequence[int], damp: float, removed: np.ndarray, keep: np.ndarray | None

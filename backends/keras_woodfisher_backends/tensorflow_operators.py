@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_woodfisher_backends.operators import StackedOperators
+from keras_woodfisher_backends.operators import StackedOperators, fill_stack
 from keras_woodfisher_backends.tensorflow_precision import full_precision
 from keras_woodfisher_backends.tensorflow_threads import one_at_a_time
 
@@ -33,10 +33,9 @@ class TensorFlowOperators:
     def load(self, panel: np.ndarray) -> Any:
         return tf.convert_to_tensor(panel)
 
-    def load_stack(self, shape: tuple[int, int, int], blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, Any]:
+    def load_stack(self, shape: tuple[int, int, int], parts: Iterable[np.ndarray]) -> tuple[np.ndarray, Any]:
         host = np.empty(shape, np.float32)
-        for into, block in zip(host, blocks, strict=True):
-            into[...] = block
+        fill_stack(host, parts)
         return host, self.load(host)
 
     @one_at_a_time

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from keras_woodfisher_backends.operators import StackedOperators
+from keras_woodfisher_backends.operators import StackedOperators, unstacked
 from keras_woodfisher_backends.torch_precision import full_precision
 
 
@@ -53,11 +53,14 @@ class TorchOperators:
             return torch.from_numpy(np.ascontiguousarray(panel))
         return self.load_stack((1, *panel.shape), [panel])[1][0]
 
-    def load_stack(self, shape: tuple[int, int, int], blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, torch.Tensor]:
+    def load_stack(self, shape: tuple[int, int, int], parts: Iterable[np.ndarray]) -> tuple[np.ndarray, torch.Tensor]:
         host = torch.empty(shape, pin_memory=self._device.type != "cpu")
-        for into, block in zip(host, blocks, strict=True):
+        start = 0
+        for part in parts:
+            blocks = unstacked(part if part.flags.writeable else part.copy(), shape[2])
             # With all threads of torch, which NumPy would do with one.
-            into.copy_(torch.from_numpy(block if block.flags.writeable else block.copy()))
+            host[start : start + len(blocks)].copy_(torch.from_numpy(blocks))
+            start += len(blocks)
         return host.numpy(), host.to(self._device, non_blocking=True)
 
     def masked(self, panels: torch.Tensor, keep: np.ndarray) -> torch.Tensor:

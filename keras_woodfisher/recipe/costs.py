@@ -75,7 +75,10 @@ def cost_of(
     blocks = {u: [b.stop - b.start for b in block_slices(_kept(sizes, u), options.fisher_block_size)] for u in working}
     group = 1 if pruner.structure is None else pruner.structure.largest
     workspace = {
-        name: max(k.memory(u.num_grads, max(widths), group) * min(k.lanes, len(widths)) for u, widths in blocks.items())
+        name: max(
+            k.memory(u.num_grads, max(widths), group, -(-len(widths) // k.lanes)) * min(k.lanes, len(widths))
+            for u, widths in blocks.items()
+        )
         for name, k in kernels.items()
     }
     seconds = None
