@@ -105,7 +105,9 @@ def test_a_sum_over_examples_is_so_many_times_their_mean(backend, loss):
     for reduction in ("sum", "sum_over_batch_size"):
         model.compile(loss=loss(reduction=reduction))
         rows[reduction] = samples(backend, model, batch)
-    np.testing.assert_allclose(rows["sum"], np.sqrt(5.0) * rows["sum_over_batch_size"], rtol=1e-5)
+    mean = np.sqrt(5.0) * rows["sum_over_batch_size"]
+    # GPUs add in another order: small entries, of which most cancels, have fewer digits.
+    np.testing.assert_allclose(rows["sum"], mean, rtol=1e-5, atol=1e-6 * np.abs(mean).max())
 
 
 def test_what_a_mask_hides_has_no_curvature(backend):

@@ -7,6 +7,17 @@ import pytest
 from keras_woodfisher_backends import host_blas
 
 
+def pool(api, architecture, folder="/lib"):
+    return SimpleNamespace(
+        internal_api=api, architecture=architecture, num_threads=1, filepath=f"{folder}/libopenblas.so"
+    )
+
+
+def on_processor_with(monkeypatch, features):
+    config = {"SIMD Extensions": {"baseline": ["X86_V2"], "found": features}}
+    monkeypatch.setattr(np, "show_config", lambda mode: config)
+
+
 @pytest.mark.parametrize(
     ("pools", "features", "advised"),
     [
@@ -21,16 +32,22 @@ from keras_woodfisher_backends import host_blas
     ],
 )
 def test_advice_where_the_processor_is_wider_than_its_blas(monkeypatch, pools, features, advised):
-    pools = [SimpleNamespace(internal_api=api, architecture=name, num_threads=1) for api, name in pools]
-    monkeypatch.setattr(host_blas, "_blas", lambda: pools)
-    monkeypatch.setattr(
-        np, "show_config", lambda mode: {"SIMD Extensions": {"baseline": ["X86_V2"], "found": features}}
-    )
+    monkeypatch.setattr(host_blas, "_blas", lambda: [pool(api, name) for api, name in pools])
+    on_processor_with(monkeypatch, features)
     text = host_blas.advice()
     assert bool(text) == advised
     if advised:
-        assert pools[0].architecture in text
+        assert pools[0][1] in text
         assert "OPENBLAS_CORETYPE=SkylakeX" in text
+
+
+def test_advice_is_of_the_blas_that_does_the_work(monkeypatch):
+    on_processor_with(monkeypatch, ["X86_V4"])
+    of_numpy, of_another = "/site-packages/numpy.libs", "/site-packages/cv2.libs"
+    for architecture, other, advised in (("Prescott", "SkylakeX", True), ("SkylakeX", "Prescott", False)):
+        pools = [pool("openblas", architecture, of_numpy), pool("openblas", other, of_another)]
+        monkeypatch.setattr(host_blas, "_blas", lambda pools=pools: pools)
+        assert bool(host_blas.advice()) == advised
 
 
 def test_advice_of_this_machine():

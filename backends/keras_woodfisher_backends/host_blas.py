@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,9 @@ def advice() -> str:
     for AVX2, and matrix products run at half their speed. It can only be told otherwise before NumPy is loaded.
     """
     pools = [pool for pool in _blas() if pool.internal_api == "openblas"]
-    kernels = {str(getattr(pool, "architecture", None)) for pool in pools}
+    # Other packages may bring one of their own, which does none of the work.
+    own = [pool for pool in pools if Path(pool.filepath).parent.name == "numpy.libs"] or pools
+    kernels = {str(getattr(pool, "architecture", None)) for pool in own}
     found = np.show_config(mode="dicts").get("SIMD Extensions", {})
     features = {*found.get("baseline", []), *found.get("found", [])}
     if not kernels or kernels & _WIDE or not features & _AVX512:

@@ -83,10 +83,13 @@ class TorchOperators:
         return total - part
 
     def factor(self, matrix: torch.Tensor, ridge: float) -> torch.Tensor:
-        matrix.diagonal(dim1=-2, dim2=-1).add_(ridge)
+        diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+        diagonal.add_(ridge)
+        # CUDA lets NaN pass in stacks. Samples that aren't finite always show on the diagonal.
+        finite = diagonal.isfinite().all()
         factor, info = torch.linalg.cholesky_ex(matrix)
-        if bool(info.any()):
-            raise np.linalg.LinAlgError(f"Not positive definite at row {int(info.max())}.")
+        if not bool(finite & (info == 0).all() & factor.diagonal(dim1=-2, dim2=-1).isfinite().all()):
+            raise np.linalg.LinAlgError("Not positive definite.")
         return factor
 
     def leverage(self, factor: torch.Tensor) -> Callable[[torch.Tensor], tuple[np.ndarray, np.ndarray]]:
