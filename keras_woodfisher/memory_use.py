@@ -118,7 +118,7 @@ def _block_bytes(device: str, kernel: BlockKernel, rows: int, widths: tuple[int,
     lanes = min(lanes, kernel.lanes)
     if device.startswith("cpu"):
         return lanes * kernel.memory(rows, widest, group)
-    columns = kernel.staged(rows, widest, every)
+    columns = kernel.staged(rows, widest, every if lanes > 1 else 0)
     if group > 1:
         # The matrices of groups on their way back, twice.
         columns += 16 * max(min(widest, PANEL), group) * min(group, rows, widest)

@@ -19,7 +19,7 @@ SHAPES = [(1, 1), (5, 1), (8, 8), (12, 40), (40, 12), (30, 31), (33, 70)]
 
 @pytest.fixture(params=DEVICES)
 def kernel(request, backend):
-    return StackKernel(backend.kernel(request.param)._ops)
+    return StackKernel(backend.kernel(request.param)._ops, lanes=2)
 
 
 def problem(m, width, number=5, seed=0):
@@ -137,8 +137,8 @@ def test_blocks_of_one_width_are_dealt_out_together(kernel, monkeypatch):
         np.testing.assert_allclose(stacked.update(*args), plain.update(*args), rtol=1e-5, atol=1e-6)
     monkeypatch.setattr(stacks, "STACK", 3 * 6 * 30)
     sizes.clear()
-    BlockFisher(grads, blocks, DAMP, [Watching(kernel._ops)]).inverse_diagonal()
-    assert sorted(sizes) == [(10, 3), (30, 3), (30, 3), (30, 3)]
+    BlockFisher(grads, blocks, DAMP, [Watching(kernel._ops, lanes=2)]).inverse_diagonal()
+    assert sorted(sizes) == [(10, 2), (30, 3), (30, 3), (30, 3)]
 
 
 def test_blocks_are_read_one_after_the_other_or_with_their_neighbours(kernel):
@@ -165,6 +165,10 @@ def test_a_stack_stays_within_its_room(kernel):
     kernel.fit(512, 2000, before // 4)
     assert kernel.memory(512, 2000) <= before // 4
     assert kernel.together(512, 2000) < 16
+    # A single lane means that the host's memory is scarce.
+    alone = StackKernel(kernel._ops, lanes=1)
+    assert alone.together(512, 2000) == 1
+    assert alone.staged(512, 2000, 0) == 4 * 512 * 2000 < kernel.staged(512, 2000, 10**6) == 4 * stacks.STACK
 
 
 def test_a_host_takes_blocks_one_by_one():

@@ -79,7 +79,7 @@ class Panels:
         Args:
             samples: Gradient samples (m).
             width: Weights of the widest block (B).
-            columns: Weights of all blocks.
+            columns: Weights of all blocks that may be taken together.
         """
         return 4 * samples * min(width, self._panel)
 

@@ -20,17 +20,18 @@ class StackKernel(BlockKernel):
 
     Args:
         operators: The framework's operators, bound to the device.
-        lanes: See `Panels`.
+        lanes: See `Panels`. With a single one, which is where memory is scarce, blocks are taken one by one.
     """
 
-    def __init__(self, operators: StackedOperators, lanes: int = 1):
+    def __init__(self, operators: StackedOperators, lanes: int):
         super().__init__(operators, lanes=lanes)
         self._stacked = operators
 
     def together(self, samples: int, width: int) -> int:
+        if self.lanes == 1 or width > self._panel:
+            return 1
         # Where the device is small, stacks shrink with the panel.
-        room = STACK * self._panel // self._widest
-        return max(1, room // (samples * width)) if width <= self._panel else 1
+        return max(1, STACK * self._panel // self._widest // (samples * width))
 
     def memory(self, samples: int, width: int, group: int = 1, blocks: int | None = None) -> int:
         number = self.together(samples, width)
