@@ -47,9 +47,8 @@ class ModelLoss:
     @property
     def summed(self) -> bool:
         """Whether the loss is a sum over the examples of a batch, not a mean."""
-        compiled = self._trainer._compile_loss
-        leaves = [] if compiled is None else [loss for loss in tree.flatten(compiled._user_loss) if loss is not None]
-        return bool(leaves) and all(getattr(loss, "reduction", None) == "sum" for loss in leaves)
+        reductions = self._reductions()
+        return bool(reductions) and all(reduction == "sum" for reduction in reductions)
 
     def values(self) -> tuple[list[Any], list[Any]]:
         """The present tensors of the variables to differentiate, and of all others."""
@@ -84,6 +83,11 @@ class ModelLoss:
                 # Not stateless: the variables of a loss can't be made otherwise.
                 value = ops.convert_to_numpy(self._measure(first, prediction))
         except Exception as error:
+            if None in self._reductions():
+                raise ValueError(
+                    "The loss has reduction='none', so it gives a number for each example, and there is none to "
+                    "differentiate. Use reduction='sum_over_batch_size' (or 'sum')."
+                ) from error
             labels = "" if batch[1] is not None else "data holds no labels: give (x, y) if the loss needs them. "
             raise ValueError(f"{labels}The loss of the first examples in data can't be computed: {error}") from error
         finally:
@@ -99,6 +103,13 @@ class ModelLoss:
     def sampling_mode(self) -> Any:
         """The context in which samples are taken; see `sampling_mode`."""
         return sampling_mode(self._model, self._trainer)
+
+    def _reductions(self) -> list[str | None]:
+        """Of each loss that the model is compiled with; "" where it is a plain function, None for "none"."""
+        compiled = self._trainer._compile_loss
+        leaves = [] if compiled is None else [loss for loss in tree.flatten(compiled._user_loss) if loss is not None]
+        found = [getattr(loss, "reduction", "") for loss in leaves]
+        return [None if reduction == "none" else reduction for reduction in found]
 
     def _scope(self, values: Sequence[Any], others: Sequence[Any]) -> Any:
         mapping = [

@@ -213,7 +213,10 @@ def _no_match(targets: list[Target], item: str, argument: str) -> str:
             f"The pattern {item!r} in {argument} matches no variable from the start of its name. "
             f"Prunable variables: {_prunable_names(targets)}."
         )
-    known = [alias for t in targets for alias in t.aliases]
+    prunable = [t for t in targets if is_prunable(t.layer, t.variable.name)]
+    if inside := [t.name for t in prunable if f"/{item.strip('/')}/" in f"/{t.name}"]:
+        return f"{argument} names {item!r}, which is a layer. Name the variables in it: {_listed(inside)}."
+    known = [alias for t in prunable for alias in t.aliases]
     near = difflib.get_close_matches(item, known, n=3) or [_prunable_names(targets)]
     return f"{argument} names {item!r}, which no variable has. The nearest: {', '.join(near)}."
 

@@ -213,10 +213,11 @@ def test_data_that_dont_fit_the_loss_fail_early(backend, blobs, make_mlp, rng):
         source, _ = source_of(backend, make_mlp(), unlabelled, 4)
         with pytest.raises(ValueError, match=r"^data holds no labels: give \(x, y\).*The loss of the first examples"):
             source.check(4)
-    loss = keras.losses.MeanSquaredError(reduction=None)
-    source, _ = source_of(backend, model, (x, np.eye(3)[y]), 4, b=2, loss=loss)
-    with pytest.raises(ValueError, match="The loss of the first examples in data can't be computed: "):
-        source.check(4)
+    for reduction in (None, "none"):
+        loss = keras.losses.MeanSquaredError(reduction=reduction)
+        source, _ = source_of(backend, model, (x, np.eye(3)[y]), 4, b=2, loss=loss)
+        with pytest.raises(ValueError, match=r"reduction='none'.*a number for each example.*sum_over_batch_size"):
+            source.check(4)
     model = LossOfEach(model.inputs, model.outputs)
     model.compile("sgd")
     source, _ = source_of(backend, model, (x, np.eye(3)[y]), 4, b=2)

@@ -187,6 +187,9 @@ def test_each_name_must_match_and_the_nearest_are_listed(nested):
         find_targets(nested, ["c/kernel", "a/kernl"])
     with pytest.raises(KeyError, match=r"params names 'xyz123'.*outer/inner/a/kernel, outer/inner/deep/b/kernel"):
         find_targets(nested, ["xyz123"])
+    for layer in ("deep", "deep/b"):
+        with pytest.raises(KeyError, match=rf"params names '{layer}', which is a layer.* outer/inner/deep/b/kernel\."):
+            find_targets(nested, [layer])
 
 
 @pytest.fixture(scope="module")
