@@ -1,5 +1,6 @@
 """The block-diagonal inverse Fisher over all chosen weights: which block works where."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 from keras_woodfisher_backends.host_blas import host_threads
 from keras_woodfisher_backends.kernel import BlockKernel, Stack
-from keras_woodfisher_backends.lanes import side_by_side
+from keras_woodfisher_backends.lanes import deal
 
 from keras_woodfisher.stores.store import GradientStore, MemoryStore, as_store
 
@@ -44,8 +45,8 @@ def block_slices(kept: Sequence[int], size: int | None, labels: np.ndarray | Non
 class BlockFisher:
     """`F = damp I + (1/m) G^T G`, block by block, with the blocks dealt out over devices.
 
-    Memory beyond `G` is that of one block at a time a device. Sources: WoodFisher (arXiv 2004.14340,
-    section 3), M-FAC (arXiv 2107.03356).
+    Memory beyond `G` is that of one block at a time a lane, on GPUs of a stack of them. Sources: WoodFisher (arXiv
+    2004.14340, section 3), M-FAC (arXiv 2107.03356).
 
     Args:
         grads: (m, d) float32 gradient samples of the unpruned weights: an array, or the store that they are in.
@@ -237,21 +238,9 @@ class BlockFisher:
         # The first lane of each device, then the second ones: few blocks use all devices.
         most = max(kernel.lanes for kernel in self._kernels)
         lanes = [kernel for turn in range(most) for kernel in self._kernels if turn < kernel.lanes]
-        jobs = [[block] for block in blocks] if stacked is None else self._jobs(blocks, len(lanes))
-        if jobs:
-            side_by_side(lanes[: len(jobs)], jobs, do, cores=host_threads())
-
-    def _jobs(self, blocks: Sequence[slice], lanes: int) -> list[Sequence[slice]]:
-        """Blocks of one width, as many together as devices take, but some for each lane."""
-        alike: dict[int, list[slice]] = {}
-        for block in blocks:
-            alike.setdefault(block.stop - block.start, []).append(block)
-        jobs: list[Sequence[slice]] = []
-        for width, group in alike.items():
-            most = max(kernel.together(self._grads.shape[0], width) for kernel in self._kernels)
-            size = min(most, -(-len(group) // lanes))
-            jobs += [group[start : start + size] for start in range(0, len(group), size)]
-        return sorted(jobs, key=lambda job: job[0].start)
+        if blocks:
+            queue = _Queue(blocks, self._grads.shape[0], len(lanes) if stacked is not None else len(blocks))
+            deal(lanes[: len(blocks)], queue.take, do, cores=host_threads())
 
     def _stack(self, blocks: Sequence[slice]) -> Stack:
         joined = isinstance(self._grads, MemoryStore)
@@ -261,3 +250,39 @@ class BlockFisher:
 def _rows(vector: np.ndarray, blocks: Sequence[slice]) -> np.ndarray:
     """The parts of a vector that belong to blocks of one width, (n, B)."""
     return np.stack([vector[block] for block in blocks])
+
+
+class _Queue:
+    """Blocks in their order, with others of the same width where a device takes several at a time.
+
+    Args:
+        blocks: All of them.
+        samples: m.
+        lanes: Each of them should get some.
+    """
+
+    def __init__(self, blocks: Sequence[slice], samples: int, lanes: int):
+        self._blocks = deque(blocks)
+        self._samples = samples
+        self._alike: dict[int, deque[slice]] = {}
+        for block in blocks:
+            self._alike.setdefault(block.stop - block.start, deque()).append(block)
+        self._share = {width: -(-len(alike) // lanes) for width, alike in self._alike.items()}
+        self._taken: set[int] = set()
+
+    def take(self, kernel: BlockKernel) -> list[slice]:
+        """The next blocks for a device.
+
+        Raises:
+            StopIteration: If none is left.
+        """
+        while self._blocks and self._blocks[0].start in self._taken:
+            self._blocks.popleft()
+        if not self._blocks:
+            raise StopIteration
+        width = self._blocks[0].stop - self._blocks[0].start
+        alike, most = self._alike[width], self._share[width]
+        number = min(len(alike), most, kernel.together(self._samples, width) if most > 1 else 1)
+        job = [alike.popleft() for _ in range(number)]
+        self._taken.update(block.start for block in job)
+        return job

@@ -25,7 +25,7 @@ class MemoryNeeds:
         sample_bytes: Bytes of one sample while it is taken, wherever it is kept.
         reading_bytes: Bytes of the examples that are read at a time.
         ring_bytes: Bytes of the ring that buffers the training's own gradients.
-        lanes: Blocks that are worked on at a time where memory is plenty.
+        lanes: Blocks (on a GPU stacks of them) that are worked on at a time where memory is plenty.
         kernels: How many devices work on that many blocks each.
         block_bytes: `block_bytes(m, lanes)`: bytes of so many blocks at work on each, beside their gradients.
         panel: Columns of a block that the kernel asks for at a time, where it is wide.
@@ -69,7 +69,7 @@ class MemoryPlan:
         columns: Its unpruned weights (d).
         most: The most samples of any update.
         chunk: Samples that are taken at a time.
-        lanes: Blocks that are worked on at a time.
+        lanes: Blocks (on a GPU stacks of them) that are worked on at a time.
         page: Columns that are had at a time, where the gradients aren't in memory or one block spans more.
         pages: How many such pages there are; 1 where gradients are in memory as a whole.
         folder: Of the temporary file, or "".

@@ -71,7 +71,9 @@ class Accelerators:
 
         def stacking(name):
             self.used.append(int(name[-1]))
-            return StackKernel(kernel(seen[name])._ops, devices.LANES)
+            found = kernel(seen[name])
+            # On a CPU, threads in JAX's triangular solves of stacks may wait for each other forever.
+            return found if NAME == "jax" else StackKernel(found._ops, devices.LANES)
 
         adapter.devices = lambda: ["cpu", *seen]
         adapter.kernel = stacking
@@ -135,7 +137,7 @@ def test_all_accelerators_share_the_blocks(monkeypatch, make_mlp, blobs, free):
     if free == 10**10:
         assert widths == {panels.PANEL}
         assert max(loads) == 100
-        assert max(stacked) > 1
+        assert NAME == "jax" or max(stacked) > 1
     else:
         # 12 bytes a column and sample, and the matrices: 64 columns are the fewest that are tried.
         assert widths == {64}

@@ -46,9 +46,13 @@ class JaxOperators:
         padded[:rows, :columns] = panel
         return jax.device_put(padded, self._device)
 
+    def padded(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        number, rows, columns = shape
+        return _power(number), -(-rows // _ROWS) * _ROWS, _power(columns, _SMALLEST_BLOCK)
+
     def load_stack(self, shape: tuple[int, int, int], parts: Iterable[np.ndarray]) -> tuple[np.ndarray, jax.Array]:
         number, rows, columns = shape
-        padded = np.zeros((_power(number), -(-rows // _ROWS) * _ROWS, _power(columns, _SMALLEST_BLOCK)), np.float32)
+        padded = np.zeros(self.padded(shape), np.float32)
         host = padded[:number, :rows, :columns]
         fill_stack(host, parts)
         return host, jax.device_put(padded, self._device)

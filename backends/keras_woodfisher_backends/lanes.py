@@ -1,7 +1,7 @@
 """Work side by side: threads that share a list of jobs, and the host's BLAS threads among them."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, TypeVar
 
@@ -24,21 +24,35 @@ def side_by_side(lanes: Sequence[Lane], jobs: Iterable[Job], work: Callable[[Lan
     Raises:
         BaseException: What the first failing job raised; no new job is begun after that.
     """
-    if len(lanes) == 1:
-        # BLAS threads are dealt out by one thread at a time: what is shared further within has to come from this one.
-        with blas_threads(cores):
-            for job in jobs:
-                work(lanes[0], job)
-        return
     queue = iter(jobs)
+    deal(lanes, lambda _: next(queue), work, cores)
+
+
+def deal(lanes: Sequence[Lane], take: Callable[[Lane], Job], work: Callable[[Lane, Job], Any], cores: int = 1) -> None:
+    """The same where the next job depends on the lane that is free.
+
+    Args:
+        lanes: As in `side_by_side`, like all but `take`.
+        take: Gives a lane its next job, or raises StopIteration; called by one thread at a time.
+        work: See there.
+        cores: See there.
+    """
     lock, stop = threading.Lock(), threading.Event()
 
     def share(lane: Lane) -> None:
-        for job in _shared(queue, lock):
-            if stop.is_set():
-                return
+        while not stop.is_set():
+            with lock:
+                try:
+                    job = take(lane)
+                except StopIteration:
+                    return
             work(lane, job)
 
+    if len(lanes) == 1:
+        # BLAS threads are dealt out by one thread at a time: what is shared further within has to come from this one.
+        with blas_threads(cores):
+            share(lanes[0])
+        return
     with blas_threads(cores // len(lanes)), ThreadPoolExecutor(len(lanes)) as pool:
         try:
             for done in as_completed([pool.submit(share, lane) for lane in lanes]):
@@ -46,13 +60,3 @@ def side_by_side(lanes: Sequence[Lane], jobs: Iterable[Job], work: Callable[[Lan
         finally:
             # One failure, or an interrupt, ends the others too: leaving the pool waits for them.
             stop.set()
-
-
-def _shared(queue: Iterator[Job], lock: threading.Lock) -> Iterator[Job]:
-    while True:
-        with lock:
-            try:
-                job = next(queue)
-            except StopIteration:
-                return
-        yield job

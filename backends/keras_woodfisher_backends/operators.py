@@ -106,6 +106,10 @@ class StackedOperators(Operators, Protocol):
     single factor, and for the totals of sums, which are those of single panels.
     """
 
+    def padded(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """The shape that a stack (n, m, c) has on the host and on the device."""
+        ...
+
     def load_stack(self, shape: tuple[int, int, int], parts: Iterable[np.ndarray]) -> tuple[np.ndarray, Any]:
         """Loads n blocks.
 
@@ -139,3 +143,5 @@ def fill_stack(stack: np.ndarray, parts: Iterable[np.ndarray]) -> None:
         blocks = unstacked(part, stack.shape[2])
         stack[start : start + len(blocks)] = blocks
         start += len(blocks)
+        # Not beside the next one.
+        del part, blocks

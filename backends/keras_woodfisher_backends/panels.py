@@ -168,8 +168,8 @@ class Panels:
         self, grads: Samples, keep: np.ndarray, dual: np.ndarray, out: np.ndarray, alone: bool = False
     ) -> None:
         def work(part: slice, lane: int = 0) -> None:
-            panel = chosen(grads[:, part], keep[part])
-            if panel.shape[1]:
+            if keep[part].any():
+                panel = chosen(grads[:, part], keep[part])
                 out[..., part][..., keep[part]] = self._ops.project(self._ops.load(panel), dual)[: panel.shape[1]].T
 
         self._each(work, keep.size, alone)

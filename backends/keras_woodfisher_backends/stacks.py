@@ -10,7 +10,10 @@ from keras_woodfisher_backends.kernel import BlockKernel, Stack, rest_of
 from keras_woodfisher_backends.operators import StackedOperators
 
 STACK = 2**24
-"""Entries of `G` in one stack, 64 MiB: enough to keep a device busy, and a small part of its memory."""
+"""Entries of `G` in one stack, padding included: 64 MiB, and a few times as much on the device."""
+
+DEVICE_BYTES = 400 * 2**20
+"""What a stack takes of the device's memory: enough to keep it busy, and a small part of it."""
 
 
 class StackKernel(BlockKernel):
@@ -26,22 +29,31 @@ class StackKernel(BlockKernel):
     def __init__(self, operators: StackedOperators, lanes: int):
         super().__init__(operators, lanes=lanes)
         self._stacked = operators
+        self._room = DEVICE_BYTES
 
     def together(self, samples: int, width: int) -> int:
         if self.lanes == 1 or width > self._panel:
             return 1
-        # Where the device is small, stacks shrink with the panel.
-        return max(1, STACK * self._panel // self._widest // (samples * width))
+        _, rows, columns = self._stacked.padded((1, samples, width))
+        number = max(1, min(STACK // (rows * columns), self._room // self._bytes(samples, width)))
+        padded, _, _ = self._stacked.padded((number, samples, width))
+        # Else zero blocks would take more than there is room for.
+        return number if padded == number else padded // 2
 
     def memory(self, samples: int, width: int, group: int = 1, blocks: int | None = None) -> int:
-        number = self.together(samples, width)
-        number = number if blocks is None else min(number, blocks)
-        # In float32, masked, and in float64; matrix, factor, its inverse and a copy.
-        stack = number * (16 * samples * width + 4 * 8 * min(samples, width) ** 2)
-        return max(super().memory(samples, width, group, blocks), stack if number > 1 else 0)
+        single = super().memory(samples, width, group, blocks)
+        if self.lanes == 1 or blocks == 1:
+            return single
+        # Narrower blocks may take more than the widest, but for a bound of all.
+        stack = self._room if blocks is None else min(self._room, blocks * self._bytes(samples, width))
+        return max(single, stack)
 
     def staged(self, samples: int, width: int, columns: int) -> int:
         return max(super().staged(samples, width, columns), 4 * min(STACK, samples * columns))
+
+    def fit(self, samples: int, width: int, free: int, group: int = 1) -> None:
+        self._room = min(DEVICE_BYTES, free)
+        super().fit(samples, width, free, group)
 
     def inverse_diagonals(self, stack: Stack, damp: float) -> list[np.ndarray]:
         def one(place: int) -> np.ndarray:
@@ -88,19 +100,25 @@ class StackKernel(BlockKernel):
         """Gives blocks that may be stacked to `many`, as many at a time as fit, and others to `one`."""
         out: dict[int, np.ndarray] = {}
         left: list[int] = np.flatnonzero(stackable).tolist()
-
-        def work() -> tuple[list[int], Iterable[np.ndarray]]:
-            # Where the device was full, it takes fewer now.
-            places = left[: self.together(stack.samples, stack.width)]
-            return places, many(places) if len(places) > 1 else []
-
-        while left:
-            places, found = self._within_memory(work)
-            if len(places) < 2:
-                break
+        while len(places := left[: self.together(stack.samples, stack.width)]) > 1:
+            try:
+                with self._ops.scope():
+                    found = many(places)
+            except Exception as error:
+                if not self._ops.is_out_of_memory(error):
+                    raise
+                # Fewer from now on; in the end blocks by themselves, whose panels can be narrowed.
+                self._room = min(self._room, len(places) * self._bytes(stack.samples, stack.width) // 2)
+                continue
             out.update(zip(places, found, strict=True))
             left = left[len(places) :]
         return [out[place] if place in out else one(place) for place in range(len(stack))]
+
+    def _bytes(self, samples: int, width: int) -> int:
+        """What a block takes of the device's memory at most, as one of a stack."""
+        _, rows, columns = self._stacked.padded((1, samples, width))
+        # Samples in float32, masked, and in float64; matrix, factor, its inverse and a copy.
+        return 16 * rows * columns + 4 * 8 * min(rows, columns) ** 2
 
     def _load(self, stack: Stack, places: Sequence[int]) -> tuple[np.ndarray, Any]:
         return self._stacked.load_stack((len(places), stack.samples, stack.width), stack.parts(places))

@@ -33,6 +33,9 @@ class TensorFlowOperators:
     def load(self, panel: np.ndarray) -> Any:
         return tf.convert_to_tensor(panel)
 
+    def padded(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        return shape
+
     def load_stack(self, shape: tuple[int, int, int], parts: Iterable[np.ndarray]) -> tuple[np.ndarray, Any]:
         host = np.empty(shape, np.float32)
         fill_stack(host, parts)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ class TorchOperators:
             stream = self._idle.pop()
         except IndexError:
             stream = torch.cuda.Stream(self._device)
+        # What is on the device already may have been begun elsewhere.
+        stream.wait_stream(torch.cuda.current_stream(self._device))
         try:
             with torch.cuda.stream(stream):
                 yield
@@ -53,15 +56,30 @@ class TorchOperators:
             return torch.from_numpy(np.ascontiguousarray(panel))
         return self.load_stack((1, *panel.shape), [panel])[1][0]
 
+    def padded(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        return shape
+
     def load_stack(self, shape: tuple[int, int, int], parts: Iterable[np.ndarray]) -> tuple[np.ndarray, torch.Tensor]:
-        host = torch.empty(shape, pin_memory=self._device.type != "cpu")
+        host = self._host_array(shape)
         start = 0
         for part in parts:
             blocks = unstacked(part if part.flags.writeable else part.copy(), shape[2])
             # With all threads of torch, which NumPy would do with one.
             host[start : start + len(blocks)].copy_(torch.from_numpy(blocks))
             start += len(blocks)
-        return host.numpy(), host.to(self._device, non_blocking=True)
+            # Not beside the next one.
+            del part, blocks
+        return host.numpy(), host.to(self._device)
+
+    def _host_array(self, shape: tuple[int, ...]) -> torch.Tensor:
+        empty = partial(torch.empty, shape, dtype=torch.float32, device="cpu")
+        if self._device.type == "cpu":
+            return empty()
+        try:
+            # From there transfers are several times as fast.
+            return empty(pin_memory=True)
+        except RuntimeError:  # no more of the host's memory can be pinned
+            return empty()
 
     def masked(self, panels: torch.Tensor, keep: np.ndarray) -> torch.Tensor:
         return panels * torch.from_numpy(keep).to(self._device)[:, None]
