@@ -93,7 +93,8 @@ class BlockFisher:
         parts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         alone = len(self._blocks) == 1
 
-        def work(kernel: BlockKernel, block: slice) -> None:
+        def work(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
+            (block,) = blocks
             grads = self._grads.block(block)
             parts[block.start] = kernel.group_costs(grads, self._damp, weights[block], labels[block], alone=alone)
 
@@ -126,7 +127,8 @@ class BlockFisher:
         groups = {start: order[slice(*pair)] for start, pair in zip(starts.tolist(), pairwise(edges), strict=True)}
         alone = len(self._blocks) == 1
 
-        def work(kernel: BlockKernel, block: slice) -> None:
+        def work(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
+            (block,) = blocks
             if (chosen := groups[block.start]).size:
                 here = members[chosen]
                 here = np.where(here >= 0, here - block.start, -1)
@@ -139,17 +141,15 @@ class BlockFisher:
 
     def _inverse_diagonal(self) -> np.ndarray:
         out = np.empty(self._grads.shape[1])
+        alone = len(self._blocks) == 1
 
-        def work(kernel: BlockKernel, block: slice) -> None:
-            out[block] = kernel.inverse_diagonal(self._grads.block(block), self._damp, alone=len(self._blocks) == 1)
-
-        def stacked(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
-            found = kernel.inverse_diagonals(self._stack(blocks), self._damp)
+        def work(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
+            found = kernel.inverse_diagonals(self._stack(blocks), self._damp, alone=alone)
             for block, diagonal in zip(blocks, found, strict=True):
                 out[block] = diagonal
 
         for blocks in self._grads.groups(self._blocks):
-            self._each(work, blocks, stacked)
+            self._each(work, blocks, together=True)
         return out
 
     def update(self, weights: np.ndarray, prune: np.ndarray, diagonal: np.ndarray | None, joint: bool) -> np.ndarray:
@@ -169,26 +169,18 @@ class BlockFisher:
         blocks = [block for block in self._blocks if prune[block].any()]
         alone = len(blocks) == 1
 
-        def work(kernel: BlockKernel, block: slice) -> None:
-            args = (self._grads.block(block), self._damp, weights[block], prune[block])
-            if joint:
-                out[block] = kernel.joint_update(*args, alone=alone)
-            else:
-                assert diagonal is not None
-                out[block] = kernel.independent_update(*args, diagonal[block], alone=alone)
-
-        def stacked(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
+        def work(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
             args = (self._stack(blocks), self._damp, _rows(weights, blocks), _rows(prune, blocks))
             if joint:
-                found = kernel.joint_updates(*args)
+                found = kernel.joint_updates(*args, alone=alone)
             else:
                 assert diagonal is not None
-                found = kernel.independent_updates(*args, _rows(diagonal, blocks))
+                found = kernel.independent_updates(*args, _rows(diagonal, blocks), alone=alone)
             for block, change in zip(blocks, found, strict=True):
                 out[block] = change
 
         for group in self._grads.groups(blocks):
-            self._each(work, group, stacked)
+            self._each(work, group, together=True)
         return out
 
     def costs(self, change: np.ndarray, scale: float = 1.0) -> np.ndarray:
@@ -203,7 +195,8 @@ class BlockFisher:
         """
         found = {}
 
-        def work(kernel: BlockKernel, block: slice) -> None:
+        def work(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
+            (block,) = blocks
             delta = change[block]
             grads = self._grads.block(block)
             fit = np.square(kernel.combine(grads, delta)).sum() / grads.shape[0]
@@ -214,24 +207,18 @@ class BlockFisher:
         return np.array([found[block.start] for block in self._blocks])
 
     def _each(
-        self,
-        work: Callable[[BlockKernel, slice], Any],
-        blocks: Sequence[slice],
-        stacked: Callable[[BlockKernel, Sequence[slice]], Any] | None = None,
+        self, work: Callable[[BlockKernel, Sequence[slice]], Any], blocks: Sequence[slice], together: bool = False
     ) -> None:
-        """Deals blocks out: whichever lane of whichever device is free takes the next ones.
+        """Deals blocks out: whichever lane of whichever device is free takes the next one.
 
         Args:
-            work: Called with a block.
+            work: Called with blocks.
             blocks: All of them.
-            stacked: Called with several of one width, where a device takes more than one at a time.
+            together: Devices that take several of one width at a time get as many.
         """
 
         def do(kernel: BlockKernel, job: Sequence[slice]) -> None:
-            if stacked is not None and len(job) > 1:
-                stacked(kernel, job)
-            else:
-                work(kernel, job[0])
+            work(kernel, job)
             for _ in job:
                 self._advance()
 
@@ -239,7 +226,7 @@ class BlockFisher:
         most = max(kernel.lanes for kernel in self._kernels)
         lanes = [kernel for turn in range(most) for kernel in self._kernels if turn < kernel.lanes]
         if blocks:
-            queue = _Queue(blocks, self._grads.shape[0], len(lanes) if stacked is not None else len(blocks))
+            queue = _Queue(blocks, self._grads.shape[0], len(lanes) if together else len(blocks))
             deal(lanes[: len(blocks)], queue.take, do, cores=host_threads())
 
     def _stack(self, blocks: Sequence[slice]) -> Stack:
@@ -248,8 +235,8 @@ class BlockFisher:
 
 
 def _rows(vector: np.ndarray, blocks: Sequence[slice]) -> np.ndarray:
-    """The parts of a vector that belong to blocks of one width, (n, B)."""
-    return np.stack([vector[block] for block in blocks])
+    """The parts of a vector that belong to blocks of one width, (n, B); of a single one, which may be all, a view."""
+    return vector[None, blocks[0]] if len(blocks) == 1 else np.stack([vector[block] for block in blocks])
 
 
 class _Queue:
@@ -258,7 +245,7 @@ class _Queue:
     Args:
         blocks: All of them.
         samples: m.
-        lanes: Each of them should get some.
+        lanes: Each of so many should get some.
     """
 
     def __init__(self, blocks: Sequence[slice], samples: int, lanes: int):
@@ -281,8 +268,8 @@ class _Queue:
         if not self._blocks:
             raise StopIteration
         width = self._blocks[0].stop - self._blocks[0].start
-        alike, most = self._alike[width], self._share[width]
-        number = min(len(alike), most, kernel.together(self._samples, width) if most > 1 else 1)
+        alike = self._alike[width]
+        number = min(len(alike), self._share[width], kernel.together(self._samples, width))
         job = [alike.popleft() for _ in range(number)]
         self._taken.update(block.start for block in job)
         return job

@@ -70,21 +70,29 @@ class BlockKernel(GroupScores):
         """How many blocks should be given at a time."""
         return 1
 
-    def inverse_diagonals(self, stack: Stack, damp: float) -> list[np.ndarray]:
+    def inverse_diagonals(self, stack: Stack, damp: float, alone: bool = False) -> list[np.ndarray]:
         """`inverse_diagonal` of each block."""
-        return [self.inverse_diagonal(stack[place], damp) for place in range(len(stack))]
+        return [self.inverse_diagonal(stack[place], damp, alone) for place in range(len(stack))]
 
-    def joint_updates(self, stack: Stack, damp: float, weights: np.ndarray, prune: np.ndarray) -> list[np.ndarray]:
+    def joint_updates(
+        self, stack: Stack, damp: float, weights: np.ndarray, prune: np.ndarray, alone: bool = False
+    ) -> list[np.ndarray]:
         """`joint_update` of each block; the vectors of all are (n, B)."""
         rows = zip(range(len(stack)), weights, prune, strict=True)
-        return [self.joint_update(stack[place], damp, w, p) for place, w, p in rows]
+        return [self.joint_update(stack[place], damp, w, p, alone) for place, w, p in rows]
 
     def independent_updates(
-        self, stack: Stack, damp: float, weights: np.ndarray, prune: np.ndarray, diagonal: np.ndarray
+        self,
+        stack: Stack,
+        damp: float,
+        weights: np.ndarray,
+        prune: np.ndarray,
+        diagonal: np.ndarray,
+        alone: bool = False,
     ) -> list[np.ndarray]:
         """`independent_update` of each block, in the same way."""
         rows = zip(range(len(stack)), weights, prune, diagonal, strict=True)
-        return [self.independent_update(stack[place], damp, w, p, d) for place, w, p, d in rows]
+        return [self.independent_update(stack[place], damp, w, p, d, alone) for place, w, p, d in rows]
 
     def inverse_diagonal(self, grads: Samples, damp: float, alone: bool = False) -> np.ndarray:
         """`diag(F^-1)`.

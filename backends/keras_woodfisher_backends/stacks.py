@@ -55,21 +55,23 @@ class StackKernel(BlockKernel):
         self._room = min(DEVICE_BYTES, free)
         super().fit(samples, width, free, group)
 
-    def inverse_diagonals(self, stack: Stack, damp: float) -> list[np.ndarray]:
+    def inverse_diagonals(self, stack: Stack, damp: float, alone: bool = False) -> list[np.ndarray]:
         def one(place: int) -> np.ndarray:
-            return self.inverse_diagonal(stack[place], damp)
+            return self.inverse_diagonal(stack[place], damp, alone)
 
         def many(places: Sequence[int]) -> Iterable[np.ndarray]:
             return self._diagonals(stack, places, damp)
 
         return self._dealt(stack, np.ones(len(stack), bool), one, many)
 
-    def joint_updates(self, stack: Stack, damp: float, weights: np.ndarray, prune: np.ndarray) -> list[np.ndarray]:
+    def joint_updates(
+        self, stack: Stack, damp: float, weights: np.ndarray, prune: np.ndarray, alone: bool = False
+    ) -> list[np.ndarray]:
         keep = ~prune
         removed = np.where(prune, weights, 0.0).astype(np.float64)
 
         def one(place: int) -> np.ndarray:
-            return self.joint_update(stack[place], damp, weights[place], prune[place])
+            return self.joint_update(stack[place], damp, weights[place], prune[place], alone)
 
         def many(places: Sequence[int]) -> Iterable[np.ndarray]:
             return self._responses(stack, places, damp, removed[places], keep[places])
@@ -78,12 +80,18 @@ class StackKernel(BlockKernel):
         return self._dealt(stack, np.count_nonzero(keep, axis=1) > stack.samples, one, many)
 
     def independent_updates(
-        self, stack: Stack, damp: float, weights: np.ndarray, prune: np.ndarray, diagonal: np.ndarray
+        self,
+        stack: Stack,
+        damp: float,
+        weights: np.ndarray,
+        prune: np.ndarray,
+        diagonal: np.ndarray,
+        alone: bool = False,
     ) -> list[np.ndarray]:
         scaled = np.where(prune, weights / diagonal, 0.0)
 
         def one(place: int) -> np.ndarray:
-            return self.independent_update(stack[place], damp, weights[place], prune[place], diagonal[place])
+            return self.independent_update(stack[place], damp, weights[place], prune[place], diagonal[place], alone)
 
         def many(places: Sequence[int]) -> Iterable[np.ndarray]:
             return np.where(prune[places], 0.0, self._responses(stack, places, damp, scaled[places], None) / damp)
