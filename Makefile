@@ -26,7 +26,7 @@ bench: $(VENV)/.dev
 	$(QUIET) $(BIN)/python benchmarks/run_all.py $(ARGS)
 
 fuzz: $(VENV)/.dev
-	KERAS_BACKEND=$(BACKEND) $(QUIET) $(BIN)/python tests/fuzz_recipes.py $(ARGS)
+	KERAS_BACKEND=$(BACKEND) $(QUIET) $(BIN)/python tests/recipe/fuzz_recipes.py $(ARGS)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

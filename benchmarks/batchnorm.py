@@ -10,8 +10,8 @@ from common import accuracy, augmented, load, parser, record
 from samples import GivenGradients, gradients
 
 import keras_woodfisher as kw
-from keras_woodfisher.options import PruningOptions
-from keras_woodfisher.pruner import Pruner
+from keras_woodfisher.options.pruning_options import PruningOptions
+from keras_woodfisher.pruning.pruner import Pruner
 
 
 def main() -> None:

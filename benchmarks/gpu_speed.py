@@ -13,7 +13,7 @@ import numpy as np
 from common import interleaved, median_spread, record
 from keras_woodfisher_backends import get_backend
 
-from keras_woodfisher.fisher import BlockFisher, block_slices
+from keras_woodfisher.pruning.fisher import BlockFisher, block_slices
 
 DAMP = 1e-2
 SHAPES = ("64x2000", "512x2000", "1024x2000", "512xall")

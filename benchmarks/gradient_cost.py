@@ -13,10 +13,10 @@ import numpy as np
 from batched import batched_pass
 from common import interleaved, load, median_spread, parser, record
 
-from keras_woodfisher.options import PruningOptions
-from keras_woodfisher.pruner import Pruner
-from keras_woodfisher.sources import SampledGradients
-from keras_woodfisher.stores.store import MemoryStore
+from keras_woodfisher.gradients.sources import SampledGradients
+from keras_woodfisher.memory.store import MemoryStore
+from keras_woodfisher.options.pruning_options import PruningOptions
+from keras_woodfisher.pruning.pruner import Pruner
 
 BATCH_SIZES = (32, 64, 128)
 

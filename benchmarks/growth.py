@@ -16,12 +16,12 @@ import time
 import keras
 import numpy as np
 from common import gemm_rate, record
-from keras_woodfisher_backends.host_blas import blas_threads
-from keras_woodfisher_backends.numpy_backend import host_kernel
+from keras_woodfisher_backends.kernel.host_blas import blas_threads
+from keras_woodfisher_backends.kernel.numpy_operators import host_kernel
 from update_cost import AnonymousMemory, useful
 
-from keras_woodfisher.fisher import BlockFisher, block_slices
-from keras_woodfisher.stores.store import MemoryStore
+from keras_woodfisher.memory.store import MemoryStore
+from keras_woodfisher.pruning.fisher import BlockFisher, block_slices
 
 DAMP = 1e-2
 LIMIT = 4 * 2**30

@@ -7,7 +7,7 @@ from keras_woodfisher_backends import get_backend
 from samples import gradients
 
 import keras_woodfisher as kw
-from keras_woodfisher.fisher import block_slices
+from keras_woodfisher.pruning.fisher import block_slices
 
 
 def main() -> None:

@@ -11,11 +11,11 @@ from functools import partial
 import keras
 import numpy as np
 from common import interleaved, median_spread, record
-from keras_woodfisher_backends.kernel import BlockKernel
-from keras_woodfisher_backends.numpy_backend import host_kernel
+from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
+from keras_woodfisher_backends.kernel.numpy_operators import host_kernel
 from recurrence import RankOneRecurrence
 
-from keras_woodfisher.fisher import BlockFisher, block_slices
+from keras_woodfisher.pruning.fisher import BlockFisher, block_slices
 
 DAMP = 1e-2
 SHAPES = ("64x2000", "512x2000", "1024x2000", "1024x10000", "512xall")

@@ -20,8 +20,9 @@ from common import compile_model, load, parser, record
 from update_cost import AnonymousMemory
 
 import keras_woodfisher as kw
-from keras_woodfisher.memory import parse_bytes
-from keras_woodfisher.pruner import Pruner
+from keras_woodfisher.options.sizes import parse_bytes
+from keras_woodfisher.pruning import workspace
+from keras_woodfisher.pruning.pruner import Pruner
 
 _FRACTIONS = (2.0, 1.0, 0.5, 0.25, 0.1)
 _WARM = 40
@@ -102,7 +103,7 @@ def _measure(args: argparse.Namespace) -> dict:
 
     Pruner.plan_memory = keep
     if args.no_disk:
-        kw.memory_use.disk_room = lambda folder: 0
+        workspace.disk_room = lambda folder: 0
     kw.prune(model, data, 0.01, num_grads=_WARM, **common)
     if dense is not None:
         model.set_weights(dense)

@@ -5,9 +5,9 @@ import numpy as np
 from common import accuracy, augmented, load, parser, record
 from samples import GivenGradients, gradients
 
-from keras_woodfisher.options import PruningOptions
-from keras_woodfisher.pruner import Pruner
-from keras_woodfisher.targets import find_targets
+from keras_woodfisher.model.targets import find_targets
+from keras_woodfisher.options.pruning_options import PruningOptions
+from keras_woodfisher.pruning.pruner import Pruner
 
 
 def main() -> None:

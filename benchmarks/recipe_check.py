@@ -7,10 +7,10 @@ import numpy as np
 from common import load, median_spread, parser, record
 
 import keras_woodfisher as kw
-from keras_woodfisher.options import PruningOptions
-from keras_woodfisher.pruner import Pruner
-from keras_woodfisher.sources import SampledGradients
-from keras_woodfisher.stores.store import MemoryStore
+from keras_woodfisher.gradients.sources import SampledGradients
+from keras_woodfisher.memory.store import MemoryStore
+from keras_woodfisher.options.pruning_options import PruningOptions
+from keras_woodfisher.pruning.pruner import Pruner
 
 RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
 

@@ -5,8 +5,8 @@ compared with, and is checked against the dense inverse by whoever times it.
 """
 
 import numpy as np
-from keras_woodfisher_backends.kernel import BlockKernel
-from keras_woodfisher_backends.numpy_backend import NumpyOperators
+from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
+from keras_woodfisher_backends.kernel.numpy_operators import NumpyOperators
 
 
 class RankOneRecurrence(BlockKernel):

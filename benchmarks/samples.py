@@ -5,11 +5,11 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from keras_woodfisher.footprint import Footprint
-from keras_woodfisher.options import PruningOptions
-from keras_woodfisher.pruner import Pruner
-from keras_woodfisher.sources import SampledGradients
-from keras_woodfisher.stores.store import GradientStore, MemoryStore, add_rows
+from keras_woodfisher.gradients.footprint import Footprint
+from keras_woodfisher.gradients.sources import SampledGradients
+from keras_woodfisher.memory.store import GradientStore, MemoryStore, add_rows
+from keras_woodfisher.options.pruning_options import PruningOptions
+from keras_woodfisher.pruning.pruner import Pruner
 
 
 def gradients(model: keras.Model, data: tuple, rows: int, seed: int = 0) -> tuple[np.ndarray, list[int]]:

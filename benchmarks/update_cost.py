@@ -13,9 +13,9 @@ import psutil
 from common import load, median_spread, parser, record
 from samples import GivenGradients, gradients
 
-from keras_woodfisher.fisher import block_slices
-from keras_woodfisher.options import PruningOptions
-from keras_woodfisher.pruner import Pruner
+from keras_woodfisher.options.pruning_options import PruningOptions
+from keras_woodfisher.pruning.fisher import block_slices
+from keras_woodfisher.pruning.pruner import Pruner
 
 
 def main() -> None:

@@ -13,10 +13,10 @@ from batched import batched_pass
 from common import load, median_spread, parser, record
 from update_cost import useful
 
-from keras_woodfisher.fisher import block_slices
-from keras_woodfisher.options import PruningOptions
-from keras_woodfisher.pruner import Pruner
-from keras_woodfisher.sources import SampledGradients
+from keras_woodfisher.gradients.sources import SampledGradients
+from keras_woodfisher.options.pruning_options import PruningOptions
+from keras_woodfisher.pruning.fisher import block_slices
+from keras_woodfisher.pruning.pruner import Pruner
 
 BATCH_SIZE = 64
 

@@ -4,23 +4,23 @@ from keras_woodfisher._requirements import check_keras
 
 check_keras()
 
-from keras_woodfisher.analysis import sensitivity  # noqa: E402
-from keras_woodfisher.batchnorm import reestimate_batchnorm  # noqa: E402
-from keras_woodfisher.batchnorm_report import BatchNormReport  # noqa: E402
-from keras_woodfisher.callback import WoodFisherPruning  # noqa: E402
-from keras_woodfisher.companions import (  # noqa: E402
+from keras_woodfisher.callbacks import (  # noqa: E402
     LearningRateFunction,
     LearningRateSchedule,
     SetLearningRate,
     SetWeightDecay,
     TrainableParams,
 )
-from keras_woodfisher.keep_zeros import KeepZeros  # noqa: E402
-from keras_woodfisher.oneshot import prune  # noqa: E402
+from keras_woodfisher.callbacks.keep_zeros import KeepZeros  # noqa: E402
+from keras_woodfisher.callbacks.woodfisher_pruning import WoodFisherPruning  # noqa: E402
+from keras_woodfisher.oneshot.batchnorm import reestimate_batchnorm  # noqa: E402
+from keras_woodfisher.oneshot.prune import prune  # noqa: E402
+from keras_woodfisher.oneshot.sensitivity import sensitivity  # noqa: E402
 from keras_woodfisher.recipe import Recipe, RecipeCheck, RecipeError, check_recipe, load_recipe, recipe_schema  # noqa: E402
-from keras_woodfisher.report import PhaseReport, PruningReport, StageReport, VariableReport  # noqa: E402
-from keras_woodfisher.sensitivity_report import Sensitivity, SensitivityReport  # noqa: E402
-from keras_woodfisher.zeros import sparsity_report  # noqa: E402
+from keras_woodfisher.reports.batchnorm_report import BatchNormReport  # noqa: E402
+from keras_woodfisher.reports.pruning_report import PhaseReport, PruningReport, StageReport, VariableReport  # noqa: E402
+from keras_woodfisher.reports.sensitivity_report import Sensitivity, SensitivityReport  # noqa: E402
+from keras_woodfisher.reports.zeros import sparsity_report  # noqa: E402
 
 __version__ = "0.1.0"
 

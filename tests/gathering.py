@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from keras_woodfisher.footprint import Footprint
-from keras_woodfisher.stores.store import MemoryStore, add_rows
+from keras_woodfisher.gradients.footprint import Footprint
+from keras_woodfisher.memory.store import MemoryStore, add_rows
 
 
 def gathered(source, kept, rows, draw=0, chunk=None):

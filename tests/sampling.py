@@ -6,9 +6,9 @@ from autodiff import plain_gradients
 from gathering import gathered
 from keras import layers, ops, tree
 
-from keras_woodfisher.options import PruningOptions
-from keras_woodfisher.sources import SampledGradients
-from keras_woodfisher.targets import find_targets
+from keras_woodfisher.gradients.sources import SampledGradients
+from keras_woodfisher.model.targets import find_targets
+from keras_woodfisher.options.pruning_options import PruningOptions
 
 NAME = keras.backend.backend()
 CAPTURES = NAME != "jax"  # on JAX there is one way only

@@ -9,7 +9,7 @@ from keras_woodfisher_backends import get_backend
 
 from keras_woodfisher._requirements import check_keras
 
-FRAMEWORKS = "('torch', 'tensorflow', 'jax', 'matplotlib', 'keras_woodfisher_backends.torch_backend')"
+FRAMEWORKS = "('torch', 'tensorflow', 'jax', 'matplotlib', 'keras_woodfisher_backends.torch.backend')"
 
 
 def run(code, backend):
@@ -29,7 +29,7 @@ def test_importing_the_package_imports_no_framework_of_its_own():
         "jax",
     )
     assert seen[0] == seen[1], "nothing more than Keras imports by itself"
-    assert not {"torch", "tensorflow", "keras_woodfisher_backends.torch_backend"} & set(seen[1])
+    assert not {"torch", "tensorflow", "keras_woodfisher_backends.torch.backend"} & set(seen[1])
 
 
 def test_a_backend_without_gradients_is_refused_at_first_use():

@@ -5,9 +5,9 @@ from importlib import import_module
 from keras_woodfisher_backends.protocol import Backend
 
 _ADAPTERS = {
-    "torch": ("torch_backend", "TorchBackend"),
-    "tensorflow": ("tensorflow_backend", "TensorFlowBackend"),
-    "jax": ("jax_backend", "JaxBackend"),
+    "torch": ("torch.backend", "TorchBackend"),
+    "tensorflow": ("tensorflow.backend", "TensorFlowBackend"),
+    "jax": ("jax.backend", "JaxBackend"),
 }
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from keras_woodfisher_backends.kernel import BlockKernel
+from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
 
 
 class Loss(Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from keras_woodfisher.tables import aligned
+from keras_woodfisher.reports.rendering import aligned
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import asdict
 import keras_woodfisher as kw
 from keras_woodfisher.cli import files
 from keras_woodfisher.cli.answer import Answer, table
-from keras_woodfisher.report import PruningReport
-from keras_woodfisher.storage import Storage, target_storage
-from keras_woodfisher.targets import ALL_PRUNABLE, Target, all_targets, named_targets
+from keras_woodfisher.model.targets import ALL_PRUNABLE, Target, all_targets, named_targets
+from keras_woodfisher.reports.pruning_report import PruningReport
+from keras_woodfisher.reports.storage import Storage, target_storage
 
 _HEADER = ("variable", "shape", "weights", "pruned", "sparsity", "dense", "bitmask", "CSR", "gzip")
 

@@ -16,7 +16,7 @@ from keras_woodfisher.cli.answer import Answer, table
 from keras_woodfisher.cli.evaluation import Evaluation
 from keras_woodfisher.cli.losses import check_outputs, needed_loss
 from keras_woodfisher.cli.recipes import read_recipe
-from keras_woodfisher.report import combined
+from keras_woodfisher.reports.pruning_report import combined
 
 _PASSED_ON = (
     "exclude",

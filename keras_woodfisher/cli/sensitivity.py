@@ -10,7 +10,7 @@ from keras_woodfisher.cli import files
 from keras_woodfisher.cli.answer import Answer
 from keras_woodfisher.cli.losses import check_outputs, needed_loss
 from keras_woodfisher.cli.prune import params_of, verbosity
-from keras_woodfisher.drawing import load_pyplot
+from keras_woodfisher.reports.rendering import load_pyplot
 
 _PASSED_ON = (
     *("levels", "num_examples", "batch_size", "exclude", "num_grads", "grad_batch_size", "fisher", "damp"),

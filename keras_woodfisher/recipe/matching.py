@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import keras
 
-from keras_woodfisher.checks import PATTERN
-from keras_woodfisher.levels import checked_levels, names_of
-from keras_woodfisher.recipe.companion_modifiers import TrainableParamsModifier
-from keras_woodfisher.recipe.modifiers import ConstantPruningModifier, Modifier, PruningModifier
-from keras_woodfisher.targets import ALL, Target, all_targets, find_targets, matches, named_targets
+from keras_woodfisher.model.targets import ALL, Target, all_targets, find_targets, matches, named_targets
+from keras_woodfisher.options.checks import PATTERN
+from keras_woodfisher.options.sparsity_levels import checked_levels, names_of
+from keras_woodfisher.recipe.modifiers.pruning import ConstantPruningModifier, Modifier, PruningModifier
+from keras_woodfisher.recipe.modifiers.training import TrainableParamsModifier
 
 
 def targets_of(modifier: Modifier, model: keras.Model) -> list[Target]:

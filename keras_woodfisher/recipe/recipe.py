@@ -9,15 +9,15 @@ from typing import Any
 
 import keras
 
-from keras_woodfisher.oneshot import prune
-from keras_woodfisher.recipe.building import callbacks_of, pruning_arguments
+from keras_woodfisher.oneshot.prune import prune
+from keras_woodfisher.recipe.callbacks import callbacks_of, pruning_arguments
 from keras_woodfisher.recipe.matching import targets_of
-from keras_woodfisher.recipe.modifiers import Modifier, PruningModifier, WoodFisherPruningModifier
-from keras_woodfisher.recipe.outline import read_outline
-from keras_woodfisher.recipe.reading import modifiers_of
-from keras_woodfisher.recipe.writing import canonical, plain_fields
-from keras_woodfisher.report import PruningReport, combined
-from keras_woodfisher.zeros import count_zeros
+from keras_woodfisher.recipe.modifiers.pruning import Modifier, PruningModifier, WoodFisherPruningModifier
+from keras_woodfisher.recipe.modifiers.validation import modifiers_of
+from keras_woodfisher.recipe.modifiers.writing import canonical, plain_fields
+from keras_woodfisher.recipe.syntax.outline import read_outline
+from keras_woodfisher.reports.pruning_report import PruningReport, combined
+from keras_woodfisher.reports.zeros import count_zeros
 
 
 @dataclass(frozen=True)

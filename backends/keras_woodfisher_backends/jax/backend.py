@@ -1,0 +1,95 @@
+"""JAX: devices, and gradients by `jit(vmap(grad))`."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from keras_woodfisher_backends import devices
+from keras_woodfisher_backends.jax.operators import JaxOperators, is_out_of_memory
+from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
+from keras_woodfisher_backends.kernel.numpy_operators import host_kernel
+from keras_woodfisher_backends.kernel.stack_kernel import StackKernel
+from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
+
+
+class JaxBackend:
+    """The adapter for `KERAS_BACKEND=jax`."""
+
+    name = "jax"
+
+    def devices(self) -> list[str]:
+        return list(devices.names(len(_gpus()), len(_cpus())))
+
+    def kernel(self, device: str) -> BlockKernel:
+        found = self._device(device)
+        if found is None:
+            return host_kernel()
+        operators = JaxOperators(found)
+        return StackKernel(operators, devices.LANES) if found.platform == "gpu" else BlockKernel(operators)
+
+    def free_memory(self, device: str) -> int | None:
+        stats = self._memory(device)
+        return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
+
+    def peak_memory(self, device: str) -> int | None:
+        return self._memory(device).get("peak_bytes_in_use")
+
+    def in_turn(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        return is_out_of_memory(error)
+
+    def sampler(self, loss: Loss, model: Any, variables: Sequence[Any]) -> Sampler:
+        return _JaxSampler(loss)
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.jit(function)
+
+    def chunk_groups(self, examples: int) -> int:
+        return max(1, (devices.EXAMPLES if _gpus() else 16) // examples)
+
+    def write_row(self, buffer: Any, slot: Any, row: Any) -> None:
+        start = (slot.astype("int32"), jnp.zeros((), "int32"))
+        buffer.assign(jax.lax.dynamic_update_slice(buffer.value, row[None], start))
+
+    def _device(self, name: str) -> Any:
+        gpus, cpus = _gpus(), _cpus()
+        kind, index = devices.resolve(name, len(gpus), len(cpus))
+        return None if index < 0 else (gpus if kind == "gpu" else cpus)[index]
+
+    def _memory(self, name: str) -> dict[str, int]:
+        device = self._device(name)
+        return {} if device is None else device.memory_stats() or {}
+
+
+class _JaxSampler:
+    """`vmap` knows every layer."""
+
+    slow_layers = None
+
+    def __init__(self, loss: Loss):
+        self._rows = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, None, 0)))
+
+    def __call__(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
+        # GPUs would round the factors of products to TF32.
+        with jax.default_matmul_precision("highest"):
+            return [np.asarray(row, np.float32) for row in self._rows(list(values), list(others), batch)]
+
+
+def _gpus() -> list[Any]:
+    return [device for device in jax.devices() if device.platform == "gpu"]
+
+
+def _cpus() -> list[Any]:
+    try:
+        return jax.devices("cpu")
+    except RuntimeError:  # JAX_PLATFORMS leaves them out
+        return []
+
+
+_backend: type[Backend] = JaxBackend

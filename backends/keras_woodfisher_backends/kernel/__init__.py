@@ -1,0 +1,1 @@
+"""The block-wise inverse Fisher: the algorithm, and its operators in NumPy."""

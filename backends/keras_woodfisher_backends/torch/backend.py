@@ -1,0 +1,161 @@
+"""PyTorch: devices, and gradients by captured layer inputs and output gradients."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from keras import ops
+
+from keras_woodfisher_backends import devices
+from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
+from keras_woodfisher_backends.kernel.numpy_operators import host_kernel
+from keras_woodfisher_backends.kernel.stack_kernel import StackKernel
+from keras_woodfisher_backends.nest import arrays, fill, map_arrays, outline, take
+from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
+from keras_woodfisher_backends.sampling.capture import Capture, Differentiation
+from keras_woodfisher_backends.sampling.convolution import padded
+from keras_woodfisher_backends.sampling.verified import VerifiedSampler
+from keras_woodfisher_backends.torch.cuda_devices import CudaDevices
+from keras_woodfisher_backends.torch.operators import TorchOperators, is_out_of_memory
+from keras_woodfisher_backends.torch.precision import full_precision
+
+
+class TorchBackend:
+    """The adapter for `KERAS_BACKEND=torch`."""
+
+    name = "torch"
+
+    def __init__(self, accelerators: CudaDevices | None = None):
+        self._accelerators = accelerators or CudaDevices()
+
+    def devices(self) -> list[str]:
+        return list(devices.names(self._accelerators.count(), 1, "cuda"))
+
+    def kernel(self, device: str) -> BlockKernel:
+        kind, index = self._resolve(device)
+        if index < 0:
+            return host_kernel()
+        if kind == "cpu":
+            return BlockKernel(TorchOperators(torch.device("cpu")))
+        return StackKernel(TorchOperators(self._accelerators.place(index)), devices.LANES)
+
+    def free_memory(self, device: str) -> int | None:
+        kind, index = self._resolve(device)
+        return self._accelerators.free_memory(index) if kind == "gpu" else None
+
+    def peak_memory(self, device: str) -> int | None:
+        kind, index = self._resolve(device)
+        return self._accelerators.peak_memory(index) if kind == "gpu" else None
+
+    def in_turn(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        return is_out_of_memory(error)
+
+    def sampler(self, loss: Loss, model: Any, variables: Sequence[Any]) -> Sampler:
+        capture = Capture(model, variables)
+        gradients = _TorchGradients(loss, model, capture)
+        ways = [partial(gradients.captured, vectorised) for vectorised in (True, False)]
+        return VerifiedSampler(capture, ways, gradients.direct, is_out_of_memory)
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function
+
+    def chunk_groups(self, examples: int) -> int:
+        return max(1, (devices.EXAMPLES if self._accelerators.count() else 64) // examples)
+
+    def write_row(self, buffer: Any, slot: Any, row: Any) -> None:
+        buffer.value.index_copy_(0, slot.reshape(1).long(), row[None])
+
+    def _resolve(self, device: str) -> tuple[str, int]:
+        return devices.resolve(device, self._accelerators.count(), 1)
+
+
+class _TorchGradients:
+    """Samples by capture, and one backward pass at a time."""
+
+    def __init__(self, loss: Loss, model: Any, capture: Capture):
+        self._loss = loss
+        self._model = model
+        self._capture = capture
+
+    def captured(self, vectorised: bool, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
+        values, others = [v.detach() for v in values], [v.detach() for v in others]
+        with full_precision.changed(), _evaluating(self._model), torch.enable_grad():
+            batch = map_arrays(ops.convert_to_tensor, batch)
+            rows = self._capture.sample(_Autograd(vectorised), self._loss, values, others, batch)
+        # Here, with all threads: NumPy would have to move them with one.
+        return self._capture.in_keras_layout([row.detach().float().contiguous().cpu().numpy() for row in rows])
+
+    def direct(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
+        leaves, others = [v.detach().requires_grad_() for v in values], [v.detach() for v in others]
+        rows = []
+        with full_precision.changed(), _evaluating(self._model), torch.enable_grad():
+            batch = map_arrays(ops.convert_to_tensor, batch)
+            for index in range(arrays(batch)[0].shape[0]):
+                loss = self._loss(leaves, others, take(batch, index))
+                grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+                # NumPy has no bfloat16.
+                rows.append([grad.detach().float().cpu().numpy() for grad in grads])
+        return [np.stack(row) for row in zip(*rows, strict=True)]
+
+
+class _Autograd:
+    """`Differentiation` for capturing; the losses of all groups at once, or one after the other."""
+
+    def __init__(self, vectorised: bool):
+        self._vectorised = vectorised
+
+    def watch(self, tensor: torch.Tensor) -> None:
+        if not tensor.requires_grad:
+            tensor.requires_grad_()
+
+    def gradients(
+        self, measure: Callable[[Any, Any], Any], batch: Any, output: Any, tensors: Sequence[torch.Tensor]
+    ) -> Sequence[torch.Tensor | None]:
+        outlines = outline((batch, output))
+        leaves = arrays((batch, output))
+
+        def loss(*group: torch.Tensor) -> torch.Tensor:
+            return measure(*fill(outlines, group))
+
+        if self._vectorised:
+            losses = torch.vmap(loss)(*leaves)
+        else:
+            losses = torch.stack([loss(*group) for group in zip(*leaves, strict=True)])
+        return torch.autograd.grad(losses.sum(), tensors, allow_unused=True)
+
+    def kernel_gradient(self, x: torch.Tensor, grad: torch.Tensor, layer: Any, groups: int) -> torch.Tensor | None:
+        size = x.shape[0] // groups
+        if size == 1:
+            return None
+        x = padded(layer, x, grad.shape[1:-1])
+        kernel = x.new_empty((grad.shape[-1], x.shape[-1] // layer.groups, *layer.kernel_size))
+        none = [0] * len(layer.kernel_size)
+        steps = list(layer.strides), none, list(layer.dilation_rate), False, none, layer.groups
+        pairs = zip(grad.movedim(-1, 1).split(size), x.movedim(-1, 1).split(size), strict=True)
+        backward = torch.ops.aten.convolution_backward
+        # Neither the gradient of the input nor that of a bias.
+        return torch.stack([backward(g, part, kernel, None, *steps, [False, True, False])[1] for g, part in pairs])
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Puts wrapped torch modules into inference mode, and back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+_backend: type[Backend] = TorchBackend
+
+
+_differentiation: Callable[..., Differentiation] = _Autograd

@@ -1,0 +1,147 @@
+"""KeepZeros: holds the zeros that are there, and prunes nothing."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_woodfisher.callbacks.mask_callback import HoldingCallback
+from keras_woodfisher.callbacks.progress import Progress
+from keras_woodfisher.model.jax_state import keep_edits
+from keras_woodfisher.model.targets import Target, find_targets
+from keras_woodfisher.options.checks import names, number
+from keras_woodfisher.pruning.pruner import zeros_of
+
+
+class KeepZeros(HoldingCallback):
+    """Holds the zeros that are in a model while it is trained further.
+
+    For fine-tuning a pruned model. Weights that are zero at `start_epoch` are exactly zero after every optimizer step
+    from then on; a variable that is zero as a whole is left free.
+
+        >>> import keras, keras_woodfisher as kw
+        >>> model.fit(x, y, epochs=5, callbacks=[kw.KeepZeros()])  # doctest: +SKIP
+
+    Args:
+        params: The variables to hold: `"__ALL_PRUNABLE__"` (kernels), `"__ALL__"`, or names and `re:` patterns.
+        exclude: Names and patterns to leave free.
+        start_epoch: From when on, in epochs, fractions allowed; 0 or -1 means from the start.
+        end_epoch: Until when, in epochs; -1 means to the end of training.
+
+    Raises:
+        ValueError, TypeError: If an argument is out of range, or, before the first batch, doesn't fit the training.
+        KeyError: Before the first batch, if a name matches no variable.
+    """
+
+    def __init__(
+        self,
+        params: str | Sequence[str] = "__ALL_PRUNABLE__",
+        exclude: Sequence[str] = (),
+        start_epoch: float = 0.0,
+        end_epoch: float = -1.0,
+    ):
+        super().__init__()
+        self._params_wanted = names("params", params)
+        self._exclude = names("exclude", exclude)
+        self._start_epoch = _position("start_epoch", start_epoch)
+        self._end_epoch = _position("end_epoch", end_epoch)
+        if 0 <= self._end_epoch < max(self._start_epoch, 0.0):
+            raise ValueError(f"end_epoch={end_epoch:g} lies before start_epoch={start_epoch:g}. Swap or move them.")
+        self._targets: list[Target] = []
+        self._progress = Progress(None)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments, for `from_config`."""
+        return {
+            "params": _plain(self._params_wanted),
+            "exclude": _plain(self._exclude),
+            "start_epoch": self._start_epoch,
+            "end_epoch": self._end_epoch,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "KeepZeros":
+        """A callback with the arguments of `get_config`."""
+        return cls(**config)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._progress = Progress(self.params)
+        self._holds = False
+        super().on_train_begin(logs)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._progress.begin_epoch(epoch)
+        super().on_epoch_begin(epoch, logs)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        super().on_train_batch_begin(batch, logs)
+        position = self._progress.before(batch) + 1e-6
+        if not self._holds and position >= self._start_epoch:
+            self._hold_now()
+        if not self._released and 0 <= self._end_epoch <= position:
+            self._let_grow()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._progress.end_batch(batch)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        super().on_epoch_end(epoch, logs)
+        self._progress.end_epoch(bool(self._model.stop_training))
+
+    def check(self, model: keras.Model, epochs: int | None = None) -> list[Target]:
+        """The variables that it holds. Nothing is trained or changed.
+
+        Raises:
+            ValueError: If training ends before `start_epoch`.
+            KeyError: If a name matches no variable.
+        """
+        if epochs is not None and self._start_epoch >= epochs:
+            raise ValueError(
+                f"start_epoch={self._start_epoch:g} lies after the last epoch ({epochs}), so no zero would be held. "
+                "Train longer, or lower start_epoch."
+            )
+        exclude = (self._exclude,) if isinstance(self._exclude, str) else self._exclude
+        return find_targets(model, self._params_wanted, exclude)
+
+    def _prepare(self, model: keras.Model) -> list[Target]:
+        self._targets = self.check(model, self._progress.epochs)
+        return self._targets
+
+    def _start(self, epoch: int) -> list[np.ndarray]:
+        self._holds = epoch >= self._start_epoch
+        if self._holds:
+            return self._zeros()
+        return [np.zeros(tuple(target.variable.shape), bool) for target in self._targets]
+
+    def _window(self) -> tuple[float, float]:
+        start = max(self._start_epoch, 0.0)
+        return start, start
+
+    def _hold_now(self) -> None:
+        self.model  # noqa: B018 - on JAX, reading it brings the variables up to date
+        self._holds = True
+        if self._enforcement is not None:
+            self._enforcement.hold(self._zeros())
+        keep_edits(self._model)
+
+    def _let_grow(self) -> None:
+        self.model  # noqa: B018
+        self._released = True
+        if self._enforcement is not None:
+            self._enforcement.release()
+        keep_edits(self._model)
+
+    def _zeros(self) -> list[np.ndarray]:
+        return [target.unflatten(zeros_of(target)) for target in self._targets]
+
+
+def _position(name: str, value: Any) -> float:
+    value = number(name, value)
+    if value < 0 and value != -1:
+        raise ValueError(f"{name} must be at least 0, or -1, got {value:g}.")
+    return value
+
+
+def _plain(value: str | tuple[str, ...]) -> str | list[str]:
+    return value if isinstance(value, str) else list(value)

@@ -1,0 +1,228 @@
+"""Callbacks that set the learning rate."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from keras_woodfisher.callbacks import learning_rate_functions as rates
+from keras_woodfisher.callbacks.callback_list import callbacks_beside
+from keras_woodfisher.callbacks.epoch_callback import (
+    TOLERANCE,
+    Companion,
+    assign_between_steps,
+    end_of,
+    known_parts,
+    start_of,
+)
+from keras_woodfisher.options.checks import LARGEST_FLOAT32, finite_float32, number, one_of
+
+
+class RateCallback(Companion):
+    """Sets the optimizer's rate to `value_at` before each batch, where it changes.
+
+    Where several are in one list, one whose time hasn't ended goes before one that is over, and of these the one that
+    began (or ended) last, whatever their order.
+
+    Args:
+        start: Position from which there is a rate.
+        end: Position from which it stays as it is.
+    """
+
+    def __init__(self, start: float, end: float):
+        super().__init__()
+        self._start = start
+        self._end = end
+        self._kin: list[RateCallback] = [self]
+        self._set: float | None = None
+
+    def value_at(self, position: float) -> float | None:
+        """The rate at a position in epochs; None before `start_epoch`."""
+        raise NotImplementedError
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        super().on_epoch_end(epoch, logs)
+        if logs is not None:
+            # As Keras's LearningRateScheduler names them.
+            parts = known_parts(self._model)
+            for part in parts:
+                name = "learning_rate" if len(parts) == 1 else f"learning_rate_{part.name}"
+                logs[name] = float(keras.ops.convert_to_numpy(part.learning_rate))
+
+    def check(self, model: keras.Model) -> None:
+        super().check(model)
+        for part in known_parts(model):
+            rate = part._learning_rate
+            if not isinstance(rate, keras.Variable):
+                raise ValueError(
+                    f"The optimizer's learning rate can't be set by {type(self).__name__}, since it is "
+                    f"{type(rate).__name__}. Compile the model with a number, such as "
+                    f"{type(part).__name__}(learning_rate=0.01)."
+                )
+
+    def check_rates(self, epochs: int) -> None:
+        """Refuses rates that grow beyond float32 before so many epochs are over: those that grow do so to the end.
+
+        Raises:
+            ValueError: If they do.
+        """
+        if (self.value_at(float(epochs)) or 0.0) > LARGEST_FLOAT32:
+            raise ValueError(f"The learning rate is infinite by epoch {epochs}. Lower gamma, or end earlier.")
+
+    def _prepare(self) -> None:
+        if self._progress.epochs is not None:
+            self.check_rates(self._progress.epochs)
+        before, after = callbacks_beside(self)
+        self._kin = [c for c in [*before, self, *after] if isinstance(c, RateCallback)]
+        self._set = None
+
+    def _apply(self, position: float) -> None:
+        # Of equals the last in the list.
+        leader = max(reversed(self._kin), key=lambda callback: callback._standing(position))
+        value = self.value_at(position) if leader is self else None
+        if value is not None and value != self._set:
+            for part in known_parts(self._model):
+                assign_between_steps(self._model, part._learning_rate, value)
+        self._set = value
+
+    def _standing(self, position: float) -> tuple[bool, float, float]:
+        """What decides between callbacks at a position; the greatest wins."""
+        if position < self._start - TOLERANCE:
+            return False, -1.0, -1.0
+        running = position < self._end - TOLERANCE
+        return running, self._start if running else self._end, self._start
+
+
+class SetLearningRate(RateCallback):
+    """Sets the optimizer's learning rate at a position in training. It stays so afterwards.
+
+        >>> import keras_woodfisher as kw
+        >>> model.fit(x, y, callbacks=[SetLearningRate(1e-4, start_epoch=1.5)])  # doctest: +SKIP
+
+    Args:
+        learning_rate: The rate.
+        start_epoch: Position in epochs, fractions allowed; 0 or -1 means at once.
+
+    Raises:
+        ValueError, TypeError: If an argument is out of range, or, before the first batch, if the optimizer's rate is
+            a schedule.
+    """
+
+    def __init__(self, learning_rate: float, start_epoch: float = 0.0):
+        start = start_of(start_epoch)
+        super().__init__(start, start)
+        self._rate = finite_float32("learning_rate", learning_rate, least=0.0)
+        self._config = {"learning_rate": self._rate, "start_epoch": float(start_epoch)}
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments, for `from_config`."""
+        return dict(self._config)
+
+    def value_at(self, position: float) -> float | None:
+        """The rate at a position in epochs; None before `start_epoch`."""
+        return self._rate if position >= self._start - TOLERANCE else None
+
+
+class LearningRateFunction(RateCallback):
+    """Lowers (or raises) the learning rate from `init_lr` to `final_lr`, a little at each step.
+
+    `final + f(x) (init - final)` with `x = (position - start) / (end - start)`: `linear` has `f = 1 - x`, `cosine`
+    `f = (1 + cos(pi x)) / 2`; `cyclic_linear` is linear within each cycle of `cycle_epochs` and then jumps back.
+    From `end_epoch` on, and after training, the rate is `final_lr`.
+
+    Args:
+        lr_func: `"linear"`, `"cosine"` or `"cyclic_linear"`.
+        init_lr: The rate at `start_epoch`.
+        final_lr: The rate from `end_epoch` on.
+        start_epoch: Position in epochs, fractions allowed; 0 or -1 means at once.
+        end_epoch: Position in epochs.
+        cycle_epochs: Epochs of a cycle; only `cyclic_linear` uses it.
+
+    Raises:
+        ValueError, TypeError: If an argument is out of range, or, before the first batch, if the optimizer's rate is
+            a schedule.
+    """
+
+    def __init__(
+        self,
+        lr_func: str,
+        init_lr: float,
+        final_lr: float,
+        start_epoch: float,
+        end_epoch: float,
+        cycle_epochs: float = 1.0,
+    ):
+        start, end = start_of(start_epoch), number("end_epoch", end_epoch, least=0.0)
+        if end < start:
+            raise ValueError(f"end_epoch={end:g} lies before start_epoch={start:g}. Swap or move them.")
+        super().__init__(start, end)
+        one_of("lr_func", lr_func, tuple(rates.FUNCTIONS))
+        self._config: dict[str, Any] = {
+            "lr_func": lr_func,
+            "init_lr": finite_float32("init_lr", init_lr, least=0.0),
+            "final_lr": finite_float32("final_lr", final_lr, least=0.0),
+            "start_epoch": float(start_epoch),
+            "end_epoch": end,
+            "cycle_epochs": number("cycle_epochs", cycle_epochs, least=1e-6),
+        }
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments, for `from_config`."""
+        return dict(self._config)
+
+    def value_at(self, position: float) -> float | None:
+        """The rate at a position in epochs; None before `start_epoch`."""
+        written = self._config
+        return rates.function_value(
+            written["lr_func"],
+            position,
+            written["init_lr"],
+            written["final_lr"],
+            self._start,
+            self._end,
+            written["cycle_epochs"],
+        )
+
+
+class LearningRateSchedule(RateCallback):
+    """Sets the learning rate as one of PyTorch's schedules does that is stepped once an epoch.
+
+    Epochs are counted from `start_epoch`. From `end_epoch` on the rate stays what it was.
+
+    Args:
+        lr_class: `"StepLR"`, `"MultiStepLR"`, `"ExponentialLR"` or `"CosineAnnealingWarmRestarts"`.
+        lr_kwargs: Its arguments: `step_size` and `gamma` (0.1), `milestones` and `gamma` (0.1), `gamma`, or `T_0`,
+            `T_mult` (1) and `eta_min` (0).
+        init_lr: The rate at `start_epoch`.
+        start_epoch: Position in epochs, fractions allowed; 0 or -1 means at once.
+        end_epoch: Position in epochs; -1 means the end of training.
+
+    Raises:
+        ValueError, TypeError: If an argument is out of range, or, before the first batch, if the optimizer's rate is
+            a schedule.
+    """
+
+    def __init__(
+        self,
+        lr_class: str,
+        lr_kwargs: Mapping[str, Any],
+        init_lr: float,
+        start_epoch: float = 0.0,
+        end_epoch: float = -1.0,
+    ):
+        start = start_of(start_epoch)
+        super().__init__(start, end_of(end_epoch, start))
+        one_of("lr_class", lr_class, tuple(rates.SCHEDULES))
+        self._class = lr_class
+        self._settings = rates.checked_settings(lr_class, lr_kwargs)
+        self._init = finite_float32("init_lr", init_lr, above=0.0)
+        self._written = {"start_epoch": float(start_epoch), "end_epoch": float(end_epoch)}
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments, for `from_config`."""
+        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in self._settings.items()}
+        return {"lr_class": self._class, "lr_kwargs": plain, "init_lr": self._init} | self._written
+
+    def value_at(self, position: float) -> float | None:
+        """The rate at a position in epochs; None before `start_epoch`."""
+        return rates.schedule_value(self._class, self._settings, position, self._init, self._start, self._end)

@@ -1,0 +1,143 @@
+"""What the callbacks that hold zeros, `KeepZeros` and `WoodFisherPruning`, have in common."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_woodfisher.callbacks.callback_list import callbacks_beside, warn
+from keras_woodfisher.callbacks.mask_constraint import Enforcement
+from keras_woodfisher.model.jax_state import keep_edits
+from keras_woodfisher.model.targets import Target
+
+
+class HoldingCallback(keras.callbacks.Callback):
+    """Attaches masks when training begins, fills them before the first batch, and lets go at the end."""
+
+    may_come_before_pruning = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enforcement: Enforcement | None = None
+        self._started = False
+        self._released = False
+        self._warned = False
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        model = self.model
+        self._let_go()
+        check_trainable_here(model)
+        self._started = self._released = self._warned = False
+        try:
+            targets = self._prepare(model)
+            self._warn_about_others()
+            self._enforcement = Enforcement(model, targets, self._window())
+            self._enforcement.attach(_in_force(callbacks_beside(self)))
+        except BaseException:
+            self._let_go()
+            raise
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if self._started or self._enforcement is None:
+            return
+        # Only now: a BackupAndRestore further down the list has restored its weights by then.
+        self._started = True
+        self.model  # noqa: B018 - on JAX, reading it brings the variables up to date
+        try:
+            self._enforcement.hold(self._start(epoch))
+            self._enforcement.apply()
+        except BaseException:
+            self._let_go()
+            raise
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        # A loop of the user's own may not tell of epochs.
+        if not self._started:
+            self.on_epoch_begin(0)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if self._enforcement is None or not self._started or self._released:
+            return
+        self.model  # noqa: B018
+        changed = self._enforcement.apply()
+        if changed:
+            keep_edits(self._model)
+        if changed and not self._warned:
+            self._warned = True
+            warn(
+                f"Pruned weights of {', '.join(changed)} were changed during this epoch by something other than the "
+                "model's optimizer, whose steps keep them at zero. They are zero again now, and will be at the end of "
+                "each epoch, but not in between. Let a custom train_step change weights by optimizer.apply."
+            )
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self._enforcement is None:
+            return
+        self.model  # noqa: B018
+        if not self._released:
+            # Averages (use_ema) or restored weights may have replaced the masked ones.
+            self._enforcement.apply()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Takes everything out of the model and its optimizer; the variables must be up to date."""
+        if self._enforcement is not None:
+            self._enforcement.detach()
+            self._enforcement = None
+
+    def _prepare(self, model: keras.Model) -> list[Target]:
+        """Checks everything that can be checked, and says which variables are held."""
+        raise NotImplementedError
+
+    def _start(self, epoch: int) -> list[np.ndarray]:
+        """The zeros to hold from the first batch on, each in its variable's shape."""
+        raise NotImplementedError
+
+    def _window(self) -> tuple[float, float]:
+        """The first and last position, in epochs, at which the masks may grow."""
+        raise NotImplementedError
+
+    def _warn_about_others(self) -> None:
+        """Warns of callbacks in the same list that get in the way."""
+
+
+def _in_force(beside: tuple[list[Any], list[Any]]) -> list[Enforcement]:
+    holding = [c for callbacks in beside for c in callbacks if isinstance(c, HoldingCallback)]
+    return [callback._enforcement for callback in holding if callback._enforcement is not None]
+
+
+def check_trainable_here(model: keras.Model) -> None:
+    """Refuses a model whose training a pruning callback can't follow.
+
+    Raises:
+        ValueError: If it isn't compiled with an optimizer of this backend, or is trained on several replicas.
+    """
+    if not getattr(model, "compiled", False) or model.optimizer is None:
+        raise ValueError(
+            "The model must be compiled with an optimizer before training with a pruning callback: "
+            "call model.compile(optimizer=..., loss=...)."
+        )
+    check_optimizer(model)
+    strategy = getattr(model, "distribute_strategy", None)
+    replicas = getattr(strategy, "num_replicas_in_sync", 1)
+    if replicas > 1 or keras.distribution.distribution() is not None:
+        raise ValueError(
+            "Pruning while training on several replicas isn't supported. "
+            "Prune on one device, or in one shot with keras_woodfisher.prune."
+        )
+
+
+def check_optimizer(model: keras.Model) -> None:
+    """Refuses an optimizer that would fail in the first step.
+
+    Raises:
+        ValueError: If it is torch's, as Keras writes it into a file saved there, and Keras runs on another backend.
+    """
+    here = keras.backend.backend()
+    for optimizer in (model.optimizer, getattr(model.optimizer, "inner_optimizer", None)):
+        kind = type(optimizer)
+        if here != "torch" and kind.__module__.startswith("keras.src.backend.torch."):
+            raise ValueError(
+                f"The model's optimizer is torch's own {kind.__name__}, as in a file saved on torch, and can't "
+                f"train on {here}. Compile the model again: model.compile(keras.optimizers.{kind.__name__}(...), ...)."
+            )

@@ -1,0 +1,202 @@
+"""Keeps pruned weights at exactly zero while training goes on, inside the compiled step."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_woodfisher.model.fit_hook import forget, undo_at_next_fit
+from keras_woodfisher.model.optimizer_variables import HiddenVariables, built_optimizer, parts_of, slots_of
+from keras_woodfisher.model.targets import Target
+
+_AVERAGING = "_update_model_variables_moving_average"
+
+
+class MaskConstraint(keras.constraints.Constraint):
+    """`where(mask, w, 0)` after each optimizer step, before and after the constraint that was there.
+
+    Before, so that a constraint of norms sees the weights that are left; after, so that they are zero whatever it does.
+    """
+
+    def __init__(self, mask: Any, inner: Any, owner: "Enforcement"):
+        self.mask = mask
+        self.inner = inner
+        self.owner = owner
+
+    def __call__(self, w: Any) -> Any:
+        w = self.masked(w)
+        return w if self.inner is None else self.masked(self.inner(w))
+
+    def masked(self, w: Any) -> Any:
+        """The tensor of a variable or tensor `w` with pruned weights at zero."""
+        # Bare variables fail inside JAX's conditional.
+        w = ops.convert_to_tensor(w)
+        w = ops.where(ops.convert_to_tensor(self.mask), w, ops.zeros_like(w))
+        return self.inner.masked(w) if isinstance(self.inner, MaskConstraint) else w
+
+
+class Enforcement:
+    """Masks for some variables of a model, in force from `attach` to `detach`.
+
+    Each mask is a boolean variable that the optimizer carries along, read by the constraint of its weight, which
+    every Keras optimizer applies after its update.
+
+    Args:
+        model: A compiled model.
+        targets: The variables to hold.
+        window: The first and last position, in epochs, at which the masks may grow.
+    """
+
+    def __init__(self, model: keras.Model, targets: Sequence[Target], window: tuple[float, float] = (0.0, 0.0)):
+        self._model = model
+        self._targets = list(targets)
+        self._window = window
+        self._masks: list[Any] = []
+        self._hidden: HiddenVariables | None = None
+
+    def attach(self, others: Sequence["Enforcement"] = ()) -> None:
+        """Puts all-True masks in place and has the train step rebuilt.
+
+        Args:
+            others: What else is in force in this call of `fit`. A mask of another owner is a leftover, and replaced.
+
+        Raises:
+            ValueError: If one of `others` prunes one of the variables at the same time.
+        """
+        optimizer = built_optimizer(self._model)
+        self._replace_leftovers(others)
+        self._hidden = HiddenVariables.of(optimizer)
+        undo_at_next_fit(self._model, self.detach)
+        for target in self._targets:
+            shape = tuple(target.variable.shape)
+            mask = self._hidden.add(shape, "bool", "mask")
+            mask.assign(np.ones(shape, bool))
+            self._masks.append(mask)
+            target.variable.constraint = MaskConstraint(mask, target.variable.constraint, self)
+        for part in parts_of(self._hidden.optimizer):
+            if part.use_ema:
+                # Past Keras's __setattr__, which would track it.
+                vars(part)[_AVERAGING] = partial(_average, part)
+        # A constraint that is set after the step was traced would do nothing.
+        self._model.make_train_function(force=True)
+
+    def hold(self, pruned: Sequence[np.ndarray]) -> None:
+        """Sets the masks, and the optimizer's state of pruned weights to what it began with.
+
+        Args:
+            pruned: For each variable its pruned weights, bool in the variable's shape.
+        """
+        for target, mask, here in zip(self._targets, self._masks, pruned, strict=True):
+            mask.assign(~here)
+            for slot, value in slots_of(self._optimizer, target.variable):
+                values = ops.convert_to_numpy(slot)
+                begin = np.asarray(value, values.dtype)
+                if (values[here] != begin).any():
+                    slot.assign(np.where(here, begin, values))
+
+    def apply(self) -> list[str]:
+        """Masks the weights now: something other than the optimizer may have changed them.
+
+        Returns:
+            Names of the variables of which pruned weights weren't zero.
+        """
+        changed = []
+        for target, mask in zip(self._targets, self._masks, strict=True):
+            values = ops.convert_to_numpy(target.variable)
+            here = ops.convert_to_numpy(mask)
+            if values[~here].any():
+                target.variable.assign(np.where(here, values, np.zeros((), values.dtype)))
+                changed.append(target.name)
+        return changed
+
+    def constrain(self) -> None:
+        """Applies the user's own constraints now: corrected weights may break them, and no step may follow."""
+        for target in self._targets:
+            if any(not isinstance(c, MaskConstraint) for c in _chain(target.variable)):
+                target.variable.assign(target.variable.constraint(target.variable))
+
+    def release(self) -> None:
+        """Lets all weights grow again, while the masks stay in place (the train step goes on)."""
+        for mask in self._masks:
+            mask.assign(np.ones(mask.shape, bool))
+
+    def detach(self) -> None:
+        """Puts the constraints back that were there, and takes the masks out of the optimizer."""
+        if self._hidden is None:
+            return
+        for target in self._targets:
+            _unlink(target.variable, self)
+        for part in parts_of(self._hidden.optimizer):
+            if not any(isinstance(_constraint_of(v), MaskConstraint) for v in part._trainable_variables):
+                vars(part).pop(_AVERAGING, None)
+        self._hidden.remove(self._masks)
+        self._hidden, self._masks = None, []
+        forget(self._model, self.detach)
+        # The next `fit` or `train_on_batch` builds its own step.
+        self._model.train_function = None
+
+    def is_shared(self) -> bool:
+        """Whether another owner's masks are on one of the variables too."""
+        return any(mask.owner is not self for target in self._targets for mask in _masks(target.variable))
+
+    @property
+    def _optimizer(self) -> Any:
+        assert self._hidden is not None
+        return self._hidden.optimizer
+
+    def _replace_leftovers(self, others: Sequence["Enforcement"]) -> None:
+        for target in self._targets:
+            for mask in _masks(target.variable):
+                if not any(mask.owner is other for other in others):
+                    mask.owner.detach()
+                elif self._overlaps(mask.owner):
+                    raise ValueError(
+                        f"Two pruning callbacks of one `fit` prune {target.name!r} at the same time, from epoch "
+                        f"{max(self._window[0], mask.owner._window[0]):g} on. Give each its own variables with "
+                        "`params` or `exclude`, or let one start where the other ends; "
+                        "KeepZeros isn't needed beside WoodFisherPruning."
+                    )
+
+    def _overlaps(self, other: "Enforcement") -> bool:
+        return self._window[0] < other._window[1] and other._window[0] < self._window[1]
+
+
+def _chain(variable: Any) -> list[Any]:
+    """The constraints of a variable from the outside in: masks, and the user's own one last."""
+    chain, constraint = [], _constraint_of(variable)
+    while constraint is not None:
+        chain.append(constraint)
+        constraint = constraint.inner if isinstance(constraint, MaskConstraint) else None
+    return chain
+
+
+def _masks(variable: Any) -> list[MaskConstraint]:
+    return [constraint for constraint in _chain(variable) if isinstance(constraint, MaskConstraint)]
+
+
+def _unlink(variable: Any, owner: Enforcement) -> None:
+    """Takes an owner's mask off a variable, wherever it stands in the chain."""
+    outer: Any = None
+    for mask in _masks(variable):
+        if mask.owner is not owner:
+            outer = mask
+        elif outer is None:
+            variable.constraint = mask.inner
+        else:
+            outer.inner = mask.inner
+
+
+def _average(optimizer: Any, variables: Any) -> None:
+    """Keras's update of the averages, which sees weights before their constraint, and then the masks."""
+    getattr(type(optimizer), _AVERAGING)(optimizer, variables)
+    for variable, average in zip(variables, optimizer._model_variables_moving_average, strict=True):
+        constraint = _constraint_of(variable)
+        if average is not None and isinstance(constraint, MaskConstraint):
+            average.assign(constraint.masked(average))
+
+
+def _constraint_of(variable: Any) -> Any:
+    return getattr(variable, "constraint", None)

@@ -1,0 +1,55 @@
+"""A callback that sets the weight decay."""
+
+from typing import Any
+
+import keras
+
+from keras_woodfisher.callbacks.epoch_callback import TOLERANCE, Companion, known_parts, start_of
+from keras_woodfisher.options.checks import finite_float32
+
+
+class SetWeightDecay(Companion):
+    """Sets the optimizer's weight decay at a position in training. It stays so afterwards.
+
+    Keras subtracts `weight_decay * learning_rate * w` from each weight `w` in each step, except where
+    `exclude_from_weight_decay` says otherwise. The value is part of the compiled train step, so that one is made anew.
+
+        >>> import keras_woodfisher as kw
+        >>> model.fit(x, y, callbacks=[SetWeightDecay(0.0, start_epoch=2)])  # doctest: +SKIP
+
+    Args:
+        weight_decay: The weight decay, for all variables (of Muon, for those that it leaves to Adam too).
+        start_epoch: Position in epochs, fractions allowed; 0 or -1 means at once.
+
+    Raises:
+        ValueError, TypeError: If an argument is out of range.
+    """
+
+    def __init__(self, weight_decay: float, start_epoch: float = 0.0):
+        super().__init__()
+        self._start = start_of(start_epoch)
+        self._value = finite_float32("weight_decay", weight_decay, least=0.0)
+        self._written = float(start_epoch)
+        self._done = False
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments, for `from_config`."""
+        return {"weight_decay": self._value, "start_epoch": self._written}
+
+    def _prepare(self) -> None:
+        self._done = False
+
+    def _apply(self, position: float) -> None:
+        if self._done or position < self._start - TOLERANCE:
+            return
+        self._done = True
+        changed = False
+        for part in known_parts(self._model):
+            names = ["weight_decay"]
+            if isinstance(part, keras.optimizers.Muon):
+                names.append("adam_weight_decay")
+            for name in names:
+                changed = changed or getattr(part, name) != self._value
+                setattr(part, name, self._value)
+        if changed:
+            self._model.make_train_function(force=True)

@@ -1,0 +1,399 @@
+"""WoodFisherPruning: knows when to prune; the pruner knows what, the backend how."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_woodfisher.callbacks.callback_list import callbacks_beside, warn, warn_about_neighbours
+from keras_woodfisher.callbacks.mask_callback import HoldingCallback
+from keras_woodfisher.callbacks.progress import Progress
+from keras_woodfisher.callbacks.pruning_run import Run, Task
+from keras_woodfisher.callbacks.update_plan import PlannedUpdate
+from keras_woodfisher.model.jax_state import keep_edits
+from keras_woodfisher.model.targets import Target
+from keras_woodfisher.options.checks import flag
+from keras_woodfisher.options.mask_types import check_final
+from keras_woodfisher.options.pruning_options import CALIBRATED, PruningOptions
+from keras_woodfisher.options.schedule import FROM_PARAM, checked_schedule
+from keras_woodfisher.options.sparsity_levels import arguments_of, checked_levels
+from keras_woodfisher.pruning.pruner import sparsity_of
+from keras_woodfisher.reports.meter import say
+from keras_woodfisher.reports.pruning_report import PruningReport
+
+
+class WoodFisherPruning(HoldingCallback):
+    """Prunes a model during `fit`, on a schedule, with second-order scores and corrections.
+
+    At each update the inverse of the empirical Fisher `F = damp I + (1/m) G^T G` is estimated block by block, the
+    weights with the lowest `w^2 / (2 [F^-1]_jj)` are removed, and the others are corrected (WoodFisher, arXiv
+    2004.14340; M-FAC, arXiv 2107.03356). Pruned weights are exactly zero after every optimizer step from then on.
+    It belongs first in the list of callbacks.
+
+        >>> import keras_woodfisher as kw
+        >>> pruner = kw.WoodFisherPruning(0.9, end_epoch=8, data=(x, y))  # doctest: +SKIP
+        >>> model.fit(x, y, epochs=10, callbacks=[pruner])  # doctest: +SKIP
+
+    Args:
+        final_sparsity: Fraction of zeros from `end_epoch` on, in [0, 1); or `{fraction: names}`, which prunes each
+            variable by itself to the fraction of the first name or `re:` pattern that matches it.
+        end_epoch: Position of the last update in epochs, fractions allowed. Training must last as long.
+        init_sparsity: Fraction of zeros at `start_epoch`, or `"__FROM_PARAM__"`: the zeros that are there.
+        start_epoch: Position of the first update in epochs; -1 means at once.
+        update_frequency: Epochs between updates, fractions allowed; 0 or -1 means at every step.
+        inter_func: `"cubic"`, `"linear"` or `"inverse_cubic"` ramp.
+        leave_enabled: Hold the zeros to the end of training, or let them grow again after `end_epoch`.
+        data: Where to sample gradients from: whatever `fit` takes, or a callable that returns a fresh iterator of
+            batches. Without it the training run's own latest gradients are buffered, one a step.
+        params: The variables to prune: `"__ALL_PRUNABLE__"` (the default: kernels of Dense, EinsumDense, convolutions,
+            recurrent layers), `"__ALL__"`, or a list of names and `re:` patterns.
+        exclude: Names and patterns to leave out.
+        global_sparsity: Rank all weights together (the default), or each variable by itself.
+        num_grads: Gradient samples (m), or `{sparsity: count}`: the count of the largest key that is at or below the
+            sparsity reached so far.
+        grad_batch_size: Examples averaged into one sample (b). With buffering it is the training batch.
+        fisher: `"empirical"`: samples are gradients of the loss, as in the papers; `"ggn"`: rows of an unbiased sketch
+            of the Gauss-Newton matrix, for (sparse) categorical and binary cross-entropy and mean squared error (not
+            with buffering).
+        damp: Ridge on the Fisher's diagonal, in units of squared gradient; `"auto"`: a tenth of the diagonal's mean.
+        fisher_block_size: Weights in one block (B); None means one block over everything.
+        num_recomputations: Stages of one update, each with new gradients; the kept fraction falls by the same factor
+            in each (not with buffering).
+        update: `"joint"` corrects for all weights pruned in a block at once, `"independent"` adds up the single
+            corrections, as in the papers.
+        method: `"woodfisher"`, or `"magnitude"` (no gradients, no correction).
+        mask_type: Which zeros are made: `"unstructured"` (single weights), `"N:M"` such as `"2:4"` (at most N of M
+            neighbours stay), `"block4"` (4 neighbours), `[a, b]` (a output units by b inputs), `"filter"` (all weights
+            of an output unit) or `"channel"` (all weights that read an input). Neighbours are inputs of one output
+            unit, those of one kernel position next to each other. Groups are ranked by their joint cost for each
+            weight. Sparsities are fractions of the weights that fill whole groups; what fills none stays dense.
+        available_gpus: Devices that share the inverse, such as `["cuda:0"]`, or `"all"`: every GPU; none means the CPU.
+        memory_limit: Bytes of the host's memory that updates may take beside the training's own, or a text such as
+            `"4GiB"`; by default a quarter of what is free when training begins. Gradients that don't fit go to a
+            temporary file, or are taken again for a part of the weights at a time.
+        grads_device: Where gradients are kept: `"cpu"` (memory, or disk as the limit has it), `"disk"`, or a device
+            such as `"cuda:0"`.
+        grads_dtype: `"float32"`, or `"float16"` with a scale for each sample: half the memory, less accuracy.
+        num_pages: Where one block spans everything, keep one of so many pages of the gradients' columns in memory,
+            and the others on disk.
+        seed: Seed of the choice of examples from arrays; None chooses anew each time.
+        verbose: 0 silent, 1 a progress bar at each update, 2 one line a phase.
+
+    Raises:
+        ValueError, TypeError: If an argument is out of range, or, before the first batch, if the arguments don't fit
+            the model, the data or the training.
+        KeyError: Before the first batch, if a name matches no variable.
+        MemoryError: Before the first batch, if the gradients don't fit.
+    """
+
+    def __init__(
+        self,
+        final_sparsity: float | Mapping[float, Sequence[str]],
+        *,
+        end_epoch: float,
+        init_sparsity: float | str = 0.0,
+        start_epoch: float = 0.0,
+        update_frequency: float = 1.0,
+        inter_func: str = "cubic",
+        leave_enabled: bool = True,
+        data: Any = None,
+        params: str | Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+        global_sparsity: bool | None = None,
+        num_grads: int | Mapping[float, int] = 64,
+        grad_batch_size: int = 1,
+        fisher: str = "empirical",
+        damp: float | str = 1e-5,
+        fisher_block_size: int | None = 2000,
+        num_recomputations: int = 1,
+        update: str = "joint",
+        method: str = "woodfisher",
+        mask_type: str | Sequence[int] = "unstructured",
+        available_gpus: str | Sequence[str] | None = None,
+        memory_limit: int | str | None = None,
+        grads_device: str = "cpu",
+        grads_dtype: str = "float32",
+        num_pages: int = 1,
+        seed: int | None = 0,
+        verbose: int = 1,
+    ):
+        super().__init__()
+        levels = checked_levels(final_sparsity) if isinstance(final_sparsity, Mapping) else None
+        if levels is not None:
+            params, global_sparsity = arguments_of(levels, params, global_sparsity)
+            final_sparsity = min(final for final, _ in levels)
+        options = PruningOptions(
+            params="__ALL_PRUNABLE__" if params is None else params,  # type: ignore[arg-type]
+            exclude=exclude,  # type: ignore[arg-type]
+            method=method,
+            mask_type=mask_type,  # type: ignore[arg-type]
+            update=update,
+            global_sparsity=True if global_sparsity is None else global_sparsity,
+            num_grads=num_grads,
+            grad_batch_size=grad_batch_size,
+            fisher=fisher,
+            damp=damp,
+            num_recomputations=num_recomputations,
+            fisher_block_size=fisher_block_size,
+            available_gpus=available_gpus,  # type: ignore[arg-type]
+            memory_limit=memory_limit,
+            grads_device=grads_device,
+            grads_dtype=grads_dtype,
+            num_pages=num_pages,
+            seed=seed,
+            verbose=verbose,
+        )
+        if update == CALIBRATED:
+            raise ValueError(
+                "update='calibrated' is for prune, in one shot; got it in a callback. Use 'joint' or 'independent'."
+            )
+        flag("leave_enabled", leave_enabled)
+        self._leave_enabled = leave_enabled
+        self._progress = Progress(None)
+        self._kin: list[WoodFisherPruning] = [self]
+        self._run: Run | None = None
+        schedule = checked_schedule(init_sparsity, final_sparsity, start_epoch, end_epoch, update_frequency, inter_func)
+        check_final(options.mask_type, schedule.final if levels is None else max(final for final, _ in levels))
+        self._options, self._schedule = options, schedule
+        self._task = Task(options, schedule, levels, init_sparsity == FROM_PARAM, data)
+        self._written = {
+            "start_epoch": float(start_epoch),
+            "end_epoch": float(end_epoch),
+            "update_frequency": float(update_frequency),
+        }
+
+    def get_config(self) -> dict[str, Any]:
+        """All arguments but `data`, for `from_config`."""
+        options = {f.name: getattr(self._options, f.name) for f in fields(self._options)}
+        options = {k: _plain(v) for k, v in options.items()}
+        return options | {
+            **self._written,
+            "final_sparsity": self._schedule.final,
+            **self._written_levels(),
+            "init_sparsity": FROM_PARAM if self._task.from_zeros else self._schedule.init,
+            "inter_func": self._schedule.interpolation,
+            "leave_enabled": self._leave_enabled,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], data: Any = None) -> "WoodFisherPruning":
+        """A callback with the arguments of `get_config`."""
+        return cls(**config, data=data)
+
+    def _written_levels(self) -> dict[str, Any]:
+        if self._task.levels is None:
+            return {}
+        return {"final_sparsity": {final: list(listed) for final, listed in self._task.levels}, "params": None}
+
+    @property
+    def options(self) -> PruningOptions:
+        """How its updates work."""
+        return self._options
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of pruned weights over the chosen variables, now.
+
+        Raises:
+            RuntimeError: Before training has begun.
+        """
+        return self._active.pruner.sparsity
+
+    def report(self) -> PruningReport:
+        """What the updates of this training run, or of the last one, did and chose; `print` it.
+
+        Variables are counted as they are now.
+
+        Raises:
+            RuntimeError: Before training has begun.
+        """
+        return self._active.report()
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._run = None
+        self._done: float | None = None
+        self._first_epoch = 0
+        self._progress = Progress(self.params)
+        super().on_train_begin(logs)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._progress.begin_epoch(epoch)
+        super().on_epoch_begin(epoch, logs)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        super().on_train_batch_begin(batch, logs)
+        self._prune_if_due(self._progress.before(batch))
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._progress.end_batch(batch)
+        if self._progress.is_last_batch() and self._progress.is_last_epoch():
+            self._prune_if_due(self._progress.epoch + 1.0, last=True)
+        self._log(logs)
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        # The last chance before validation, where the number of steps wasn't known.
+        progress = self._progress
+        if self._enforcement is not None and progress.is_last_epoch() and progress.is_whole_epoch(self._stopped):
+            self._prune_if_due(progress.epoch + 1.0, last=True)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        super().on_epoch_end(epoch, logs)
+        self._progress.end_epoch(self._stopped)
+        if self._progress.is_last_epoch() and self._progress.ended > epoch:
+            self._prune_if_due(self._progress.ended, last=True)
+        if self._released:
+            self._active.pruner.find_zeros()
+        self._log(logs)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self._enforcement is None:
+            return
+        # Training that was stopped early may end where the last update is due.
+        if self._progress.ended >= self._schedule.end:
+            self._prune_if_due(self._progress.ended, last=True)
+        super().on_train_end(logs)
+        if self._done != self._schedule.end:
+            warn(
+                f"Training ended before end_epoch={self._schedule.end:g}: the model is at sparsity "
+                f"{self.sparsity:.3f}, not at {self.get_config()['final_sparsity']}. With EarlyStopping, set "
+                f"start_from_epoch={self._first_final_epoch()}."
+            )
+
+    @property
+    def _active(self) -> Run:
+        if self._run is None:
+            raise RuntimeError("The sparsity is known once training has begun; sparsity_report tells it of any model.")
+        return self._run
+
+    def _prepare(self, model: keras.Model) -> list[Target]:
+        self._task.check_epochs(self._progress.epochs)
+        run = self._run = Run(self._task, model)
+        if run.pruner.note and self._options.verbose:
+            say(run.pruner.note)
+        run.open_source(self._progress)
+        return run.targets
+
+    def plan(
+        self,
+        model: keras.Model,
+        steps_per_epoch: int | None = None,
+        epochs: int | None = None,
+        initial_epoch: int = 0,
+        pruned: Mapping[int, int] | None = None,
+    ) -> list[PlannedUpdate]:
+        """Every update that a training run would make. Nothing is trained or changed.
+
+        Args:
+            model: The model to train; it need not be compiled.
+            steps_per_epoch: Batches an epoch, where known.
+            epochs: `epochs` of the run, where known.
+            initial_epoch: `initial_epoch` of the run.
+            pruned: Zeros that variables will have when it begins, by `id(variable)`, where not those they have now.
+
+        Raises:
+            ValueError: If there is nothing to prune.
+            KeyError: If a name matches no variable.
+        """
+        return Run(self._task, model).plan(steps_per_epoch, epochs, initial_epoch, pruned)
+
+    def check_plan(
+        self, updates: Sequence[PlannedUpdate], steps_per_epoch: int | None, epochs: int | None, initial_epoch: int = 0
+    ) -> None:
+        """Refuses a training run that can't do what was planned.
+
+        Raises:
+            ValueError: If training ends before `end_epoch`, or (with the number of steps and without data) the buffer
+                can't hold enough gradients at an update.
+        """
+        self._task.check_plan(updates, steps_per_epoch, epochs, initial_epoch)
+
+    def _start(self, epoch: int) -> list[np.ndarray]:
+        self._first_epoch = epoch
+        self._active.find_zeros()
+        if self._active.buffer is not None:
+            self._active.check_buffer(self._progress, epoch, self._expected_zeros())
+        return self._active.masks()
+
+    def _expected_zeros(self) -> dict[int, int]:
+        """Zeros that other callbacks will have left by the time this one begins, by `id(variable)`."""
+        expected: dict[int, int] = {}
+        for other in self._kin:
+            if other is not self and other._leave_enabled and other._schedule.end <= self._schedule.start:
+                expected |= other._active.zeros_at_the_end()
+        return expected
+
+    def _is_resumed(self) -> bool:
+        """Whether updates are behind that an earlier run has made: this run's buffer starts empty, though."""
+        return self._first_epoch > self._schedule.start
+
+    def _prune_if_due(self, position: float, last: bool = False) -> None:
+        """Makes the update that is due; `last` where training ends and nothing can wait."""
+        due = self._schedule.due(position)
+        if due is None or (self._done is not None and due <= self._done):
+            return
+        if self._done is None and self._enforcement is not None and self._enforcement.is_shared():
+            # Another callback may have pruned the same variables before this one's turn.
+            self._active.find_zeros()
+        run, rows = self._active, self._active.rows()
+        prunes = run.prunes(due)
+        if prunes and run.buffer is not None and self._is_resumed() and self._progress.total < rows and not last:
+            return
+        self.model  # noqa: B018 - on JAX, reading it brings the variables up to date
+        if prunes:
+            self._update(due, rows, position)
+            if self._options.verbose:
+                say(f"WoodFisher pruning: epoch {position:.3g}, sparsity {self.sparsity:.4f}")
+        self._done = due
+        if due == self._schedule.end and not self._leave_enabled and self._enforcement is not None:
+            self._enforcement.release()
+            self._released = True
+        keep_edits(self._model)
+
+    def _update(self, due: float, rows: int, position: float) -> None:
+        self._active.update(due, rows, self._draw(due), position)
+        if self._enforcement is not None:
+            self._enforcement.hold(self._active.masks())
+            self._enforcement.constrain()
+
+    def _draw(self, due: float) -> int:
+        """The number of an update on the grid: a resumed run draws what an unbroken one would have drawn."""
+        gap = self._schedule.frequency or 1.0 / (self._progress.steps or 1)
+        return round((due - self._schedule.start) / gap)
+
+    @property
+    def _stopped(self) -> bool:
+        return bool(self._model.stop_training)
+
+    def _log(self, logs: Any) -> None:
+        if logs is not None:
+            logs["sparsity"] = (
+                self.sparsity if len(self._kin) == 1 else sparsity_of([kin._active.pruner for kin in self._kin])
+            )
+
+    def _let_go(self) -> None:
+        super()._let_go()
+        if self._run is not None:
+            self._run.close()
+
+    def _window(self) -> tuple[float, float]:
+        return self._schedule.start, self._schedule.end
+
+    def _warn_about_others(self) -> None:
+        before, after = beside = callbacks_beside(self)
+        self._kin = [c for c in [*before, self, *after] if isinstance(c, WoodFisherPruning)]
+        warn_about_neighbours(beside, self._schedule.end, self._first_final_epoch())
+
+    def _first_final_epoch(self) -> int:
+        """The index of the first epoch at whose end the final sparsity is reached."""
+        epoch, epochs = math.floor(self._schedule.end), self._progress.epochs
+        return epoch if epochs is None else min(epoch, epochs - 1)
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON has it, and as the user's own copy."""
+    if isinstance(value, tuple):
+        return list(value)
+    return dict(value) if isinstance(value, Mapping) else value

@@ -1,0 +1,317 @@
+"""The examples that gradient samples are taken of: whatever `fit` takes, as groups of b examples."""
+
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+from keras import tree
+from keras_woodfisher_backends.nest import arrays, map_arrays, take
+
+Batch = tuple[Any, Any, Any]
+"""(x, y, sample_weight), each an array, None, or a nest of arrays."""
+
+
+class Examples(Protocol):
+    """A source that can be read afresh at each update."""
+
+    @property
+    def available(self) -> int | None:
+        """How many examples there are, or None where only reading them tells."""
+        ...
+
+    def groups(self, count: int, size: int, seed: Any) -> Iterator[Batch]:
+        """Chunks of groups: leaves of shape (n, size, ...), `count` groups in all or fewer if they run out."""
+        ...
+
+    def hold_out(self, count: int, seed: Any) -> tuple[list[Batch], "Examples"]:
+        """Sets examples aside: batches of `count` examples, leaves (n, ...), and the source without them.
+
+        Raises:
+            ValueError: If none would be left.
+        """
+        ...
+
+
+def open_examples(data: Any) -> Examples:
+    """Understands `data` as `fit` does.
+
+    Args:
+        data: Arrays (`(x, y)` or `(x, y, sample_weight)`; x may be a list or dict), a `tf.data.Dataset`, a torch
+            `DataLoader`, a `keras.utils.PyDataset`, another iterable of batches that starts afresh each time, or a
+            callable that returns an iterator of batches.
+
+    Raises:
+        TypeError: If it is a generator or another iterator, which sampling would use up.
+        ValueError: If arrays differ in length or are empty.
+    """
+    if isinstance(data, keras.utils.PyDataset):
+        return StreamedExamples(lambda: iter(data), _length_of_pydataset(data))
+    if _is_dataset(data):
+        return StreamedExamples(lambda: iter(data), None)
+    if _is_loader(data):
+        return StreamedExamples(lambda: iter(data), _length_of_loader(data))
+    if isinstance(data, (tuple, list, Mapping)) or _is_array(data):
+        return ArrayExamples(_unpack(data if not isinstance(data, list) else tuple(data)))
+    if callable(data):
+        return StreamedExamples(lambda: _fresh(data), None)
+    if isinstance(data, Iterator):
+        raise TypeError(
+            f"data is a {type(data).__name__}, which can be read only once: sampling would use up what "
+            "training needs. Give a callable that returns a fresh one: data=lambda: make_batches()."
+        )
+    if isinstance(data, Iterable) and not isinstance(data, (str, bytes)):
+        return StreamedExamples(lambda: iter(data), None)
+    raise TypeError(
+        f"data is a {type(data).__name__}. Give what `fit` takes: (x, y) arrays, a tf.data.Dataset, a torch "
+        "DataLoader, a keras.utils.PyDataset, or a callable that returns a fresh iterator of batches."
+    )
+
+
+def count_up_to(examples: Examples, most: int) -> int | None:
+    """How many examples there are; of a stream, which is read to find out, None if there are `most` or more."""
+    if examples.available is not None:
+        return examples.available
+    number = sum(_length(part) for part in examples.groups(most, 1, None))
+    return number if number < most else None
+
+
+class ArrayExamples:
+    """Arrays, drawn by `numpy.random.default_rng(seed).permutation`, the same on every backend.
+
+    Args:
+        batch: The arrays.
+        rows: Those that are drawn from, all by default; the arrays aren't copied.
+    """
+
+    def __init__(self, batch: Batch, rows: np.ndarray | None = None):
+        self._batch = map_arrays(_to_numpy, batch)
+        lengths = _lengths(self._batch)
+        if len(lengths) != 1 or 0 in lengths:
+            raise ValueError(
+                f"The arrays in data hold {sorted(lengths)} examples. "
+                "Give x, y and sample_weight with the same, positive number of rows."
+            )
+        self._rows = np.arange(lengths.pop()) if rows is None else rows
+
+    @property
+    def available(self) -> int | None:
+        return len(self._rows)
+
+    def groups(self, count: int, size: int, seed: Any) -> Iterator[Batch]:
+        drawn = self._rows[np.random.default_rng(seed).permutation(len(self._rows))[: count * size]]
+        groups = drawn[: len(drawn) // size * size].reshape(-1, size)
+        for start in range(0, len(groups), _READ):
+            yield take(self._batch, groups[start : start + _READ])
+
+    def hold_out(self, count: int, seed: Any) -> tuple[list[Batch], "Examples"]:
+        if len(self._rows) <= count:
+            raise _none_left(count, len(self._rows))
+        order = np.random.default_rng(None if seed is None else [seed, _HELD_OUT]).permutation(len(self._rows))
+        rest = ArrayExamples(self._batch, self._rows[np.sort(order[count:])])
+        return [take(self._batch, self._rows[order[:count]])], rest
+
+
+_HELD_OUT = 2**32 - 1
+"""Number of the draw of what is held out: no update has it."""
+
+
+_READ = 256
+"""Groups that are gathered from arrays at a time."""
+
+
+_PATIENCE = 16
+"""A stream is read for so many times as many examples as groups need and as are held out, and then given up."""
+
+
+class StreamedExamples:
+    """Batches of an iterable, in their order, cut into groups.
+
+    Args:
+        start: Begins to read anew.
+        available: Examples that there are, where that is known.
+        held: Keys of examples that are left out wherever they come up: they are held out.
+    """
+
+    def __init__(self, start: Callable[[], Iterator[Any]], available: int | None, held: frozenset[int] = frozenset()):
+        self._start = start
+        self._available = available
+        self._held = held
+
+    @property
+    def available(self) -> int | None:
+        return self._available
+
+    def groups(self, count: int, size: int, seed: Any) -> Iterator[Batch]:
+        del seed
+        rest: Batch | None = None
+        # A stream may never end, and groups of one shape never form in it.
+        patience = _PATIENCE * (count * size + len(self._held))
+        with _random_state_kept():
+            for item in self._start():
+                batch = _checked(map_arrays(_to_numpy, _unpack(item)))
+                patience -= _length(batch)
+                if self._held:
+                    batch = take(batch, np.flatnonzero([key not in self._held for key in _keys(batch)]))
+                # Batches may be padded to different lengths: groups never mix them.
+                batch = _joined(rest, batch) if _fits(rest, batch) else batch
+                number = min(_length(batch) // size, count)
+                cut = number * size
+                if number:
+                    yield _grouped(take(batch, slice(cut)), size)
+                count -= number
+                if count == 0:
+                    return
+                if patience < 0:
+                    return
+                rest = take(batch, slice(cut, None))
+
+    def hold_out(self, count: int, seed: Any) -> tuple[list[Batch], "Examples"]:
+        held: list[Batch] = []
+        found = 0
+        for part in self.groups(count + 1, 1, seed):
+            batch = map_arrays(lambda array: array[:, 0], part)
+            held.append(take(batch, slice(count - found)))
+            found += _length(batch)
+        if found <= count:
+            raise _none_left(count, found)
+        held = [batch for batch in held if _length(batch)]
+        left = None if self._available is None else self._available - count
+        keys = frozenset(key for batch in held for key in _keys(batch))
+        return held, StreamedExamples(self._start, left, self._held | keys)
+
+
+def _none_left(count: int, there: int) -> ValueError:
+    return ValueError(
+        f"calibration={count} sets aside {count} examples, but data holds {there}. Give fewer, or other examples for "
+        "it: calibration=(x, y)."
+    )
+
+
+def _keys(batch: Batch) -> list[int]:
+    """What tells the examples of a batch from others: their content, since streams may shuffle anew at each reading."""
+    leaves = arrays(batch[:2])
+    return [hash(tuple(leaf[place].tobytes() for leaf in leaves)) for place in range(_length(batch))]
+
+
+def _grouped(batch: Batch, size: int) -> Batch:
+    return map_arrays(lambda array: array.reshape(-1, size, *array.shape[1:]), batch)
+
+
+def _lengths(batch: Batch) -> set[int]:
+    return {leaf.shape[0] if leaf.ndim else 0 for leaf in arrays(batch)}
+
+
+def _checked(batch: Batch) -> Batch:
+    lengths = _lengths(batch)
+    if len(lengths) != 1:
+        raise ValueError(
+            f"The arrays of a batch in data hold {sorted(lengths)} examples. Give batches, with the same number of "
+            "rows in x, y and sample_weight (a dataset of single examples needs `.batch(...)`)."
+        )
+    return batch
+
+
+def _length(batch: Batch) -> int:
+    return len(arrays(batch)[0])
+
+
+def _fits(rest: Batch | None, batch: Batch) -> bool:
+    if rest is None or _length(rest) == 0:
+        return False
+    pairs = zip(tree.flatten(rest), tree.flatten(batch), strict=True)
+    return all(a is b or (a is not None and b is not None and a.shape[1:] == b.shape[1:]) for a, b in pairs)
+
+
+def _joined(rest: Batch | None, batch: Batch) -> Batch:
+    return map_arrays(lambda a, b: np.concatenate([a, b]), rest, batch)
+
+
+def _unpack(item: Any) -> Batch:
+    if isinstance(item, list):
+        item = tuple(item)
+    if isinstance(item, tuple) and not 1 <= len(item) <= 3:
+        raise ValueError(
+            f"data must give (x, y) or (x, y, sample_weight), got {len(item)} parts. "
+            "Put several inputs into one list or dictionary x."
+        )
+    return keras.utils.unpack_x_y_sample_weight(item)
+
+
+def _fresh(make: Callable[[], Any]) -> Iterator[Any]:
+    made = make()
+    if not isinstance(made, Iterable):
+        raise TypeError(
+            f"The callable in data returned a {type(made).__name__}. It must return a fresh iterator of batches."
+        )
+    return iter(made)
+
+
+def _length_of_pydataset(data: keras.utils.PyDataset) -> int | None:
+    try:
+        number = data.num_batches
+    except NotImplementedError:
+        return None
+    if not number:
+        return number
+    # All batches but the last are as long as the first; the last one may be shorter.
+    with _random_state_kept():
+        sizes = [_length(_unpack(data[i])) for i in sorted({0, number - 1})]
+    return sizes[0] * (number - 1) + sizes[-1]
+
+
+def _length_of_loader(data: Any) -> int | None:
+    if data.batch_size is None:  # batches come from a batch sampler or the dataset itself, of any size
+        return None
+    try:
+        examples = len(data.sampler)
+    except (TypeError, NotImplementedError):
+        return None
+    return examples // data.batch_size * data.batch_size if data.drop_last else examples
+
+
+def _is_dataset(data: Any) -> bool:
+    tensorflow = sys.modules.get("tensorflow")
+    return tensorflow is not None and isinstance(data, tensorflow.data.Dataset)
+
+
+def _is_loader(data: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(data, torch.utils.data.DataLoader)
+
+
+def _is_array(data: Any) -> bool:
+    return hasattr(data, "shape") and hasattr(data, "__array__")
+
+
+def _to_numpy(leaf: Any) -> np.ndarray:
+    if hasattr(leaf, "detach"):  # a torch tensor, on any backend
+        leaf = leaf.detach().cpu()
+    if hasattr(leaf, "dense_shape") or hasattr(leaf, "row_splits"):
+        raise TypeError("data holds sparse or ragged tensors. Convert them to dense ones first.")
+    if isinstance(leaf, (int, float, bool)):
+        raise TypeError(f"data holds the plain number {leaf!r}, perhaps within lists. Convert lists by numpy.asarray.")
+    array = np.asarray(leaf)
+    if array.dtype.kind in "OSU":
+        raise TypeError(
+            f"data holds a {type(leaf).__name__} of {array.dtype}, which isn't a dense array of numbers. "
+            "Convert it first; text is to be tokenised outside the model."
+        )
+    return array.astype(keras.config.floatx()) if array.dtype == np.float64 else array
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Reading may shuffle or augment: the training's own random numbers stay what they would have been."""
+    torch = sys.modules.get("torch")
+    states = random.getstate(), np.random.get_state(), torch and torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        if torch:
+            torch.set_rng_state(states[2])

@@ -1,0 +1,124 @@
+"""Gradient samples without extra work: the training run's own most recent gradients."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from keras_woodfisher_backends.protocol import Backend
+
+from keras_woodfisher.model.fit_hook import forget, undo_at_next_fit
+from keras_woodfisher.model.optimizer_variables import HiddenVariables, built_optimizer
+from keras_woodfisher.model.targets import Target
+
+
+class GradientBuffer:
+    """A ring of the last `capacity` mean gradients, filled by the optimizer's `apply` inside the train step.
+
+    Every Keras trainer calls `optimizer.apply`, so one hook on the instance sees the gradients on every
+    backend, unscaled and before clipping. Rows include the gradients of regularisers.
+
+    Args:
+        model: A compiled model.
+        targets: Variables whose gradients are kept.
+        capacity: Rows of the ring (m).
+        backend: Writes a row in place.
+    """
+
+    def __init__(self, model: keras.Model, targets: Sequence[Target], capacity: int, backend: Backend):
+        self._model = model
+        self._targets = list(targets)
+        self._backend = backend
+        self._hidden = HiddenVariables.of(built_optimizer(model))
+        width = sum(t.size for t in targets)
+        self._rows = self._hidden.add((capacity, width), "float32", "gradients")
+        self._seen = self._hidden.add((), "int", "gradients_seen")
+        _Apply.of(self._hidden.optimizer).buffers.append(self)
+        undo_at_next_fit(model, self.detach)
+        model.make_train_function(force=True)
+
+    @property
+    def filled(self) -> int:
+        """How many rows hold a gradient."""
+        return min(int(ops.convert_to_numpy(self._seen)), self._rows.shape[0])
+
+    @property
+    def capacity(self) -> int:
+        """Rows of the ring."""
+        return int(self._rows.shape[0])
+
+    def latest(self, count: int, chunk: int | None = None) -> Iterator[np.ndarray]:
+        """The `count` newest rows, or as many as there are, oldest first: parts (n, d) float32 in weight order.
+
+        Args:
+            count: How many.
+            chunk: The most rows of a part: no more than those are copied at a time.
+        """
+        seen = int(ops.convert_to_numpy(self._seen))
+        place = max(0, seen - min(count, self.capacity))
+        while place < seen:
+            slot = place % self.capacity
+            number = min(seen - place, self.capacity - slot, chunk or self.capacity)
+            part = ops.slice(ops.convert_to_tensor(self._rows), (slot, 0), (number, self._rows.shape[1]))
+            yield ops.convert_to_numpy(part)
+            place += number
+
+    def detach(self) -> None:
+        """Takes the hook and the ring out of the optimizer."""
+        _Apply.of(self._hidden.optimizer).remove(self)
+        self._hidden.remove([self._rows, self._seen])
+        forget(self._model, self.detach)
+        self._model.train_function = None
+
+    def keep(self, optimizer: Any, grads: dict[int, Any]) -> None:
+        """Writes one row, inside the train step; `grads` by the variable's id."""
+        row = ops.concatenate([self._flat(t, grads.get(id(t.variable))) for t in self._targets])
+        if optimizer.loss_scale_factor is not None:
+            row = row / optimizer.loss_scale_factor
+        seen = ops.convert_to_tensor(self._seen)
+        self._backend.write_row(self._rows, seen % self._rows.shape[0], row)
+        # Never true, but it ties the count to the row: on a step that finds no more data TensorFlow still runs
+        # whatever doesn't depend on them.
+        never = ops.logical_and(ops.isnan(row[0]), ops.isinf(row[0]))
+        self._seen.assign(seen + 1 + ops.cast(never, self._seen.dtype))
+
+    @staticmethod
+    def _flat(target: Target, grad: Any) -> Any:
+        if grad is None:
+            return ops.zeros((target.size,), "float32")
+        # Embedding gradients are sparse on TensorFlow.
+        dense = ops.cast(ops.convert_to_tensor(grad, sparse=False), "float32")
+        return ops.reshape(ops.transpose(dense, target.order), (-1,))
+
+
+class _Apply:
+    """Stands in for an optimizer's `apply`, and shows the gradients to the buffers of all pruning callbacks."""
+
+    def __init__(self, optimizer: Any):
+        self._optimizer = optimizer
+        self.buffers: list[GradientBuffer] = []
+
+    @classmethod
+    def of(cls, optimizer: Any) -> "_Apply":
+        """The one hook of an optimizer, put in place if there is none."""
+        hook = vars(optimizer).get("apply")
+        if hook is None:
+            # Past Keras's __setattr__, which would track it.
+            hook = vars(optimizer)["apply"] = cls(optimizer)
+        return hook
+
+    def remove(self, buffer: GradientBuffer) -> None:
+        """Forgets a buffer; without any left the optimizer's own `apply` is back."""
+        self.buffers = [known for known in self.buffers if known is not buffer]
+        if not self.buffers:
+            vars(self._optimizer).pop("apply", None)
+
+    def __call__(self, grads: Any, trainable_variables: Any = None) -> Any:
+        optimizer, grads = self._optimizer, list(grads)
+        variables = optimizer._trainable_variables if trainable_variables is None else list(trainable_variables)
+        if grads:
+            by_variable = {id(v): g for v, g in zip(variables, grads, strict=True)}
+            for buffer in self.buffers:
+                buffer.keep(optimizer, by_variable)
+        return type(optimizer).apply(optimizer, grads, variables)

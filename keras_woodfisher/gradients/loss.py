@@ -1,0 +1,208 @@
+"""The loss of a Keras model on examples, as a pure function, in inference mode and without regularisers."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops, tree
+from keras_woodfisher_backends.nest import arrays, map_arrays, take
+
+from keras_woodfisher.data.examples import Batch
+from keras_woodfisher.model.sampling_mode import sampling_mode
+from keras_woodfisher.model.targets import Target
+
+
+class ModelLoss:
+    """The model's loss without regularisers, in inference mode and float32, as a function of tensors.
+
+    Args:
+        model: A built model.
+        targets: The variables to differentiate.
+        loss: A Keras loss to use instead of the compiled one.
+
+    Raises:
+        ValueError: If there is no loss to differentiate.
+    """
+
+    def __init__(self, model: keras.Model, targets: Sequence[Target], loss: Any = None):
+        self._model = model
+        self._targets = [t.variable for t in targets]
+        chosen = {id(v) for v in self._targets}
+        self._others = [v for v in _all_variables(model) if id(v) not in chosen]
+        self._trainer = model if loss is None else _trainer_with(loss, model)
+        if loss is None and not has_loss(model):
+            raise ValueError(
+                f"The model {model.name!r} isn't compiled with a loss, so there is nothing to take gradients of. "
+                "Compile it, or give `loss=`; where a custom train_step computes its own loss, override "
+                "compute_loss, or leave out `data` to buffer the gradients of training."
+            )
+
+    @property
+    def summed(self) -> bool:
+        """Whether the loss is a sum over the examples of a batch, not a mean."""
+        reductions = self._reductions()
+        return bool(reductions) and all(reduction == "sum" for reduction in reductions)
+
+    def values(self) -> tuple[list[Any], list[Any]]:
+        """The present tensors of the variables to differentiate, and of all others."""
+        # `convert_to_tensor` gives TensorFlow's variables, which each call of a function looks at one by one.
+        return [ops.stop_gradient(v) for v in self._targets], [ops.stop_gradient(v) for v in self._others]
+
+    def __call__(self, values: Sequence[Any], others: Sequence[Any], batch: Batch) -> Any:
+        with self._scope(values, others):
+            return self._measure(batch, self._predict(batch))
+
+    def predict(self, values: Sequence[Any], others: Sequence[Any], batch: Batch) -> Any:
+        with self._scope(values, others):
+            return self._predict(batch)
+
+    def measure(self, batch: Batch, prediction: Any) -> Any:
+        with keras.StatelessScope():
+            return self._measure(batch, prediction)
+
+    def probe(self, batch: Batch) -> None:
+        """Computes the loss of one group, so that what doesn't fit together fails early.
+
+        Losses that are built on first use are built here. All else, metrics included, is left as it was.
+
+        Raises:
+            ValueError: If the data, the model and the loss don't fit together.
+        """
+        metrics = {id(v): ops.convert_to_numpy(v) for v in self._model.metrics_variables}
+        try:
+            first = map_arrays(ops.convert_to_tensor, take(batch, 0))
+            with self.sampling_mode():
+                prediction = self.predict(*self.values(), first)
+                # Not stateless: the variables of a loss can't be made otherwise.
+                value = ops.convert_to_numpy(self._measure(first, prediction))
+        except Exception as error:
+            if None in self._reductions():
+                raise ValueError(
+                    "The loss has reduction='none', so it gives a number for each example, and there is none to "
+                    "differentiate. Use reduction='sum_over_batch_size' (or 'sum')."
+                ) from error
+            labels = "" if batch[1] is not None else "data holds no labels: give (x, y) if the loss needs them. "
+            raise ValueError(f"{labels}The loss of the first examples in data can't be computed: {error}") from error
+        finally:
+            for variable in self._model.metrics_variables:
+                # Those of a loss that was built just now begin at zero.
+                variable.assign(metrics.get(id(variable), np.zeros(variable.shape)))
+        if np.ndim(value) != 0:
+            raise ValueError(
+                f"The loss of one group of examples has shape {np.shape(value)}, but must be a scalar. "
+                "Use a loss with reduction='sum_over_batch_size'."
+            )
+
+    def sampling_mode(self) -> Any:
+        """The context in which samples are taken; see `sampling_mode`."""
+        return sampling_mode(self._model, self._trainer)
+
+    def _reductions(self) -> list[str | None]:
+        """Of each loss that the model is compiled with; "" where it is a plain function, None for "none"."""
+        compiled = self._trainer._compile_loss
+        leaves = [] if compiled is None else [loss for loss in tree.flatten(compiled._user_loss) if loss is not None]
+        found = [getattr(loss, "reduction", "") for loss in leaves]
+        return [None if reduction == "none" else reduction for reduction in found]
+
+    def _scope(self, values: Sequence[Any], others: Sequence[Any]) -> Any:
+        mapping = [
+            *zip(self._targets, values, strict=True),
+            *zip(self._others, others, strict=True),
+        ]
+        return keras.StatelessScope(state_mapping=mapping)
+
+    def _predict(self, batch: Batch) -> Any:
+        # `_call_has_training_arg` is what Keras's own train step asks.
+        if self._model._call_has_training_arg:
+            return self._model(batch[0], training=False)
+        return self._model(batch[0])
+
+    def _measure(self, batch: Batch, prediction: Any) -> Any:
+        x, y, weight = batch
+        loss = self._trainer._compute_loss(x=x, y=y, y_pred=prediction, sample_weight=weight, training=False)
+        return ops.cast(loss, "float32")
+
+
+def _all_variables(model: keras.Model) -> list[Any]:
+    return list({id(v): v for v in model.variables}.values())
+
+
+def has_loss(model: keras.Model) -> bool:
+    """Whether a model is compiled with a loss, or computes one of its own."""
+    overridden = type(model).compute_loss is not keras.Model.compute_loss
+    return model.compiled and (model._compile_loss is not None or overridden)
+
+
+def may_have_loss(model: keras.Model) -> bool:
+    """Whether training may find a loss: the compiled one, that of a layer, or one that the user's own code computes."""
+    layers = model._flatten_layers()
+    own_code = any(not type(layer).__module__.startswith("keras.") for layer in layers)
+    activity = any(getattr(layer, "activity_regularizer", None) is not None for layer in model._flatten_layers())
+    return has_loss(model) or own_code or activity or bool(model.losses)
+
+
+def _trainer_with(loss: Any, model: keras.Model) -> keras.Model:
+    """A bare model that knows nothing but the loss: the user's model isn't compiled or changed."""
+    trainer = keras.Model(name="loss_of_pruning")
+    names = getattr(model, "output_names", None)
+    if names is not None:
+        trainer.output_names = names
+    trainer.compile(loss=loss)
+    return trainer
+
+
+def mean_loss(model: keras.Model, batches: Iterable[Batch], loss: Any = None) -> float:
+    """The mean over all examples, with the model's present weights.
+
+    Args:
+        model: A built model.
+        batches: (x, y, sample_weight), leaves (n, ...).
+        loss: A Keras loss instead of the compiled one.
+    """
+    return MeanLoss(ModelLoss(model, (), loss))([], batches)
+
+
+class MeanLoss:
+    """The mean loss over examples, as a function of the variables that `loss` is a function of.
+
+    Args:
+        loss: The loss of a model.
+        compiled: Compiles what is computed of a batch, where that happens often: see `Backend`.
+    """
+
+    def __init__(self, loss: ModelLoss, compiled: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda f: f):
+        self._loss = loss
+        self._of_batch = compiled(
+            lambda values, others, batch: loss.measure(batch, loss.predict(values, others, batch))
+        )
+
+    def __call__(self, values: Sequence[Any], batches: Iterable[Batch]) -> float:
+        """The mean over all examples.
+
+        Args:
+            values: A tensor for each of the variables.
+            batches: (x, y, sample_weight), leaves (n, ...).
+        """
+        total = number = 0.0
+        with self._loss.sampling_mode(), forward_only():
+            _, others = self._loss.values()
+            for batch in batches:
+                tensors = map_arrays(ops.convert_to_tensor, batch)
+                size = len(arrays(batch)[0])
+                value = float(ops.convert_to_numpy(self._of_batch(list(values), others, tensors)))
+                total += value if self._loss.summed else size * value
+                number += size
+        if not number:
+            raise ValueError("data holds no example.")
+        return total / number
+
+
+@contextmanager
+def forward_only() -> Iterator[None]:
+    """On torch, keeps no graph for a backward pass."""
+    torch = sys.modules.get("torch") if keras.backend.backend() == "torch" else None
+    with torch.no_grad() if torch else nullcontext():
+        yield

@@ -1,0 +1,168 @@
+"""Fills G with gradient samples, chunk by chunk."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence, Sized
+from typing import Any, TypeVar
+
+import numpy as np
+from keras_woodfisher_backends.nest import arrays, take
+from keras_woodfisher_backends.protocol import Backend, Sampler, SlowLayers
+
+from keras_woodfisher.data.batches import chunk_size, even_chunks
+from keras_woodfisher.data.examples import Batch
+from keras_woodfisher.gradients.loss import ModelLoss
+from keras_woodfisher.memory.store import GradientStore
+from keras_woodfisher.model.targets import Target
+
+
+class HalvingSampler:
+    """A sampler that takes a chunk in parts where it doesn't fit as a whole.
+
+    A part that doesn't fit is halved and taken again; later chunks are taken in parts of that size from the beginning.
+
+    Args:
+        sampler: The backend's own.
+        backend: Tells whether an error means that memory is full.
+
+    Attributes:
+        sampler: See above.
+    """
+
+    def __init__(self, sampler: Sampler, backend: Backend):
+        self.sampler = sampler
+        self._backend = backend
+        self._most: int | None = None
+
+    @property
+    def slow_layers(self) -> SlowLayers | None:
+        return self.sampler.slow_layers
+
+    def __call__(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
+        number = arrays(batch)[0].shape[0]
+        parts: list[list[np.ndarray]] = []
+        start = 0
+        while start < number:
+            size = number if self._most is None else min(self._most, number)
+            # Frameworks compile once a shape: the last part repeats its last group.
+            part = batch if size == number else take(batch, np.minimum(np.arange(start, start + size), number - 1))
+            rows = self._sample(values, others, part, size)
+            if rows is not None:
+                parts.append([row[: number - start] for row in rows])
+                start += size
+        return parts[0] if len(parts) == 1 else [np.concatenate(rows) for rows in zip(*parts, strict=True)]
+
+    def _sample(self, values: Sequence[Any], others: Sequence[Any], part: Any, size: int) -> list[np.ndarray] | None:
+        """None where there is no memory for so many; then `_most` is half of it."""
+        try:
+            return self.sampler(values, others, part)
+        except Exception as error:
+            if not self._backend.is_out_of_memory(error):
+                raise
+            if size == 1:
+                raise MemoryError(
+                    f"There is no memory for one gradient sample of {arrays(part)[0].shape[1]} examples: {error}. "
+                    "Lower grad_batch_size, or choose fewer weights (params, exclude)."
+                ) from error
+        self._most = size // 2
+        return None
+
+
+_: type[Sampler] = HalvingSampler
+
+
+def sample_gradients(
+    loss: ModelLoss,
+    sampler: Sampler,
+    backend: Backend,
+    groups: Iterator[Batch],
+    kept: Sequence[tuple[Target, np.ndarray]],
+    wanted: int,
+    store: GradientStore,
+    advance: Callable[[int], None],
+    prepare: Callable[[Batch], Batch] | None = None,
+) -> float:
+    """Fills G with the samples that are finite and not zero.
+
+    Args:
+        loss: What to differentiate.
+        sampler: Gradients of a chunk of groups, from the backend.
+        backend: Tells how many groups a chunk should hold.
+        groups: Chunks of any size, leaves (n, b, ...).
+        kept: Each variable with the bool mask of its unpruned weights, in weight order.
+        wanted: How many samples there should be (m).
+        store: Takes the samples of the d unpruned weights.
+        advance: Called with the number of rows that were added.
+        prepare: What is to be done to each chunk before.
+
+    Returns:
+        The sum of all squares of G.
+
+    Raises:
+        ValueError: If no usable sample is left.
+    """
+    values, others = loss.values()
+    dropped, total = 0, 0.0
+    with loss.sampling_mode():
+        for batch, number in even_chunks(groups, lambda b: min(store.chunk, chunk_size(backend, values, b))):
+            rows = sampler(values, others, batch if prepare is None else prepare(batch))
+            into = store.room(number)
+            start = 0
+            for (target, mask), row in zip(kept, rows, strict=True):
+                flat = target.flatten(np.asarray(row[:number], np.float32))
+                stop = start + int(np.count_nonzero(mask))
+                into[:, start:stop] = flat if mask.all() else flat[:, mask]
+                start = stop
+            good, squares = usable_rows(into)
+            dropped += number - int(good.sum())
+            total += float(squares[good].sum())
+            # Not beside the samples of the next chunk.
+            del rows, row, flat
+            store.keep(good)
+            advance(number)
+    checked(store, dropped, wanted)
+    return total
+
+
+def usable_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which samples are finite and not all zero, (n,) bool, and the sum of squares of each, (n,) float64."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.array([np.dot(row, row) for row in rows], np.float64).reshape(len(rows))
+        good = np.isfinite(squares) & (squares > 0)
+        # Squares may be too large or too small for float32 where the numbers aren't.
+        for place in np.flatnonzero(~good):
+            squares[place] = np.square(rows[place], dtype=np.float64).sum()
+            good[place] = np.isfinite(squares[place]) and squares[place] > 0
+    return good, squares
+
+
+Grads = TypeVar("Grads", bound=Sized)
+
+
+def checked(grads: Grads, dropped: int, wanted: int) -> Grads:
+    """Warns of samples that are missing, and refuses to go on without any.
+
+    Raises:
+        ValueError: If there is no sample.
+    """
+    if not len(grads) and not dropped:
+        raise ValueError(
+            "No gradient sample: data gave no example, though it did before. A callable must return a fresh iterator "
+            "at each call."
+        )
+    if not len(grads):
+        raise ValueError(
+            f"No usable gradient sample: {dropped} of {dropped} are zero or not finite. "
+            "Look at the loss on this data: it must be finite, and depend on the weights to prune."
+        )
+    if dropped:
+        warnings.warn(
+            f"{dropped} of {dropped + len(grads)} gradient samples are zero or not finite and were dropped.",
+            stacklevel=2,
+        )
+    elif len(grads) < wanted:
+        warnings.warn(
+            f"Only {len(grads)} of {wanted} gradient samples could be taken: the data ran out. "
+            "Lower num_grads, or give more data.",
+            stacklevel=2,
+        )
+    return grads

@@ -1,0 +1,298 @@
+"""Where the gradient samples of an update come from: given data, or the training run itself."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+from keras_woodfisher_backends.protocol import Backend, SlowLayers
+
+from keras_woodfisher.data.batches import even_chunks
+from keras_woodfisher.data.examples import Batch, open_examples
+from keras_woodfisher.gradients.buffer import GradientBuffer
+from keras_woodfisher.gradients.footprint import Footprint, buffered_footprint, counted_outputs, sampled_footprint
+from keras_woodfisher.gradients.gauss_newton import GaussNewtonLoss
+from keras_woodfisher.gradients.loss import ModelLoss
+from keras_woodfisher.gradients.sampling import HalvingSampler, checked, sample_gradients, usable_rows
+from keras_woodfisher.memory.free_memory import check_device_memory
+from keras_woodfisher.memory.store import GradientStore
+from keras_woodfisher.model.targets import Target, tensors_of
+from keras_woodfisher.options.pruning_options import PruningOptions
+
+
+class GradientSource(Protocol):
+    """Gives G at an update."""
+
+    @property
+    def slow_layers(self) -> SlowLayers | None:
+        """Layers that make sampling slow, as far as they are known by now."""
+        ...
+
+    def check(self, rows: int) -> None:
+        """Raises now what would fail later."""
+        ...
+
+    def footprint(self, rows: int) -> Footprint:
+        """The memory that taking so many samples needs; after `check`."""
+        ...
+
+    def fill(
+        self,
+        store: GradientStore,
+        kept: Sequence[np.ndarray],
+        rows: int,
+        draw: int,
+        advance: Callable[[int], None],
+    ) -> float:
+        """Puts samples of the unpruned weights into a store, the same ones at each call with the same arguments.
+
+        Args:
+            store: Takes (m, d) float32, m at most `rows`.
+            kept: For each variable the bool mask of its unpruned weights, in weight order.
+            rows: How many samples to use.
+            draw: Number of the update, so that each one draws other examples.
+            advance: Called with the number of samples that were taken.
+
+        Returns:
+            The sum of all squares of those samples.
+        """
+        ...
+
+
+GRADIENT_EXAMPLES = 1024
+"""Examples that a gradient of the mean loss is taken of, at most."""
+
+
+_SIGNS, _GRADIENTS = 1, 2
+"""What random numbers are for, beside the choice of samples."""
+
+
+class SampledGradients:
+    """Samples taken from data at the present weights.
+
+    Attributes:
+        targets: The variables to differentiate.
+        loss: The loss of the model.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        targets: Sequence[Target],
+        options: PruningOptions,
+        backend: Backend,
+        data: Any,
+        loss: Any = None,
+    ):
+        self.targets = list(targets)
+        self.loss = ModelLoss(model, targets, loss)
+        self._options = options
+        self._backend = backend
+        self._model = model
+        # Data may be read several times: without a seed one is drawn, for all of them.
+        self._seed = int(np.random.default_rng().integers(2**32)) if options.seed is None else options.seed
+        self._examples = open_examples(data)
+        self._curvature = GaussNewtonLoss(model, targets, loss) if options.fisher == "ggn" else None
+        self._samplers: dict[int, HalvingSampler] = {}
+        self._probed: tuple[Any, int] | None = None
+
+    @property
+    def available(self) -> int | None:
+        """How many samples the data can give, or None where that isn't known."""
+        examples = self._examples.available
+        return None if examples is None else examples // self._options.grad_batch_size
+
+    @property
+    def square_scale(self) -> float:
+        """What the squares of a sample are to be multiplied by to be those of one example."""
+        if self.loss.summed:
+            return 1.0 / self._options.grad_batch_size
+        # A mean over b gradients has about a b-th of the squares of one; a Gauss-Newton sample hasn't.
+        return self._options.grad_batch_size if self._curvature is None else 1.0
+
+    @property
+    def slow_layers(self) -> SlowLayers | None:
+        """Layers that make sampling slow, as far as they are known by now."""
+        found = [sampler.slow_layers for sampler in self._samplers.values()]
+        return next((slow for slow in found if slow is not None), None)
+
+    def hold_out(self, count: int) -> list[Batch]:
+        """Sets examples aside, so that no sample is taken of them.
+
+        Args:
+            count: How many; at least one is left for the samples.
+
+        Returns:
+            Batches, leaves (n, ...).
+
+        Raises:
+            ValueError: If there aren't so many.
+        """
+        held, self._examples = self._examples.hold_out(count, self._seed)
+        return held
+
+    def check(self, rows: int) -> None:
+        size = self._options.grad_batch_size
+        if self.available is not None and self.available < rows:
+            raise ValueError(
+                f"num_grads={rows} with grad_batch_size={size} needs {rows * size} examples, but data holds "
+                f"{self._examples.available}. {self._fitting(rows)}"
+            )
+        first = next(self._examples.groups(1, size, self._seed), None)
+        if first is None:
+            raise ValueError(
+                f"data holds fewer than grad_batch_size={size} examples (a callable must return a fresh "
+                "iterator at each call)."
+            )
+        with counted_outputs(self._model) as outputs:
+            self.loss.probe(first)
+        if self._curvature is not None:
+            self._curvature.check(first)
+        self._probed = first, outputs[0]
+
+    def _fitting(self, rows: int) -> str:
+        """What would fit the examples that there are."""
+        examples, size = self._examples.available or 0, self._options.grad_batch_size
+        fits = [f"num_grads={examples // size}"] if examples >= size else []
+        if size > 1 and examples >= rows:
+            fits.append(f"grad_batch_size={examples // rows}")
+        fits = fits or [f"num_grads={examples} with grad_batch_size=1"]
+        return f"{' or '.join(fits)} would fit."
+
+    def footprint(self, rows: int) -> Footprint:
+        if self._probed is None:
+            self.check(rows)
+        assert self._probed is not None
+        return sampled_footprint(self.targets, self._backend, rows, *self._probed)
+
+    def fill(
+        self,
+        store: GradientStore,
+        kept: Sequence[np.ndarray],
+        rows: int,
+        draw: int,
+        advance: Callable[[int], None],
+    ) -> float:
+        groups = self._examples.groups(rows, self._options.grad_batch_size, self._stream(draw))
+        pairs = list(zip(self.targets, kept, strict=True))
+        loss, prepare = self.loss, None
+        if self._curvature is not None:
+            loss, prepare = self._curvature, self._curvature.signs(self._stream(draw, _SIGNS))
+        sampler = self._sampler_of(loss)
+        return sample_gradients(loss, sampler, self._backend, groups, pairs, rows, store, advance, prepare)
+
+    def mean_gradient(
+        self, weights: np.ndarray, kept: Sequence[np.ndarray], draw: tuple[int, int], size: int
+    ) -> tuple[np.ndarray, int]:
+        """The gradient of the mean loss at other weights than the model's.
+
+        Args:
+            weights: (N,) all chosen weights, in weight order.
+            kept: As in `fill`.
+            draw: Number of the update, and of the gradient within it: of arrays each has examples of its own; a stream
+                is read from its beginning.
+            size: Examples to differentiate at a time, fewer where memory is full.
+
+        Returns:
+            (d,) float64, of the unpruned weights, and the number of examples.
+
+        Raises:
+            ValueError: If data gives no example.
+        """
+        available = self._examples.available
+        examples = GRADIENT_EXAMPLES if available is None else min(available, GRADIENT_EXAMPLES)
+        size = min(size, examples)
+        while True:
+            try:
+                total, number = self._sum(weights, kept, self._stream(draw[0], _GRADIENTS + draw[1]), examples, size)
+                if number:
+                    return total / (number * size if self.loss.summed else number), number * size
+                # So many examples of one shape never follow each other in a stream.
+                if size == 1:
+                    raise ValueError("data gave no example to take a gradient of, though it did before.")
+            except MemoryError:
+                if size == 1:
+                    raise
+            size //= 2
+
+    def _sum(
+        self, weights: np.ndarray, kept: Sequence[np.ndarray], stream: Any, examples: int, size: int
+    ) -> tuple[np.ndarray, int]:
+        """The sum of the gradients of groups of `size` examples, and how many groups there are."""
+        total, number = np.zeros(int(sum(mask.sum() for mask in kept))), 0
+        _, others = self.loss.values()
+        values = tensors_of(self.targets, weights)
+        sampler = self._sampler_of(self.loss)
+        with self.loss.sampling_mode():
+            for batch, _ in even_chunks(self._examples.groups(examples // size, size, stream), lambda b: 1):
+                rows = zip(self.targets, sampler(values, others, batch), kept, strict=True)
+                total += np.concatenate([target.flatten(row[0])[mask] for target, row, mask in rows])
+                number += 1
+        return total, number
+
+    def _stream(self, draw: int, purpose: int = 0) -> Any:
+        """The seed of an update. The first draw is `default_rng(seed)` itself; each later one has its own stream."""
+        if not (draw or purpose):
+            return self._seed
+        return [self._seed, draw, purpose] if purpose else [self._seed, draw]
+
+    def _sampler_of(self, loss: ModelLoss) -> HalvingSampler:
+        if id(loss) not in self._samplers:
+            sampler = self._backend.sampler(loss, self._model, [t.variable for t in self.targets])
+            self._samplers[id(loss)] = HalvingSampler(sampler, self._backend)
+        return self._samplers[id(loss)]
+
+
+class BufferedGradients:
+    """The most recent gradients of the training run, one row a step."""
+
+    slow_layers = None
+
+    def __init__(self, model: keras.Model, targets: Sequence[Target], capacity: int, backend: Backend):
+        gpus = [device for device in backend.devices() if not device.startswith("cpu")]
+        if gpus:
+            check_device_memory(capacity, sum(t.size for t in targets), gpus[0], backend.free_memory(gpus[0]))
+        self._targets = list(targets)
+        self._buffer = GradientBuffer(model, targets, capacity, backend)
+
+    def check(self, rows: int) -> None:
+        pass
+
+    def footprint(self, rows: int) -> Footprint:
+        return buffered_footprint(self._targets, self._buffer.capacity)
+
+    def fill(
+        self,
+        store: GradientStore,
+        kept: Sequence[np.ndarray],
+        rows: int,
+        draw: int,
+        advance: Callable[[int], None],
+    ) -> float:
+        filled = self._buffer.filled
+        if filled == 0:
+            raise RuntimeError(
+                "No gradient has been buffered yet: no training step came before this update. "
+                "Set a later start_epoch, or give data=."
+            )
+        if filled < rows:
+            warnings.warn(
+                f"Only {filled} of num_grads={rows} gradients have been buffered; they are used.",
+                stacklevel=2,
+            )
+        columns, dropped, total = np.concatenate(kept), 0, 0.0
+        for part in self._buffer.latest(rows, store.chunk):
+            into = store.room(len(part))
+            np.compress(columns, part, axis=1, out=into)
+            good, squares = usable_rows(into)
+            store.keep(good)
+            total += float(squares[good].sum())
+            dropped += int((~good).sum())
+            advance(len(part))
+        checked(store, dropped, min(filled, rows))
+        return total
+
+    def detach(self) -> None:
+        """Stops buffering and frees the memory."""
+        self._buffer.detach()

@@ -1,0 +1,1 @@
+"""Where gradients are kept, and the plan that bounds what they take."""

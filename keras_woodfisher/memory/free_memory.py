@@ -1,0 +1,55 @@
+"""Memory as people write it, and how much of it is free."""
+
+from pathlib import Path
+
+import psutil
+
+from keras_woodfisher.options.sizes import size_text
+
+SHARE = 0.25
+"""The share of the free memory that is used where no limit is given (the rule of the recipes' tutorial)."""
+
+
+def check_device_memory(rows: int, columns: int, device: str, free: int | None, itemsize: int = 4) -> None:
+    """Refuses gradients that would take more than their share of what is free on a device.
+
+    Args:
+        rows: Gradient samples (m).
+        columns: Weights (d).
+        device: Its name.
+        free: Its free bytes; None where the framework can't tell.
+        itemsize: Bytes of one number.
+
+    Raises:
+        MemoryError: With the number of gradients that would fit.
+    """
+    row = itemsize * columns
+    if free is not None and rows * row > SHARE * free:
+        fitting = int(SHARE * free // row)
+        mend = f"num_grads={fitting} would fit; " if fitting else ""
+        raise MemoryError(
+            f"num_grads={rows} takes {size_text(rows * row)} for {columns:,} weights on {device}, but gradients may "
+            f"use a quarter of its free memory: {size_text(SHARE * free)} of {size_text(free)}. {mend}"
+            "params or exclude choose fewer weights."
+        )
+
+
+def free_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this process may still take: what the host has free, or less where a container's limit is tighter.
+
+    Args:
+        groups: Where Linux tells the limits of control groups (version 2 or 1).
+    """
+    free = psutil.virtual_memory().available
+    for limit, usage, stat, cache in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+    ):
+        try:
+            # "max", no number, where there is no limit. Files that are merely cached give way.
+            allowed, used = (int((groups / name).read_text()) for name in (limit, usage))
+            counters = dict(line.split() for line in (groups / stat).read_text().splitlines())
+        except (OSError, ValueError):
+            continue
+        free = min(free, max(0, allowed - used + int(counters.get(cache, 0))))
+    return free

@@ -1,0 +1,7 @@
+"""One call, no training: pruning, sensitivity analysis and BatchNorm re-estimation."""
+
+from keras_woodfisher.oneshot.batchnorm import reestimate_batchnorm
+from keras_woodfisher.oneshot.prune import prune
+from keras_woodfisher.oneshot.sensitivity import sensitivity
+
+__all__ = ["prune", "reestimate_batchnorm", "sensitivity"]

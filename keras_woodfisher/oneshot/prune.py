@@ -1,0 +1,257 @@
+"""One-shot pruning: no training, no compiled model needed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import keras
+from keras_woodfisher_backends.nest import map_arrays
+
+from keras_woodfisher.data.batches import read_batches
+from keras_woodfisher.data.examples import count_up_to, open_examples
+from keras_woodfisher.gradients.gauss_newton import curvature_problem
+from keras_woodfisher.gradients.loss import MeanLoss
+from keras_woodfisher.gradients.sources import SampledGradients
+from keras_woodfisher.model.targets import finals_of
+from keras_woodfisher.oneshot.batchnorm import reestimation_of
+from keras_woodfisher.oneshot.presets import FEWEST, PRESETS, Quality, chosen, plenty
+from keras_woodfisher.options.checks import fraction
+from keras_woodfisher.options.mask_types import UNSTRUCTURED, check_final, mask_text
+from keras_woodfisher.options.pruning_options import AUTO, CALIBRATED, PruningOptions
+from keras_woodfisher.options.sparsity_levels import arguments_of, checked_levels
+from keras_woodfisher.pruning.calibration import HeldOutLoss
+from keras_woodfisher.pruning.corrections import CalibratedCorrector, Corrector
+from keras_woodfisher.pruning.pruner import Pruner
+from keras_woodfisher.pruning.stages import update_in_stages
+from keras_woodfisher.reports.meter import Meter
+from keras_woodfisher.reports.pruning_report import PruningReport, merged
+from keras_woodfisher.reports.zeros import count_zeros
+
+_MOST_HELD_OUT = 5000
+"""Examples that are used at most where other data is given to calibrate on."""
+
+
+def prune(
+    model: keras.Model,
+    data: Any = None,
+    sparsity: float | Mapping[float, Sequence[str]] = 0.5,
+    *,
+    loss: Any = None,
+    params: str | Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    global_sparsity: bool | None = None,
+    quality: str = "balanced",
+    stages: int | None = None,
+    num_grads: int | Mapping[float, int] | None = None,
+    grad_batch_size: int | None = None,
+    fisher: str | None = None,
+    damp: float | str | None = None,
+    fisher_block_size: int | None = 2000,
+    update: str | None = None,
+    calibration: Any = None,
+    newton_steps: int | None = None,
+    method: str = "woodfisher",
+    mask_type: str | Sequence[int] = "unstructured",
+    available_gpus: str | Sequence[str] | None = None,
+    memory_limit: int | str | None = None,
+    grads_device: str = "cpu",
+    grads_dtype: str = "float32",
+    num_pages: int = 1,
+    reestimate_batchnorm: Any = False,
+    seed: int | None = 0,
+    verbose: int = 1,
+) -> PruningReport:
+    """Prunes a trained model in place, without training it.
+
+    The model is changed only after everything was computed: if anything fails, it is as before. Weights that are
+    zero already count as pruned (but for a variable that is zero as a whole: it may not be trained yet). BatchNorm
+    isn't touched unless you ask for it. To train the pruned model further, use
+    `keras_woodfisher.KeepZeros`.
+
+        >>> import keras_woodfisher as kw
+        >>> report = kw.prune(model, data=(x, y), sparsity=0.8)  # doctest: +SKIP
+        >>> print(report)  # doctest: +SKIP
+
+    Args:
+        model: A built Keras model.
+        data: Labelled examples: whatever `fit` takes, or a callable that returns a fresh iterator of batches. Not
+            needed for magnitude pruning. Each stage draws from arrays anew; a stream is read from its beginning, so
+            let it shuffle.
+        sparsity: Fraction of zeros to reach, in [0, 1); or `{fraction: names}`, which prunes each variable by itself
+            to the fraction of the first name or `re:` pattern that matches it.
+        loss: A Keras loss (name, object or function; a list or dictionary for several outputs). By default the loss
+            that the model was compiled with.
+        params: As in `WoodFisherPruning`, like all that follow.
+        exclude: Names and patterns to leave out.
+        global_sparsity: Rank all weights together, or each variable by itself.
+        quality: How much work to spend: `"fast"` (one stage, as in the papers), `"balanced"` or `"best"` (several
+            stages with Gauss-Newton samples, and corrections calibrated on held-out examples). It chooses the options
+            below that aren't given; the report says what was used. With fewer than 200 examples all are `"fast"`.
+        stages: How many times new gradients are taken on the way to the sparsity; the kept fraction falls by the same
+            factor each time.
+        num_grads: Gradient samples of a stage (m), or as many as arrays hold; or `{sparsity: count}`: the count of the
+            largest key that is at or below the sparsity that the model has.
+        grad_batch_size: Examples in one sample (b).
+        fisher: `"empirical"`: samples are gradients of the loss, as in the papers; `"ggn"`: rows of an unbiased sketch
+            of the Gauss-Newton matrix, for (sparse) categorical and binary cross-entropy and mean squared error.
+        damp: Ridge on the Fisher's diagonal, in units of squared gradient; `"auto"`: a tenth of the diagonal's mean,
+            and for calibrated corrections the best of several.
+        fisher_block_size: Weights in one block (B); None means one block over everything.
+        update: `"joint"` or `"independent"`, block by block; or `"calibrated"`: over all weights that are kept, with
+            the damping that gives the lowest loss on held-out examples.
+        calibration: How many examples of `data` to hold out for that: of arrays they are drawn, of streams the first
+            ones, which are left out wherever they come up (as long as their content is the same at each reading). Or
+            other labelled examples, 5,000 at most.
+        newton_steps: How many damped Newton steps on the loss itself calibrated corrections may make in each stage,
+            each with a new gradient, as long as they help on the held-out examples. None by default where BatchNorm is
+            re-estimated, which would undo them.
+        method: `"woodfisher"` or `"magnitude"`.
+        mask_type: `"unstructured"`, `"N:M"` such as `"2:4"`, `"block4"`, `[a, b]`, `"filter"` or `"channel"`.
+        available_gpus: Devices that share the inverse, or `"all"`: every GPU; none means the CPU.
+        memory_limit: Bytes, or a text such as `"4GiB"`.
+        grads_device: Where gradients are kept: `"cpu"`, `"disk"` or a device.
+        grads_dtype: `"float32"` or `"float16"`.
+        num_pages: Pages of the gradients, where one block spans everything.
+        reestimate_batchnorm: True measures the moving statistics of BatchNorm layers anew after pruning, on up to 2048
+            examples of `data`; or examples to use instead. They must be training examples *with the training's
+            augmentation*, and the dense model's loss is compared first: a warning says if it gets worse. See
+            `keras_woodfisher.reestimate_batchnorm`.
+        seed: Seed of the choice of examples from arrays.
+        verbose: 0 silent, 1 a progress bar, 2 one line a phase.
+
+    Returns:
+        What was pruned, with seconds and peak memory of each phase; `print` it.
+
+    Raises:
+        ValueError, TypeError, KeyError: If an argument is wrong or doesn't fit the model or the data.
+        MemoryError: If the gradients don't fit (the message says how many would).
+        FloatingPointError: If a weight or score isn't finite.
+    """
+    levels = checked_levels(sparsity, "sparsity") if isinstance(sparsity, Mapping) else None
+    final = 0.0 if isinstance(sparsity, Mapping) else fraction("sparsity", sparsity)
+    if levels is not None:
+        params, global_sparsity = arguments_of(levels, params, global_sparsity)
+    given = {
+        "stages": stages,
+        "num_grads": num_grads,
+        "grad_batch_size": grad_batch_size,
+        "fisher": fisher,
+        "damp": damp,
+        "update": update,
+        "calibration": calibration,
+        "newton_steps": newton_steps,
+    }
+    second_order = method != "magnitude"
+    idle = [name for name, value in given.items() if value is not None]
+    if newton_steps is None and reestimate_batchnorm is not False:
+        # Steps fit the weights to the statistics that they find.
+        given["newton_steps"] = 0
+    if second_order and data is None:
+        raise ValueError(
+            "prune needs data to take gradients of: data=(x, y), or whatever fit takes. "
+            "Only method='magnitude' works without."
+        )
+    used = chosen(quality, given, None)
+    notes: tuple[str, ...] = ()
+    if not second_order and idle:
+        notes = (f"method='magnitude' takes no gradients and corrects nothing: {', '.join(idle)} had no effect.",)
+    if second_order:
+        used = chosen(quality, given, count_up_to(open_examples(data), plenty(used)))
+        if update is None and used.update != PRESETS[quality].update:
+            notes = (
+                f"as with quality='fast' instead of {quality!r}: data holds fewer than {FEWEST} examples, too few to "
+                "hold some out and choose corrections by them.",
+            )
+    options = PruningOptions(
+        params="__ALL_PRUNABLE__" if params is None else params,  # type: ignore[arg-type]
+        exclude=exclude,  # type: ignore[arg-type]
+        method=method,
+        update=used.update,
+        mask_type=mask_type,  # type: ignore[arg-type]
+        global_sparsity=True if global_sparsity is None else global_sparsity,
+        num_grads=used.num_grads,
+        grad_batch_size=used.grad_batch_size,
+        fisher=used.fisher,
+        damp=used.damp,
+        num_recomputations=used.stages,
+        fisher_block_size=fisher_block_size,
+        available_gpus=available_gpus,  # type: ignore[arg-type]
+        memory_limit=memory_limit,
+        grads_device=grads_device,
+        grads_dtype=grads_dtype,
+        num_pages=num_pages,
+        seed=seed,
+        verbose=verbose,
+    )
+    check_final(options.mask_type, final if levels is None else max(level for level, _ in levels))
+    if second_order and fisher is None and used.fisher == "ggn" and (problem := curvature_problem(model, loss)):
+        options, used = replace(options, fisher="empirical"), replace(used, fisher="empirical")
+        notes += (f"fisher='empirical' instead of 'ggn': {problem}",)
+    pruner = Pruner(model, options)
+    finals = [final] * len(pruner.targets) if levels is None else finals_of(pruner.targets, levels)
+    pruner.find_zeros()
+    if not pruner.prunes(finals):
+        notes += (f"nothing was left to prune: the chosen weights were at sparsity {pruner.sparsity:.4f} before.",)
+    rows = options.most_gradients_between(pruner.sparsity, max(finals))
+    source = corrector = None
+    if second_order:
+        source = SampledGradients(model, pruner.targets, options, pruner.backend, data, loss)
+        corrector = _corrector(pruner, source, used, options)
+        source.check(rows)
+        kept = sum(p.size - zeros for p, zeros in zip(pruner.pruned, pruner.zeros, strict=True))
+        if pruner.prunes(finals):
+            pruner.plan_memory(source.footprint(rows), [(rows, kept)])
+    meter = Meter(pruner.backend, pruner.backend.devices(), options.verbose)
+    reestimation = reestimation_of(model, reestimate_batchnorm, data, loss, seed, meter)
+    batchnorm = None
+    with pruner.all_or_nothing():
+        done = update_in_stages(
+            pruner, finals, source, options.gradients_at, used.stages if source else 1, 0, corrector, verbose
+        )
+        _constrain(pruner)
+        if reestimation is not None:
+            with meter.phase("batchnorm", reestimation.total, "layer") as advance:
+                batchnorm = reestimation.run(advance)
+    return PruningReport(
+        count_zeros(pruner.targets),
+        merged([phase for stage in done for phase in stage.phases] + meter.phases),
+        sum(stage.samples for stage in done),
+        (*notes, pruner.note) if pruner.note else notes,
+        tuple(done),
+        _settings(quality, used, options) if second_order else {},
+        batchnorm,
+    )
+
+
+def _corrector(pruner: Pruner, source: SampledGradients, used: Quality, options: PruningOptions) -> Corrector | None:
+    """The corrector that is calibrated, with its examples; None where corrections are made block by block."""
+    if options.update != CALIBRATED:
+        return None
+    if isinstance(used.calibration, int):
+        held_out = source.hold_out(used.calibration)
+    else:
+        held_out = read_batches(used.calibration, _MOST_HELD_OUT, _MOST_HELD_OUT, options.seed)
+        try:
+            source.loss.probe(map_arrays(lambda array: array[None], held_out[0]))
+        except ValueError as error:
+            raise ValueError(f"The examples in calibration don't fit the model. {error}") from error
+    damp = None if used.damp == AUTO else float(used.damp)
+    loss = HeldOutLoss(MeanLoss(source.loss, pruner.backend.compiled), pruner.targets, held_out)
+    return CalibratedCorrector(source, loss, used.newton_steps, damp)
+
+
+def _settings(quality: str, used: Quality, options: PruningOptions) -> dict[str, Any]:
+    """What the report says of how it was done."""
+    settings = {field.name: getattr(used, field.name) for field in fields(used)}
+    if not isinstance(used.calibration, int):
+        settings["calibration"] = "given"
+    if options.mask_type != UNSTRUCTURED:
+        settings["mask_type"] = mask_text(options.mask_type)
+    return {"quality": quality, **settings, "fisher_block_size": options.fisher_block_size, "seed": options.seed}
+
+
+def _constrain(pruner: Pruner) -> None:
+    """Applies the weights' own constraints, which corrections may have broken; zeros stay."""
+    for target, pruned in zip(pruner.targets, pruner.masks(), strict=True):
+        if target.variable.constraint is not None:
+            target.variable.assign(target.constrained(target.variable, pruned))

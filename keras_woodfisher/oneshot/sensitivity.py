@@ -1,0 +1,311 @@
+"""Sensitivity analysis: what pruning each variable alone does to the loss, predicted and measured."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from keras_woodfisher_backends.nest import map_arrays
+
+from keras_woodfisher.data.batches import length, read_batches
+from keras_woodfisher.data.examples import Batch
+from keras_woodfisher.gradients.loss import MeanLoss, ModelLoss, has_loss
+from keras_woodfisher.gradients.sources import SampledGradients
+from keras_woodfisher.options.checks import fraction, one_of
+from keras_woodfisher.options.pruning_options import UPDATES, PruningOptions
+from keras_woodfisher.pruning.fisher import BlockFisher, block_slices
+from keras_woodfisher.pruning.masks import saliencies
+from keras_woodfisher.pruning.pruner import Pruner
+from keras_woodfisher.reports.meter import Meter
+from keras_woodfisher.reports.sensitivity_report import Sensitivity, SensitivityReport
+
+
+@dataclass(frozen=True)
+class LoneChange:
+    """What pruning each variable to one level would make of it.
+
+    Attributes:
+        weights: For each variable its weights then, in weight order.
+        pruned: For each variable its pruned weights, bool.
+        costs: For each variable the predicted increase of the loss; None for magnitude pruning.
+    """
+
+    weights: list[np.ndarray]
+    pruned: list[np.ndarray]
+    costs: list[float] | None
+
+
+class LonePruner(Pruner):
+    """Plans how each variable would be pruned; writes nothing.
+
+    The blocks of the Fisher mustn't span variables, and `global_sparsity` is off. Then the update of all variables is
+    that of each of them alone, side by side.
+    """
+
+    @contextmanager
+    def changes(
+        self, source: SampledGradients | None, rows: int, meter: Meter
+    ) -> Iterator[tuple[Callable[[float], LoneChange], int]]:
+        """Takes gradients and inverts, once; gives a function of the level, and the number of samples.
+
+        Args:
+            source: Where gradients come from; None for magnitude pruning.
+            rows: How many gradient samples to use.
+            meter: Tells of progress.
+
+        Raises:
+            FloatingPointError: If a weight or score isn't finite.
+        """
+        weights = self.check_weights()
+        if source is None:
+            still = np.zeros(weights.shape)
+            yield lambda level: self._change(weights, still, self._at(np.abs(weights), level), None), 0
+            return
+        kept = [~pruned for pruned in self.pruned]
+        keep = np.concatenate(kept)
+        blocks = block_slices([int(mask.sum()) for mask in kept], self._options.fisher_block_size)
+        store, squares = self.resources.gradients(source, kept, blocks, (rows, 0), meter)
+        with closing(store) as grads:
+            self.resources.fit(len(grads))
+            damp = self._options.damping(squares / (len(grads) * grads.shape[1]))
+            with meter.phase("inverse", len(blocks), "block") as advance:
+                fisher = BlockFisher(grads, blocks, damp, self.resources.kernels, advance)
+                diagonal = fisher.inverse_diagonal()
+            scores = saliencies(weights, keep, diagonal)
+
+            def change(level: float) -> LoneChange:
+                new = self._at(scores, level)
+                prune = new[keep]
+                touched = [block for block in blocks if prune[block].any()]
+                with meter.phase(f"update at {level:g}", 2 * len(touched), "block") as advance:
+                    fisher = BlockFisher(grads, touched, damp, self.resources.kernels, advance)
+                    moved = fisher.update(weights[keep], prune, diagonal, self._options.update == "joint")
+                    moved[prune] = -weights[keep][prune]
+                    costs = fisher.costs(moved, source.square_scale)
+                delta = np.zeros(weights.shape)
+                delta[keep] = moved
+                return self._change(weights, delta, new, self._by_variable(touched, costs))
+
+            yield change, len(grads)
+
+    def _at(self, scores: np.ndarray, level: float) -> np.ndarray:
+        return self._grow(scores, [level] * len(self.targets))
+
+    def _change(self, weights: np.ndarray, delta: np.ndarray, new: np.ndarray, costs: list[float] | None) -> LoneChange:
+        edges = np.cumsum([target.size for target in self.targets])[:-1]
+        changed = np.where(new, 0.0, weights + delta).astype(weights.dtype)
+        return LoneChange(np.split(changed, edges), np.split(new, edges), costs)
+
+    def _by_variable(self, blocks: list[slice], costs: np.ndarray) -> list[float]:
+        stops = np.cumsum([int((~pruned).sum()) for pruned in self.pruned])
+        owners = np.searchsorted(stops, [block.start for block in blocks], side="right")
+        return [float(costs[owners == place].sum()) for place in range(len(self.targets))]
+
+
+_GRADIENTS = 512
+
+
+_LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95)
+
+
+def sensitivity(
+    model: keras.Model,
+    data: Any = None,
+    levels: Sequence[float] = _LEVELS,
+    *,
+    eval_data: Any = None,
+    num_examples: int | None = 1024,
+    batch_size: int = 256,
+    loss: Any = None,
+    params: str | Sequence[str] = "__ALL_PRUNABLE__",
+    exclude: Sequence[str] = (),
+    num_grads: int | None = None,
+    grad_batch_size: int = 1,
+    fisher: str = "empirical",
+    damp: float | str = 1e-5,
+    fisher_block_size: int | None = 2000,
+    update: str = "joint",
+    method: str = "woodfisher",
+    available_gpus: str | Sequence[str] | None = None,
+    memory_limit: int | str | None = None,
+    grads_device: str = "cpu",
+    grads_dtype: str = "float32",
+    seed: int | None = 0,
+    verbose: int = 1,
+) -> SensitivityReport:
+    """What the loss becomes when each variable alone is pruned to a few levels. The model is never changed.
+
+    Gradients are sampled once and serve all variables and levels. The prediction is `1/2 delta^T F delta` summed over
+    the blocks of a variable, for the change `delta` of pruned and corrected weights (Optimal Brain Surgeon's cost of a
+    set). The measured loss is that of the model with the corrected variable in place. It takes a pass over the
+    examples for each variable and level.
+
+        >>> import keras_woodfisher as kw
+        >>> report = kw.sensitivity(model, data=(x, y), eval_data=(x_val, y_val))  # doctest: +SKIP
+        >>> print(report)  # doctest: +SKIP
+        >>> report.plot()  # doctest: +SKIP
+
+    Args:
+        model: A built Keras model.
+        data: Labelled examples to take gradients of, as in `prune`. Not needed for magnitude pruning.
+        levels: Sparsities of a variable, each in [0, 1).
+        eval_data: Labelled examples to measure losses on, best ones that training didn't see; by default `data`.
+        num_examples: How many of those to use, of arrays drawn with `seed`; fewer if there are no more. None: all.
+        batch_size: Examples that losses are measured on at a time.
+        loss: A Keras loss; by default the one that the model was compiled with.
+        params: As in `prune`, like all that follow.
+        exclude: Names and patterns to leave out.
+        num_grads: Gradient samples (m); by default 512, or as many as arrays hold.
+        grad_batch_size: Examples averaged into one sample (b).
+        fisher: `"empirical"` or `"ggn"`.
+        damp: Ridge on the Fisher's diagonal, or `"auto"`.
+        fisher_block_size: Weights in one block (B); None means that each variable is one block.
+        update: `"joint"` or `"independent"`.
+        method: `"woodfisher"` or `"magnitude"`, which predicts nothing.
+        available_gpus: Devices that share the inverse, or `"all"`: every GPU; none means the CPU.
+        memory_limit: Bytes, or a text such as `"4GiB"`.
+        grads_device: Where gradients are kept: `"cpu"`, `"disk"` or a device.
+        grads_dtype: `"float32"` or `"float16"`.
+        seed: Seed of the choice of examples from arrays.
+        verbose: 0 silent, 1 progress bars, 2 one line a phase.
+
+    Returns:
+        An entry for each variable and level, and the loss without pruning; `print` or `plot` it.
+
+    Raises:
+        ValueError, TypeError, KeyError: If an argument is wrong or doesn't fit the model or the data.
+        MemoryError: If the gradients don't fit (the message says how many would).
+        FloatingPointError: If a weight, a score or the loss without pruning isn't finite.
+    """
+    wanted = _checked_levels(levels)
+    one_of("update", update, UPDATES)
+    options = PruningOptions(
+        params=params,  # type: ignore[arg-type]
+        exclude=exclude,  # type: ignore[arg-type]
+        method=method,
+        update=update,
+        global_sparsity=False,
+        num_grads=_GRADIENTS if num_grads is None else num_grads,
+        grad_batch_size=grad_batch_size,
+        fisher=fisher,
+        damp=damp,
+        # Blocks never span variables here: what they share would be corrected too.
+        fisher_block_size=fisher_block_size or sys.maxsize,
+        available_gpus=available_gpus,  # type: ignore[arg-type]
+        memory_limit=memory_limit,
+        grads_device=grads_device,
+        grads_dtype=grads_dtype,
+        seed=seed,
+        verbose=verbose,
+    )
+    pruner = LonePruner(model, options)
+    pruner.find_zeros()
+    if options.method == "woodfisher" and data is None:
+        raise ValueError(
+            "sensitivity needs data to take gradients of: data=(x, y), or whatever fit takes. "
+            "Only method='magnitude' works with eval_data alone."
+        )
+    if data is None and eval_data is None:
+        raise ValueError("sensitivity needs examples to measure losses on: give eval_data=(x, y), or data.")
+    batches = read_batches(data if eval_data is None else eval_data, num_examples, batch_size, seed)
+    judge = _Judge(model, pruner, loss, batches)
+    source, rows = None, 0
+    if options.method == "woodfisher":
+        source, rows = _source(model, pruner, options, data, loss, num_grads is None)
+    meter = Meter(pruner.backend, pruner.backend.devices(), options.verbose)
+    dense = judge.dense_loss()
+    found: list[list[Sensitivity]] = []
+    with pruner.changes(source, rows, meter) as (change, samples):
+        for level in wanted:
+            outcome = change(level)
+            costs: Sequence[float | None] = outcome.costs or [None] * len(pruner.targets)
+            with meter.phase(f"loss at {level:g}", len(pruner.targets), "variable") as advance:
+                row = []
+                for place, (target, cost) in enumerate(zip(pruner.targets, costs, strict=True)):
+                    pruned = int(outcome.pruned[place].sum())
+                    # Where nothing new is pruned, nothing is corrected either.
+                    same = pruned == pruner.zeros[place]
+                    loss_then = dense if same else judge.loss_with(place, outcome.weights[place], outcome.pruned[place])
+                    row.append(Sensitivity(target.name, target.size, level, pruned, cost, loss_then - dense))
+                    advance()
+            found.append(row)
+    entries = tuple(entry for entries in zip(*found, strict=True) for entry in entries)
+    return SensitivityReport(entries, wanted, dense, sum(map(length, batches)), samples, tuple(meter.phases))
+
+
+class _Judge:
+    """Measures the model's loss with one variable changed; the model itself isn't."""
+
+    def __init__(self, model: keras.Model, pruner: LonePruner, loss: Any, batches: list[Batch]):
+        if loss is None and not has_loss(model):
+            raise ValueError(
+                f"The model {model.name!r} isn't compiled with a loss, so there is nothing to measure. Compile it, or "
+                "give `loss=`."
+            )
+        self._targets = pruner.targets
+        self._batches = batches
+        of = ModelLoss(model, pruner.targets, loss)
+        of.probe(map_arrays(lambda array: array[None, :1], batches[0]))
+        self._values, _ = of.values()
+        self._loss = MeanLoss(of, pruner.backend.compiled)
+
+    def dense_loss(self) -> float:
+        """The loss of the model as it is.
+
+        Raises:
+            FloatingPointError: If it isn't finite.
+        """
+        found = self._loss(self._values, self._batches)
+        if not np.isfinite(found):
+            raise FloatingPointError(
+                f"The loss of the model as it is is {found}, so there is nothing to compare with. Look at the examples "
+                "and at the model's outputs on them."
+            )
+        return found
+
+    def loss_with(self, place: int, flat: np.ndarray, pruned: np.ndarray) -> float:
+        """The loss with other weights of one variable.
+
+        Args:
+            place: Which variable.
+            flat: Its weights, in weight order.
+            pruned: Which of them are pruned, bool.
+        """
+        target = self._targets[place]
+        values = ops.convert_to_tensor(np.ascontiguousarray(target.unflatten(flat)), dtype=target.variable.dtype)
+        if target.variable.constraint is not None:
+            values = ops.convert_to_tensor(target.constrained(values, target.unflatten(pruned)))
+        others = self._values[:place], self._values[place + 1 :]
+        return self._loss([*others[0], values, *others[1]], self._batches)
+
+
+def _source(
+    model: keras.Model, pruner: LonePruner, options: PruningOptions, data: Any, loss: Any, as_many_as_fit: bool
+) -> tuple[SampledGradients, int]:
+    """Where gradients come from, and how many to take; what can't work fails here."""
+    source = SampledGradients(model, pruner.targets, options, pruner.backend, data, loss)
+    rows = options.most_gradients
+    if as_many_as_fit and source.available is not None:
+        rows = max(1, min(rows, source.available))
+    source.check(rows)
+    pruner.plan_memory(source.footprint(rows), [(rows, sum(p.size for p in pruner.pruned) - sum(pruner.zeros))])
+    return source, rows
+
+
+def _checked_levels(levels: Any) -> tuple[float, ...]:
+    """From the lowest to the highest.
+
+    Raises:
+        TypeError: If it isn't a sequence of numbers.
+        ValueError: If one isn't a sparsity, comes twice, or there is none.
+    """
+    if isinstance(levels, str) or not isinstance(levels, (Sequence, np.ndarray)):
+        raise TypeError(f"levels must be a list of sparsities such as {list(_LEVELS)}, got {levels!r}.")
+    found = tuple(sorted(fraction("a level", level) for level in levels))
+    if not found or len(set(found)) < len(found):
+        raise ValueError(f"levels must be sparsities that differ, at least one, got {list(levels)!r}.")
+    return found

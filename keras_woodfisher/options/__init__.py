@@ -1,0 +1,1 @@
+"""Options as checked, frozen values."""

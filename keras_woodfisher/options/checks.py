@@ -1,0 +1,154 @@
+"""Checks of single values that users give, each with an error that names the value, the rule and the mend."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+PATTERN = "re:"
+
+
+LARGEST_FLOAT32 = 3.4e38
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    mend: str = "",
+) -> float:
+    """Checks a real number and its range.
+
+    Raises:
+        TypeError: If it isn't a number.
+        ValueError: If it is out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}. {mend}".rstrip())
+    value = float(value)
+    rules = []
+    if above is not None:
+        rules.append((value > above, f"above {above:g}"))
+    if least is not None:
+        rules.append((value >= least, f"at least {least:g}"))
+    if below is not None:
+        rules.append((value < below, f"below {below:g}"))
+    if not math.isfinite(value) or not all(ok for ok, _ in rules):
+        wanted = " and ".join(text for _, text in rules) or "finite"
+        raise ValueError(f"{name} must be {wanted}, got {value:g}. {mend}".rstrip())
+    return value
+
+
+def finite_float32(name: str, value: Any, **bounds: Any) -> float:
+    """Checks a number that an optimizer will hold in float32.
+
+    Raises:
+        TypeError, ValueError: As `number`, and if float32 doesn't hold it.
+    """
+    value = number(name, value, **bounds)
+    return value if value < LARGEST_FLOAT32 else number(name, value, below=LARGEST_FLOAT32)
+
+
+def fraction(name: str, value: Any) -> float:
+    """Checks a sparsity.
+
+    Raises:
+        TypeError: If it isn't a number.
+        ValueError: If it isn't in [0, 1).
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a fraction in [0, 1), got {value!r}.")
+    value = float(value)
+    if not 0.0 <= value < 1.0:
+        mend = f" write {value / 100:g} for {value:g} %." if 1.0 < value < 100.0 else ""
+        raise ValueError(
+            f"{name} must lie in [0, 1), got {value:g}. Sparsity is the fraction of zeros{':' + mend if mend else '.'}"
+        )
+    return value
+
+
+def count(name: str, value: Any, mend: str = "", least: int = 1) -> int:
+    """Checks a whole number.
+
+    Raises:
+        TypeError: If it isn't an integer.
+        ValueError: If it is below `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number, got {value!r}. {mend}".rstrip())
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value!r}. {mend}".rstrip())
+    return int(value)
+
+
+def flag(name: str, value: Any) -> None:
+    """Checks a bool.
+
+    Raises:
+        TypeError: If it isn't True or False.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}.")
+
+
+def one_of(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Checks a choice.
+
+    Raises:
+        ValueError: If it isn't among `choices`.
+    """
+    if isinstance(value, bool) or value not in choices:
+        listed = ", ".join(repr(c) for c in choices)
+        raise ValueError(f"{name} must be one of {listed}, got {value!r}.")
+
+
+def names(name: str, value: Any) -> str | tuple[str, ...]:
+    """Checks a name or a sequence of names; None means none.
+
+    Raises:
+        TypeError: If something else than strings is found.
+        ValueError: If a pattern isn't a regular expression.
+    """
+    if value is None:
+        return ()
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, Sequence) or not all(isinstance(item, str) for item in listed):
+        raise TypeError(f"{name} must be a name or a list of names, got {value!r}.")
+    for item in listed:
+        if item.startswith(PATTERN):
+            _compile(name, item)
+    return value if isinstance(value, str) else tuple(value)
+
+
+def _compile(name: str, item: str) -> None:
+    try:
+        re.compile(item.removeprefix(PATTERN))
+    except re.error as error:
+        raise ValueError(f"The pattern {item!r} in {name} isn't a regular expression: {error}.") from None
+
+
+def by_number(value: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A mapping with numbers as keys, which JSON writes as strings.
+
+    Raises:
+        ValueError: If two keys are the same number.
+    """
+    found: dict[Any, Any] = {}
+    for key, item in value.items():
+        number = as_number(key)
+        if number in found:
+            raise ValueError(f"The keys {key!r} and {number!r} are the same number. Keep one of them.")
+        found[number] = item
+    return found
+
+
+def as_number(key: Any) -> Any:
+    """The number that a string stands for, as JSON writes the keys of dictionaries; anything else as it is."""
+    try:
+        return float(key) if isinstance(key, str) else key
+    except ValueError:
+        return key

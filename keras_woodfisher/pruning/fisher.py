@@ -1,0 +1,275 @@
+"""The block-diagonal inverse Fisher over all chosen weights: which block works where."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from keras_woodfisher_backends.kernel.block_kernel import BlockKernel, Stack
+from keras_woodfisher_backends.kernel.host_blas import host_threads
+from keras_woodfisher_backends.kernel.lanes import deal
+
+from keras_woodfisher.memory.store import GradientStore, MemoryStore, as_store
+
+
+def block_slices(kept: Sequence[int], size: int | None, labels: np.ndarray | None = None) -> list[slice]:
+    """Cuts columns into blocks that never span two variables (but for `size=None`: one block).
+
+    >>> [(s.start, s.stop) for s in block_slices([5, 0, 2], 3)]
+    [(0, 3), (3, 5), (5, 7)]
+    >>> [(s.start, s.stop) for s in block_slices([5, 0, 2], 3, np.array([0, 0, 1, 1, 1, 2, 2]))]
+    [(0, 2), (2, 5), (5, 7)]
+
+    Args:
+        kept: Number of unpruned weights of each variable.
+        size: Weights a block, or None.
+        labels: The group of each column: a block ends where a run of one group does, if it isn't longer than a block.
+    """
+    if size is None:
+        return [slice(0, sum(kept))] if sum(kept) else []
+    ends = None if labels is None else 1 + np.flatnonzero(np.diff(labels))
+    blocks, start = [], 0
+    for width in kept:
+        stop = start + width
+        while start < stop:
+            end = min(start + size, stop)
+            if ends is not None and end < stop:
+                before = ends[: int(np.searchsorted(ends, end, side="right"))]
+                end = int(before[-1]) if before.size and before[-1] > start else end
+            blocks.append(slice(start, end))
+            start = end
+    return blocks
+
+
+class BlockFisher:
+    """`F = damp I + (1/m) G^T G`, block by block, with the blocks dealt out over devices.
+
+    Memory beyond `G` is that of one block at a time a lane, on GPUs of a stack of them. Sources: WoodFisher (arXiv
+    2004.14340, section 3), M-FAC (arXiv 2107.03356).
+
+    Args:
+        grads: (m, d) float32 gradient samples of the unpruned weights: an array, or the store that they are in.
+        blocks: Columns of each block.
+        damp: Ridge on the diagonal of the Fisher.
+        kernels: One kernel a device.
+        advance: Called after each block, for a progress bar.
+    """
+
+    def __init__(
+        self,
+        grads: np.ndarray | GradientStore,
+        blocks: Sequence[slice],
+        damp: float,
+        kernels: Sequence[BlockKernel],
+        advance: Callable[[], None] = lambda: None,
+    ):
+        self._grads = as_store(grads)
+        self._blocks = blocks
+        self._damp = damp
+        self._kernels = kernels
+        self._advance = advance
+        self._diagonal: np.ndarray | None = None
+
+    def inverse_diagonal(self) -> np.ndarray:
+        """`diag(F^-1)`, (d,) float64; computed once."""
+        if self._diagonal is None:
+            self._diagonal = self._inverse_diagonal()
+        return self._diagonal
+
+    def group_costs(self, weights: np.ndarray, labels: np.ndarray, number: int) -> np.ndarray:
+        """What removing each group costs, `1/2 w_S^T ([F^-1]_SS)^-1 w_S`.
+
+        F is block-diagonal, so the cost of a group that lies in several blocks is the sum of those of its parts.
+
+        Args:
+            weights: (d,) unpruned weights.
+            labels: (d,) int, the group of each, -1 where it has none.
+            number: How many groups there are (n).
+
+        Returns:
+            (n,) float64; zero for groups without a weight.
+        """
+        parts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        alone = len(self._blocks) == 1
+
+        def work(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
+            (block,) = blocks
+            grads = self._grads.block(block)
+            parts[block.start] = kernel.group_costs(grads, self._damp, weights[block], labels[block], alone=alone)
+
+        for blocks in self._grads.groups(self._blocks):
+            self._each(work, blocks)
+        out = np.zeros(number)
+        # In the order of the blocks, whichever was done first: rounding is always the same.
+        for start in sorted(parts):
+            found, costs = parts[start]
+            out[found] += costs
+        return out
+
+    def cheapest_sets(self, weights: np.ndarray, members: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each group the sets of 1, 2, ... of its weights whose removal costs least.
+
+        Args:
+            weights: (d,) unpruned weights.
+            members: (n, M) int, the columns of each group, all in one block; -1 where a weight was pruned earlier.
+            most: The largest number of weights to remove of a group.
+
+        Returns:
+            Costs (n, most) float64, infinite where a group has fewer weights, and the sets (n, most, M) bool.
+        """
+        costs = np.full((len(members), most), np.inf)
+        sets = np.zeros((len(members), most, members.shape[1]), bool)
+        starts = np.array([block.start for block in self._blocks])
+        owner = np.searchsorted(starts, members.max(1), side="right") - 1
+        order = np.argsort(owner, kind="stable")
+        edges = np.searchsorted(owner[order], np.arange(len(starts) + 1))
+        groups = {start: order[slice(*pair)] for start, pair in zip(starts.tolist(), pairwise(edges), strict=True)}
+        alone = len(self._blocks) == 1
+
+        def work(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
+            (block,) = blocks
+            if (chosen := groups[block.start]).size:
+                here = members[chosen]
+                here = np.where(here >= 0, here - block.start, -1)
+                args = (self._grads.block(block), self._damp, weights[block], here, most)
+                costs[chosen], sets[chosen] = kernel.cheapest_sets(*args, alone=alone)
+
+        for blocks in self._grads.groups(self._blocks):
+            self._each(work, blocks)
+        return costs, sets
+
+    def _inverse_diagonal(self) -> np.ndarray:
+        out = np.empty(self._grads.shape[1])
+        alone = len(self._blocks) == 1
+
+        def work(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
+            found = kernel.inverse_diagonals(self._stack(blocks), self._damp, alone=alone)
+            for block, diagonal in zip(blocks, found, strict=True):
+                out[block] = diagonal
+
+        for blocks in self._grads.groups(self._blocks):
+            self._each(work, blocks, together=True)
+        return out
+
+    def update(self, weights: np.ndarray, prune: np.ndarray, diagonal: np.ndarray | None, joint: bool) -> np.ndarray:
+        """The change of the kept weights when `prune` is removed.
+
+        Args:
+            weights: (d,) unpruned weights.
+            prune: (d,) bool, those to remove now.
+            diagonal: (d,) from `inverse_diagonal`, for the independent update.
+            joint: The exact update for the set in each block, or the sum of single updates.
+
+        Returns:
+            (d,) float64, zero where `prune`.
+        """
+        out = np.zeros(weights.shape)
+
+        blocks = [block for block in self._blocks if prune[block].any()]
+        alone = len(blocks) == 1
+
+        def work(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
+            args = (self._stack(blocks), self._damp, _rows(weights, blocks), _rows(prune, blocks))
+            if joint:
+                found = kernel.joint_updates(*args, alone=alone)
+            else:
+                assert diagonal is not None
+                found = kernel.independent_updates(*args, _rows(diagonal, blocks), alone=alone)
+            for block, change in zip(blocks, found, strict=True):
+                out[block] = change
+
+        for group in self._grads.groups(blocks):
+            self._each(work, group, together=True)
+        return out
+
+    def costs(self, change: np.ndarray, scale: float = 1.0) -> np.ndarray:
+        """The increase of the loss that a change of the weights stands for, `1/2 delta^T F delta` in each block.
+
+        Args:
+            change: (d,) delta of all weights.
+            scale: Factor of `(1/m) G^T G`.
+
+        Returns:
+            One float64 a block.
+        """
+        found = {}
+
+        def work(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
+            (block,) = blocks
+            delta = change[block]
+            grads = self._grads.block(block)
+            fit = np.square(kernel.combine(grads, delta)).sum() / grads.shape[0]
+            found[block.start] = 0.5 * (self._damp * np.square(delta).sum() + scale * fit)
+
+        for group in self._grads.groups(self._blocks):
+            self._each(work, group)
+        return np.array([found[block.start] for block in self._blocks])
+
+    def _each(
+        self, work: Callable[[BlockKernel, Sequence[slice]], Any], blocks: Sequence[slice], together: bool = False
+    ) -> None:
+        """Deals blocks out: whichever lane of whichever device is free takes the next one.
+
+        Args:
+            work: Called with blocks.
+            blocks: All of them.
+            together: Devices that take several of one width at a time get as many.
+        """
+
+        def do(kernel: BlockKernel, job: Sequence[slice]) -> None:
+            work(kernel, job)
+            for _ in job:
+                self._advance()
+
+        # The first lane of each device, then the second ones: few blocks use all devices.
+        most = max(kernel.lanes for kernel in self._kernels)
+        lanes = [kernel for turn in range(most) for kernel in self._kernels if turn < kernel.lanes]
+        if blocks:
+            queue = _Queue(blocks, self._grads.shape[0], len(lanes) if together else len(blocks))
+            deal(lanes[: len(blocks)], queue.take, do, cores=host_threads())
+
+    def _stack(self, blocks: Sequence[slice]) -> Stack:
+        joined = isinstance(self._grads, MemoryStore)
+        return Stack(self._grads.block, blocks, self._grads.shape[0], joined)
+
+
+def _rows(vector: np.ndarray, blocks: Sequence[slice]) -> np.ndarray:
+    """The parts of a vector that belong to blocks of one width, (n, B); of a single one, which may be all, a view."""
+    return vector[None, blocks[0]] if len(blocks) == 1 else np.stack([vector[block] for block in blocks])
+
+
+class _Queue:
+    """Blocks in their order, with others of the same width where a device takes several at a time.
+
+    Args:
+        blocks: All of them.
+        samples: m.
+        lanes: Each of so many should get some.
+    """
+
+    def __init__(self, blocks: Sequence[slice], samples: int, lanes: int):
+        self._blocks = deque(blocks)
+        self._samples = samples
+        self._alike: dict[int, deque[slice]] = {}
+        for block in blocks:
+            self._alike.setdefault(block.stop - block.start, deque()).append(block)
+        self._share = {width: -(-len(alike) // lanes) for width, alike in self._alike.items()}
+        self._taken: set[int] = set()
+
+    def take(self, kernel: BlockKernel) -> list[slice]:
+        """The next blocks for a device.
+
+        Raises:
+            StopIteration: If none is left.
+        """
+        while self._blocks and self._blocks[0].start in self._taken:
+            self._blocks.popleft()
+        if not self._blocks:
+            raise StopIteration
+        width = self._blocks[0].stop - self._blocks[0].start
+        alike = self._alike[width]
+        number = min(len(alike), self._share[width], kernel.together(self._samples, width))
+        job = [alike.popleft() for _ in range(number)]
+        self._taken.update(block.start for block in job)
+        return job

@@ -1,0 +1,266 @@
+"""One pruning update of one model: gradients -> Fisher -> scores -> masks -> weights, all or nothing."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+
+import keras
+import numpy as np
+from keras_woodfisher_backends.protocol import Backend
+
+from keras_woodfisher.gradients.footprint import Footprint
+from keras_woodfisher.gradients.sources import GradientSource
+from keras_woodfisher.memory.plan import MemoryPlan
+from keras_woodfisher.model.restoring import restored_on_failure
+from keras_woodfisher.model.targets import Target, find_targets
+from keras_woodfisher.options.pruning_options import PruningOptions
+from keras_woodfisher.pruning.corrections import BlockCorrector, Corrector, Removal
+from keras_woodfisher.pruning.fisher import BlockFisher, block_slices
+from keras_woodfisher.pruning.group_masks import grows, select
+from keras_woodfisher.pruning.groups import Structure, arranged, structure_of
+from keras_woodfisher.pruning.masks import count, grow, saliencies
+from keras_woodfisher.pruning.workspace import Resources
+from keras_woodfisher.reports.meter import Meter
+from keras_woodfisher.reports.pruning_report import StageReport
+
+
+class Pruner:
+    """Prunes a model step by step; what is pruned stays pruned.
+
+    Args:
+        model: A built model.
+        options: What to prune and how.
+
+    Attributes:
+        targets: The variables it prunes.
+        pruned: For each variable, its pruned weights in weight order (bool).
+        zeros: For each variable the number of its pruned weights.
+        sparsity: The fraction of pruned weights over all chosen variables.
+        structure: The groups of weights that are pruned together; None where each is pruned by itself.
+        resources: Where updates work and keep their gradients.
+
+    Raises:
+        ValueError: If a device doesn't exist, there is nothing to prune, or no variable has a group of `mask_type`.
+        KeyError: If a name matches nothing.
+    """
+
+    def __init__(self, model: keras.Model, options: PruningOptions):
+        self._options = options
+        chosen = find_targets(model, options.params, options.exclude)
+        self.targets: list[Target] = [arranged(target, options.mask_type) for target in chosen]
+        self.structure: Structure | None = structure_of(self.targets, options.mask_type)
+        self.resources = Resources(options, [target.size for target in self.targets], self.structure)
+        self._set([np.zeros(target.size, bool) for target in self.targets])
+
+    @property
+    def backend(self) -> Backend:
+        """The adapter of the Keras backend."""
+        return self.resources.backend
+
+    @property
+    def memory(self) -> MemoryPlan | None:
+        """The plan that updates keep to."""
+        return self.resources.memory
+
+    def plan_memory(self, footprint: Footprint, uses: Sequence[tuple[int, int]]) -> MemoryPlan:
+        """See `Resources.plan`."""
+        return self.resources.plan(footprint, uses)
+
+    def find_zeros(self) -> None:
+        """Takes the zeros that are there as pruned (but for a variable that is zero as a whole)."""
+        self._set([zeros_of(target) for target in self.targets])
+
+    @property
+    def coverage(self) -> list[int]:
+        """For each variable the weights that a sparsity is a fraction of: those that belong to a group."""
+        return [t.size for t in self.targets] if self.structure is None else self.structure.covered
+
+    @property
+    def note(self) -> str:
+        """What stays dense since it fills no group, or ""."""
+        return "" if self.structure is None else self.structure.note()
+
+    @property
+    def reached(self) -> list[float]:
+        """The sparsity of each variable as fractions of `coverage` (the same one for all in global pruning)."""
+        if self._options.global_sparsity:
+            return [sum(self.zeros) / sum(self.coverage)] * len(self.pruned)
+        return [zeros / max(size, 1) for zeros, size in zip(self.zeros, self.coverage, strict=True)]
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """If the work within fails or is interrupted, weights and masks are what they were."""
+        pruned = self.pruned
+        try:
+            with restored_on_failure([target.variable for target in self.targets]):
+                yield
+        except BaseException:
+            self._set(pruned)
+            raise
+
+    def masks(self) -> list[np.ndarray]:
+        """The pruned weights of each variable, bool in the variable's shape."""
+        return [t.unflatten(p) for t, p in zip(self.targets, self.pruned, strict=True)]
+
+    def check_weights(self) -> np.ndarray:
+        """The weights of all variables, in weight order.
+
+        Raises:
+            FloatingPointError: If one isn't finite.
+        """
+        for target in self.targets:
+            if wrong := int((~np.isfinite(target.read())).sum()):
+                raise FloatingPointError(
+                    f"The model's weights aren't finite: {wrong} of {target.size} of {target.name!r}; nothing was "
+                    "pruned. Load weights from before training diverged, or lower the learning rate."
+                )
+        return np.concatenate([target.read() for target in self.targets])
+
+    def prunes(self, sparsity: Sequence[float]) -> bool:
+        """Whether an update to a sparsity would prune anything."""
+        if self.structure is not None:
+            return grows(self.structure, np.concatenate(self.pruned), sparsity, self._options.global_sparsity)
+        counts = self.zeros
+        if self._options.global_sparsity:
+            return count(sparsity[0], sum(p.size for p in self.pruned)) > sum(counts)
+        wanted = (count(s, p.size) for s, p in zip(sparsity, self.pruned, strict=True))
+        return any(number > now for number, now in zip(wanted, counts, strict=True))
+
+    def update(
+        self,
+        sparsity: Sequence[float],
+        source: GradientSource | None,
+        rows: int,
+        draw: int = 0,
+        corrector: Corrector | None = None,
+    ) -> StageReport:
+        """Prunes to a sparsity and corrects the weights that are kept.
+
+        Nothing is written before everything is computed; if it fails or is interrupted, the weights are those from
+        before.
+
+        Args:
+            sparsity: The fraction to reach, one a variable (all the same for global pruning); of a variable's weights,
+                or of those that belong to a group.
+            source: Where gradients come from; None for magnitude pruning.
+            rows: How many gradient samples to use.
+            draw: Number of the update.
+            corrector: How the weights that stay are corrected; by default block by block.
+
+        Returns:
+            What was done; without phases where nothing was to be pruned.
+
+        Raises:
+            FloatingPointError: If a score or a new weight isn't finite.
+        """
+        if not self.prunes(sparsity):
+            return StageReport(self.sparsity)
+        meter = Meter(self.backend, self.resources.devices, self._options.verbose)
+        weights = self.check_weights()
+        done = StageReport(0.0)
+        if source is None:
+            new, delta = self._select(weights, None, sparsity), np.zeros(weights.shape)
+        else:
+            corrector = corrector or BlockCorrector(self._options.update == "joint")
+            new, delta, done = self._second_order(weights, sparsity, source, (rows, draw), corrector, meter)
+        changed = np.where(new, 0.0, weights + delta).astype(weights.dtype)
+        if not np.isfinite(changed).all():
+            raise FloatingPointError(
+                "The corrected weights aren't finite; nothing was changed. A larger damp may help."
+            )
+        self._write(changed, new)
+        return replace(done, sparsity=self.sparsity, phases=tuple(meter.phases))
+
+    def _second_order(
+        self,
+        weights: np.ndarray,
+        sparsity: Sequence[float],
+        source: GradientSource,
+        draw: tuple[int, int],
+        corrector: Corrector,
+        meter: Meter,
+    ) -> tuple[np.ndarray, np.ndarray, StageReport]:
+        kept = [~p for p in self.pruned]
+        keep = np.concatenate(kept)
+        labels = None if self.structure is None else self.structure.labels[keep]
+        blocks = block_slices([int(k.sum()) for k in kept], self._options.fisher_block_size, labels)
+        resources = self.resources
+        store, squares = resources.gradients(source, kept, blocks, draw, meter)
+        with closing(store) as grads:
+            resources.fit(len(grads))
+            mean_diagonal = squares / (len(grads) * grads.shape[1])
+            damp = self._options.damping(mean_diagonal)
+            with meter.phase("inverse", len(blocks), "block") as advance:
+                fisher = BlockFisher(grads, blocks, damp, resources.kernels, advance)
+                new = self._select(weights, fisher, sparsity)
+            assert resources.memory is not None
+            removal = Removal(
+                grads,
+                blocks,
+                resources.kernels,
+                weights,
+                keep,
+                prune=new[keep],
+                fisher=fisher,
+                damp=damp,
+                mean_diagonal=mean_diagonal,
+                draw=draw[1],
+                examples=resources.memory.chunk * self._options.grad_batch_size,
+            )
+            change, chosen = corrector(removal, meter)
+            samples = len(grads)
+        delta = np.zeros(weights.shape)
+        delta[keep] = change
+        return new, delta, StageReport(0.0, samples, damp, chosen)
+
+    def _select(self, weights: np.ndarray, fisher: BlockFisher | None, sparsity: Sequence[float]) -> np.ndarray:
+        """The next set of pruned weights: scores and choice.
+
+        Args:
+            weights: All weights, in weight order.
+            fisher: Of the unpruned ones; None for magnitudes.
+            sparsity: As in `update`.
+        """
+        pruned = np.concatenate(self.pruned)
+        if self.structure is not None:
+            return select(self.structure, weights, pruned, fisher, sparsity, self._options.global_sparsity)
+        if fisher is None:
+            return self._grow(np.abs(weights), sparsity)
+        return self._grow(saliencies(weights, ~pruned, fisher.inverse_diagonal()), sparsity)
+
+    def _grow(self, scores: np.ndarray, sparsity: Sequence[float]) -> np.ndarray:
+        sizes = [p.size for p in self.pruned]
+        if self._options.global_sparsity:
+            groups = [(sum(sizes), sparsity[0])]
+        else:
+            groups = list(zip(sizes, sparsity, strict=True))
+        return grow(scores, np.concatenate(self.pruned), groups)
+
+    def _write(self, weights: np.ndarray, pruned: np.ndarray) -> None:
+        edges = np.cumsum([p.size for p in self.pruned])[:-1]
+        with self.all_or_nothing():
+            for target, flat in zip(self.targets, np.split(weights, edges), strict=True):
+                target.write(flat)
+        self._set(np.split(pruned, edges))
+
+    def _set(self, pruned: list[np.ndarray]) -> None:
+        self.pruned = pruned
+        # Training logs them at each step.
+        self.zeros = [int(p.sum()) for p in pruned]
+        self.sparsity = sum(self.zeros) / sum(p.size for p in pruned)
+
+
+def zeros_of(target: Target) -> np.ndarray:
+    """The weights of a variable that are zero, in weight order; none if all of them are."""
+    zero = target.read() == 0
+    return np.zeros_like(zero) if zero.all() else zero
+
+
+def sparsity_of(pruners: Sequence[Pruner]) -> float:
+    """The fraction of zeros over all variables that pruners prune, together or one after the other."""
+    zeros: dict[int, tuple[int, int]] = {}
+    for pruner in pruners:
+        for target, number in zip(pruner.targets, pruner.zeros, strict=True):
+            known = zeros.get(id(target.variable), (0, 0))
+            zeros[id(target.variable)] = max(known, (number, target.size))
+    return sum(number for number, _ in zeros.values()) / sum(size for _, size in zeros.values())

@@ -1,0 +1,249 @@
+"""Where the work of updates is done, and where gradients are kept meanwhile: devices, and memory by a plan."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import keras
+import numpy as np
+from keras_woodfisher_backends import get_backend
+from keras_woodfisher_backends.devices import canonical, expand
+from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
+from keras_woodfisher_backends.kernel.host_blas import advice
+from keras_woodfisher_backends.kernel.panels import PANEL
+from keras_woodfisher_backends.protocol import Backend
+
+from keras_woodfisher.gradients.footprint import Footprint
+from keras_woodfisher.gradients.sources import GradientSource
+from keras_woodfisher.memory.device import DeviceStore
+from keras_woodfisher.memory.disk import DiskStore, disk_room, temporary_folder
+from keras_woodfisher.memory.free_memory import SHARE, check_device_memory, free_memory
+from keras_woodfisher.memory.plan import DISK, MEMORY, RECOMPUTED, MemoryNeeds, MemoryPlan
+from keras_woodfisher.memory.planning import Means, plan_memory
+from keras_woodfisher.memory.recomputed import RecomputedStore
+from keras_woodfisher.memory.staged import HalfStore
+from keras_woodfisher.memory.store import GradientStore, MemoryStore
+from keras_woodfisher.options.pruning_options import CALIBRATED, PruningOptions
+from keras_woodfisher.options.sizes import parse_bytes
+from keras_woodfisher.pruning.fisher import block_slices
+from keras_woodfisher.pruning.groups import Structure
+from keras_woodfisher.reports.meter import Meter, say
+
+
+def needs_of(
+    uses: Sequence[tuple[int, int]],
+    sizes: Sequence[int],
+    options: PruningOptions,
+    kernels: Sequence[tuple[str, BlockKernel]],
+    footprint: Footprint,
+    structure: Structure | None = None,
+) -> MemoryNeeds:
+    """What updates take.
+
+    Args:
+        uses: For each update its samples (m) and unpruned weights (d).
+        sizes: Weights of each variable.
+        options: How updates work.
+        kernels: Kernels with the names of their devices.
+        footprint: Of the source of gradients.
+        structure: The groups of weights that are pruned together, if any.
+    """
+    group = 1 if structure is None else structure.largest
+    samples, columns = max(uses, key=lambda use: use[0] * use[1])
+    most = max(rows for rows, _ in uses)
+    widths = [block.stop - block.start for block in block_slices(sizes, options.fisher_block_size)]
+    widest = min(max(widths), columns)
+    whole = options.update == CALIBRATED
+
+    def block_bytes(rows: int, lanes: int) -> int:
+        width = columns if whole else widest
+        return sum(_block_bytes(*kernel, rows, (width, columns), lanes, group) for kernel in kernels)
+
+    most_lanes = max(kernel.lanes for _, kernel in kernels)
+    return MemoryNeeds(
+        samples=samples,
+        columns=columns,
+        most=most,
+        weights=sum(sizes),
+        widest=widest,
+        blocks=len(widths),
+        chunk=footprint.chunk,
+        sample_bytes=footprint.sample,
+        reading_bytes=footprint.reading,
+        ring_bytes=footprint.ring,
+        # One block is shared among all lanes.
+        lanes=min(most_lanes, len(widths)) if len(widths) > 1 else most_lanes,
+        kernels=len(kernels),
+        block_bytes=block_bytes,
+        panel=PANEL,
+        whole=whole,
+        structure_bytes=0 if structure is None else structure.bytes,
+    )
+
+
+def means_of(options: PruningOptions) -> Means:
+    """What there is now."""
+    free, folder = free_memory(), temporary_folder()
+    limit, reason = int(SHARE * free), "a quarter of what is free"
+    if options.memory_limit is not None:
+        limit, reason = parse_bytes("memory_limit", options.memory_limit), "memory_limit"
+        if limit > free:
+            limit, reason = free, "all that is free, which is less than memory_limit"
+    return Means(limit, reason, folder, disk_room(folder), options.grads_device, options.grads_dtype, options.num_pages)
+
+
+def open_store(
+    plan: MemoryPlan, shape: tuple[int, int], blocks: Sequence[slice], fill: Callable[[GradientStore], object]
+) -> GradientStore:
+    """An empty place for gradients, as planned.
+
+    Args:
+        plan: The plan.
+        shape: (m, d) of this update.
+        blocks: Its blocks.
+        fill: Takes all samples and adds them to a store; used again by one that keeps a part at a time.
+    """
+    # As long as it is for fewer samples, since frameworks compile once a shape.
+    chunk = plan.chunk
+    if plan.storage == MEMORY and plan.dtype == "float32":
+        return MemoryStore(shape, chunk)
+    if plan.storage == MEMORY:
+        return HalfStore(shape, chunk, plan.page)
+    if plan.storage == DISK:
+        return DiskStore(shape, chunk, plan.dtype, plan.page, blocks)
+    if plan.storage == RECOMPUTED:
+        # An update with more samples has shorter pages, but for whole blocks.
+        page = max(plan.page * plan.samples // max(shape[0], plan.samples), min(plan.page, _widest(blocks)))
+        return RecomputedStore(shape, chunk, plan.dtype, page, blocks, fill)
+    return DeviceStore(shape, chunk, plan.dtype, plan.page, plan.storage)
+
+
+def _widest(blocks: Sequence[slice]) -> int:
+    return max((block.stop - block.start for block in blocks), default=1)
+
+
+def _block_bytes(device: str, kernel: BlockKernel, rows: int, widths: tuple[int, int], lanes: int, group: int) -> int:
+    """Bytes on the host, given the columns of the widest block and of all blocks."""
+    widest, every = widths
+    lanes = min(lanes, kernel.lanes)
+    if device.startswith("cpu"):
+        return lanes * kernel.memory(rows, widest, group)
+    columns = kernel.staged(rows, widest, every if lanes > 1 else 0)
+    if group > 1:
+        # The matrices of groups on their way back, twice.
+        columns += 16 * max(min(widest, PANEL), group) * min(group, rows, widest)
+    return lanes * columns
+
+
+_DEVICE_SHARE = 0.8
+"""Part of a device's free memory that the inverse Fisher may use."""
+
+
+class Resources:
+    """Devices and memory of the updates of one model.
+
+    Args:
+        options: What is allowed.
+        sizes: Weights of each variable.
+        structure: The groups of weights that are pruned together, if any.
+
+    Attributes:
+        backend: The adapter of the Keras backend.
+        devices: Names of those that share the inverse.
+        kernels: One a device.
+        memory: The plan that updates keep to; None before `plan`, when gradients are in memory.
+
+    Raises:
+        ValueError: If a device doesn't exist.
+    """
+
+    def __init__(self, options: PruningOptions, sizes: Sequence[int], structure: Structure | None):
+        self._options = replace(options, grads_device=canonical(options.grads_device))
+        self._sizes = list(sizes)
+        self._structure = structure
+        self.backend: Backend = get_backend(keras.backend.backend())
+        self.devices = expand(options.available_gpus, self.backend.devices())
+        self.kernels: list[BlockKernel] = [self.backend.kernel(name) for name in self.devices]
+        self._lanes = [kernel.lanes for kernel in self.kernels]
+        self._check_grads_device(options.grads_device)
+        self.memory: MemoryPlan | None = None
+        self._width = sum(self._sizes)
+        self._told = False
+
+    def plan(self, footprint: Footprint, uses: Sequence[tuple[int, int]]) -> MemoryPlan:
+        """Decides where gradients will be, and how many samples and blocks are worked on at a time.
+
+        Args:
+            footprint: Of their source.
+            uses: For each update its samples (m) and unpruned weights (d).
+
+        Raises:
+            MemoryError: If nothing fits (the message says what would).
+        """
+        for kernel, lanes in zip(self.kernels, self._lanes, strict=True):
+            kernel.lanes = lanes
+        kernels = list(zip(self.devices, self.kernels, strict=True))
+        needs = needs_of(uses, self._sizes, self._options, kernels, footprint, self._structure)
+        self._width = needs.width
+        plan = self.memory = plan_memory(needs, means_of(self._options))
+        if plan.storage not in (MEMORY, DISK, RECOMPUTED):
+            free, itemsize = self.backend.free_memory(plan.storage), 4 if plan.dtype == "float32" else 2
+            check_device_memory(plan.samples, plan.columns, plan.storage, free, itemsize)
+        for kernel in self.kernels:
+            kernel.lanes = min(kernel.lanes, plan.lanes)
+        self._told = False
+        return plan
+
+    def gradients(
+        self,
+        source: GradientSource,
+        kept: list[np.ndarray],
+        blocks: Sequence[slice],
+        draw: tuple[int, int],
+        meter: Meter,
+    ) -> tuple[GradientStore, float]:
+        """The gradients, where the plan says, and the sum of their squares.
+
+        Args:
+            source: Gives them.
+            kept: For each variable its unpruned weights, bool.
+            blocks: Their blocks.
+            draw: How many samples, and the number of the update.
+            meter: Tells of progress.
+        """
+        shape = draw[0], int(sum(mask.sum() for mask in kept))
+        if self.memory is None or not self.memory.covers(*shape):
+            # More than was foreseen: the same limit holds.
+            self.plan(source.footprint(draw[0]), [shape])
+        assert self.memory is not None
+        if self._options.verbose and not self._told:
+            say(str(self.memory))
+            if (faster := advice()) and any(kernel.on_host for kernel in self.kernels):
+                say(faster)
+            self._told = True
+        store = open_store(self.memory, shape, blocks, lambda s: source.fill(s, kept, *draw, lambda number: None))
+        squares = 0.0
+        try:
+            with meter.phase("gradients", draw[0], "sample") as advance:
+                squares = source.fill(store, kept, *draw, advance)
+                store.finish()
+            if source.slow_layers is not None:
+                meter.note(str(source.slow_layers))
+        except BaseException:
+            store.close()
+            raise
+        return store, squares
+
+    def fit(self, rows: int) -> None:
+        """Asks each device what it has free now, and makes the panels as narrow as that demands."""
+        for name, kernel in zip(self.devices, self.kernels, strict=True):
+            free = self.backend.free_memory(name)
+            if free is not None:
+                group = 1 if self._structure is None else self._structure.largest
+                kernel.fit(rows, self._width, int(_DEVICE_SHARE * free / kernel.lanes), group)
+
+    def _check_grads_device(self, device: str) -> None:
+        if self._options.grads_device not in ("cpu", DISK):
+            try:
+                self.backend.kernel(device)
+            except ValueError as error:
+                raise ValueError(f'grads_device: {error} Gradients can also be kept on "disk".') from None

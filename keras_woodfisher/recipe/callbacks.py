@@ -1,0 +1,102 @@
+"""From modifiers to callbacks, and what can't be carried out yet."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+
+from keras_woodfisher.callbacks.keep_zeros import KeepZeros
+from keras_woodfisher.callbacks.woodfisher_pruning import WoodFisherPruning
+from keras_woodfisher.recipe.modifiers.pruning import (
+    ConstantPruningModifier,
+    MagnitudePruningModifier,
+    Modifier,
+    PruningModifier,
+    WoodFisherPruningModifier,
+)
+from keras_woodfisher.recipe.modifiers.training import CompanionModifier
+
+_PASSED_ON = (
+    "num_grads",
+    "num_recomputations",
+    "fisher",
+    "damp",
+    "fisher_block_size",
+    "available_gpus",
+    "memory_limit",
+    "grads_device",
+    "grads_dtype",
+    "num_pages",
+    "update",
+    "seed",
+)
+
+
+def callbacks_of(modifiers: Sequence[Modifier], data: Any, verbose: int) -> list[keras.callbacks.Callback]:
+    """The callbacks that carry modifiers out, those that prune first, in the order in which they begin."""
+    pruning = [m for m in modifiers if not isinstance(m, CompanionModifier)]
+    others = [m for m in modifiers if isinstance(m, CompanionModifier)]
+    ordered = [*sorted(pruning, key=_begin), *sorted(others, key=_begin)]
+    built = (callback_of(modifier, data, verbose) for modifier in ordered)
+    return [callback for callback in built if callback is not None]
+
+
+def callback_of(modifier: Modifier, data: Any, verbose: int) -> Any:
+    """The callback that carries one modifier out, or None where it is only information.
+
+    Raises:
+        ValueError: If the modifier wants data and there is none.
+    """
+    if isinstance(modifier, CompanionModifier):
+        return modifier.callback()
+    if isinstance(modifier, ConstantPruningModifier):
+        return KeepZeros(modifier.params, modifier.exclude, modifier.start_epoch, modifier.end_epoch)
+    assert isinstance(modifier, PruningModifier)
+    return WoodFisherPruning(
+        modifier.final_sparsity,
+        init_sparsity=modifier.init_sparsity,
+        start_epoch=modifier.start_epoch,
+        end_epoch=modifier.end_epoch,
+        update_frequency=modifier.update_frequency,
+        inter_func=modifier.inter_func,
+        leave_enabled=modifier.leave_enabled,
+        verbose=verbose,
+        **pruning_arguments(modifier),
+        **_source_of(modifier, data),
+    )
+
+
+def pruning_arguments(modifier: PruningModifier) -> dict[str, Any]:
+    """What an update is told, in one shot as well as on a schedule."""
+    arguments: dict[str, Any] = {
+        "params": None if isinstance(modifier.final_sparsity, Mapping) else modifier.params,
+        "exclude": modifier.exclude,
+        "global_sparsity": modifier.global_sparsity,
+        "mask_type": modifier.mask_type,
+    }
+    if isinstance(modifier, MagnitudePruningModifier):
+        return arguments | {"method": "magnitude"}
+    assert isinstance(modifier, WoodFisherPruningModifier)
+    return arguments | {name: getattr(modifier, name) for name in _PASSED_ON}
+
+
+def buffers(modifier: Modifier, data: Any) -> bool:
+    """Whether a modifier takes its gradients from the training run itself."""
+    if not isinstance(modifier, WoodFisherPruningModifier):
+        return False
+    return bool(modifier.use_gradient_buffering) or (modifier.use_gradient_buffering is None and data is None)
+
+
+def _source_of(modifier: PruningModifier, data: Any) -> dict[str, Any]:
+    if not isinstance(modifier, WoodFisherPruningModifier):
+        return {}
+    if buffers(modifier, data):
+        # A gradient that is buffered is the mean over a training batch, whatever a sampler would take.
+        return {"data": None}
+    if data is None:
+        raise ValueError(f"{modifier.tag}.use_gradient_buffering is false, so data is required: pass data=(x, y).")
+    return {"data": data, "grad_batch_size": modifier.grad_batch_size}
+
+
+def _begin(modifier: Modifier) -> float:
+    return float(getattr(modifier, "start_epoch", 0.0))

@@ -1,0 +1,1 @@
+"""What a recipe would do and cost, found out without training."""

@@ -1,0 +1,146 @@
+"""What a plan will cost, in bytes and seconds."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
+
+from keras_woodfisher.callbacks.update_plan import PlannedUpdate
+from keras_woodfisher.gradients.sources import SampledGradients
+from keras_woodfisher.memory.plan import RECOMPUTED, MemoryPlan
+from keras_woodfisher.memory.store import MemoryStore
+from keras_woodfisher.options.pruning_options import PruningOptions
+from keras_woodfisher.pruning.fisher import block_slices
+from keras_woodfisher.pruning.pruner import Pruner
+
+_OVERHEAD = 1.8
+"""Time of an update without its gradients over that of its useful arithmetic (benchmarks/update_cost.py)."""
+
+
+_FLOAT = 4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the updates of one modifier cost.
+
+    Attributes:
+        gradient_bytes: Bytes of the gradients at the update that needs most, float32.
+        buffer_bytes: Bytes of the ring of gradients that the optimizer carries; 0 where they are sampled.
+        host_bytes: Most bytes on the host at one time, beside the training's own: the total of the memory plan.
+        device_bytes: Most bytes on each other device.
+        gradient_seconds: Seconds for all gradient samples of all updates; None where that isn't known without data.
+        inverse_seconds: Seconds for all that comes after them on the CPU; None on other devices.
+        memory: The memory plan that the updates will keep to, made from what is free now; None without gradients, or
+            where nothing fits.
+    """
+
+    gradient_bytes: int = 0
+    buffer_bytes: int = 0
+    host_bytes: int = 0
+    device_bytes: Mapping[str, int] | None = None
+    gradient_seconds: float | None = 0.0
+    inverse_seconds: float | None = 0.0
+    memory: MemoryPlan | None = None
+
+
+def cost_of(
+    updates: Sequence[PlannedUpdate],
+    pruner: Pruner,
+    options: PruningOptions,
+    kernels: Mapping[str, BlockKernel],
+    buffered: bool,
+    memory: MemoryPlan | None,
+    seconds_per_sample: float | None,
+) -> Cost:
+    """The cost of a modifier's updates.
+
+    Args:
+        updates: What will be done.
+        pruner: Knows the variables.
+        options: How updates work.
+        kernels: The kernels by device.
+        buffered: Whether gradients come from the training run.
+        memory: The plan for them, if one fits.
+        seconds_per_sample: Measured time of one gradient sample, or None.
+    """
+    working = [u for u in updates if u.num_grads]
+    if not working:
+        return Cost()
+    sizes = [t.size for t in pruner.targets]
+    total = sum(sizes)
+    gradients = max(_FLOAT * u.num_grads * u.kept for u in working)
+    ring = _FLOAT * max(options.most_gradients, 1) * total if buffered else 0
+    blocks = {u: [b.stop - b.start for b in block_slices(_kept(sizes, u), options.fisher_block_size)] for u in working}
+    group = 1 if pruner.structure is None else pruner.structure.largest
+    workspace = {
+        name: max(
+            k.memory(u.num_grads, max(widths), group, -(-len(widths) // k.lanes)) * min(k.lanes, len(widths))
+            for u, widths in blocks.items()
+        )
+        for name, k in kernels.items()
+    }
+    seconds = None
+    if set(kernels) == {"cpu"}:
+        flops = sum(_flops(u.num_grads, width) for u, widths in blocks.items() for width in widths)
+        seconds = options.num_recomputations * _OVERHEAD * flops / _gemm_rate()
+    samples = options.num_recomputations * sum(u.num_grads for u in working)
+    samples *= passes_of(memory, max(max(widths) for widths in blocks.values()))
+    return Cost(
+        gradients,
+        ring,
+        0 if memory is None else memory.total,
+        {name: size for name, size in workspace.items() if name != "cpu"},
+        0.0 if buffered else None if seconds_per_sample is None else samples * seconds_per_sample,
+        seconds,
+        memory,
+    )
+
+
+def probed_seconds(source: SampledGradients, pruner: Pruner) -> float:
+    """Measured seconds of one gradient sample: one chunk of the memory plan, after the one that compiles."""
+    assert pruner.memory is not None
+    rows = pruner.memory.chunk if source.available is None else max(1, min(pruner.memory.chunk, source.available))
+    kept = [np.ones(t.size, bool) for t in pruner.targets]
+    for draw in (0, 1):
+        start = time.perf_counter()
+        # A new one each time, as in each update: memory takes time when it is handed out.
+        store = MemoryStore((rows, sum(t.size for t in pruner.targets)), rows)
+        source.fill(store, kept, rows, draw, lambda number: None)
+    return (time.perf_counter() - start) / rows
+
+
+def passes_of(memory: MemoryPlan | None, widest: int) -> int:
+    """How often each sample is taken."""
+    if memory is None or memory.storage != RECOMPUTED:
+        return 1
+    if widest > memory.page:
+        # Gram matrix and leverage, then the change of the samples, Gram matrix and correction, each over all pages.
+        return 5 * memory.pages
+    # For the scores page after page, and for the corrections back to the first one.
+    return 2 * memory.pages - 1
+
+
+def _kept(sizes: Sequence[int], update: PlannedUpdate) -> list[int]:
+    """Unpruned weights of each variable, as if they were pruned alike."""
+    share = update.kept / sum(sizes)
+    return [round(size * share) for size in sizes]
+
+
+def _flops(samples: int, width: int) -> float:
+    """Gram or Fisher matrix, Cholesky factor and solves, by the smaller of the two matrices."""
+    small, large = min(samples, width), max(samples, width)
+    return 2.0 * small**2 * large + 2.0 * small**3 / 3.0
+
+
+def _gemm_rate(size: int = 700) -> float:
+    """The machine's float64 matrix product rate now, in flop/s."""
+    matrix = np.random.default_rng(0).normal(size=(size, size))
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - start)
+    return 2.0 * size**3 / min(seconds)

@@ -1,0 +1,182 @@
+"""What a dry run found, as data and as text."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from keras_woodfisher_backends.protocol import SlowLayers
+
+from keras_woodfisher.callbacks.update_plan import PlannedUpdate
+from keras_woodfisher.options.sizes import size_text
+from keras_woodfisher.recipe.dry_run.costs import Cost
+from keras_woodfisher.recipe.modifiers.pruning import Modifier, PruningModifier
+from keras_woodfisher.recipe.modifiers.writing import plain_fields
+from keras_woodfisher.reports.rendering import aligned
+
+_SHOWN = 6
+"""Updates that are printed at each end of a long list."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that would fail.
+
+    Attributes:
+        modifier: The label of the modifier, or "" where it is about the training as a whole.
+        message: What is wrong, and the mend.
+    """
+
+    modifier: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.modifier}: {self.message}" if self.modifier else self.message
+
+
+@dataclass(frozen=True)
+class CheckedModifier:
+    """What one modifier will do.
+
+    Attributes:
+        modifier: The modifier.
+        label: Its tag, with a number where several have the same one.
+        variables: Names of the variables that it works on.
+        weights: Their weights.
+        nearly: Names of variables that its names and patterns nearly match.
+        frozen: Names of variables that it means and leaves alone, since they are frozen.
+        dense: What stays dense since it fills no group of the mask, or "".
+        updates: Every pruning update.
+        source: `"data"` or `"buffer"`: where gradients come from; "" where none are needed.
+        slow_layers: Layers that make sampling slow; None if there are none, or no data to try it on.
+        cost: Bytes and seconds.
+        problems: What would fail.
+        keys: Identity of the variables, as two may have one name.
+    """
+
+    modifier: Modifier
+    label: str = ""
+    variables: tuple[str, ...] = ()
+    weights: int = 0
+    nearly: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+    dense: str = ""
+    updates: tuple[PlannedUpdate, ...] = ()
+    source: str = ""
+    slow_layers: SlowLayers | None = None
+    cost: Cost = field(default_factory=Cost)
+    problems: tuple[Problem, ...] = ()
+    keys: tuple[int, ...] = ()
+
+    @property
+    def window(self) -> tuple[float, float]:
+        """The first and last position at which it makes new zeros, in epochs."""
+        start = max(float(getattr(self.modifier, "start_epoch", 0.0)), 0.0)
+        return start, self.modifier.last_epoch if isinstance(self.modifier, PruningModifier) else start
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain data, for JSON."""
+        return {
+            "modifier": self.modifier.tag,
+            "label": self.label,
+            "fields": plain_fields(self.modifier),
+            "variables": list(self.variables),
+            "weights": self.weights,
+            "nearly": list(self.nearly),
+            "frozen": list(self.frozen),
+            "dense": self.dense,
+            "updates": [asdict(update) for update in self.updates],
+            "source": self.source,
+            "slow_layers": None if self.slow_layers is None else asdict(self.slow_layers),
+            "cost": asdict(self.cost) | {"memory": self.cost.memory and self.cost.memory.as_dict()},
+            "problems": [asdict(problem) for problem in self.problems],
+        }
+
+    def lines(self) -> list[str]:
+        """The same as text."""
+        lines = [self.label or self.modifier.tag]
+        if self.variables:
+            first = ", ".join(self.variables[:3]) + (", ..." if len(self.variables) > 3 else "")
+            lines.append(f"  {len(self.variables)} variables, {self.weights:,} weights: {first}")
+        if self.nearly:
+            lines.append(f"  nearly matched, and left alone: {', '.join(self.nearly)}")
+        if self.frozen:
+            lines.append(f"  frozen, and left alone: {', '.join(self.frozen)}")
+        if self.dense:
+            lines.append(f"  {self.dense}")
+        if self.updates:
+            lines += [f"  {line}" for line in _table(self.updates)]
+            lines += [f"  {line}" for line in self._cost_lines()]
+        return lines
+
+    def _cost_lines(self) -> list[str]:
+        cost = self.cost
+        if not self.source:
+            return ["by magnitude: no gradients"]
+        lines = [f"gradients: {cost.gradient_bytes:,} bytes at the update that needs most, from {self.source}"]
+        if self.slow_layers is not None:
+            lines.append(str(self.slow_layers))
+        if cost.buffer_bytes:
+            lines.append(f"buffer: {cost.buffer_bytes:,} bytes beside the optimizer's variables; {self._filling()}")
+        if cost.memory is not None:
+            lines += str(cost.memory).splitlines()
+        lines += [f"{name}: about {size_text(size)} at its peak" for name, size in (cost.device_bytes or {}).items()]
+        if cost.gradient_seconds is None:
+            lines.append("time: give data to have that of the gradients measured")
+        elif self.source == "data":
+            lines.append(f"time: about {cost.gradient_seconds:.1f} s for gradients")
+        if cost.inverse_seconds is not None:
+            lines.append(f"time: about {cost.inverse_seconds:.1f} s for scores and corrections")
+        return lines
+
+    def _filling(self) -> str:
+        """Whether the buffer holds enough gradients at each update."""
+        used = [u for u in self.updates if u.num_grads]
+        if any(u.steps_before is None for u in used):
+            return "give steps_per_epoch to know whether it can be full in time"
+        late = sum((u.steps_before or 0) < u.num_grads for u in used)
+        return f"too few steps come before {late} of {len(used)} updates" if late else "full enough at each update"
+
+
+@dataclass(frozen=True)
+class RecipeCheck:
+    """The outcome of `check_recipe`; `print` it.
+
+    Attributes:
+        modifiers: What each modifier will do.
+        problems: Everything that would fail, with its mend; empty if nothing would.
+        steps_per_epoch: As given.
+        epochs: As given, or as the recipe has it.
+    """
+
+    modifiers: tuple[CheckedModifier, ...]
+    problems: tuple[Problem, ...]
+    steps_per_epoch: int | None
+    epochs: int | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain data, for JSON."""
+        return {
+            "epochs": self.epochs,
+            "steps_per_epoch": self.steps_per_epoch,
+            "modifiers": [entry.as_dict() for entry in self.modifiers],
+            "problems": [asdict(problem) for problem in self.problems],
+        }
+
+    def __str__(self) -> str:
+        steps = "unknown (give steps_per_epoch)" if self.steps_per_epoch is None else str(self.steps_per_epoch)
+        lines = [f"{self.epochs or 'unknown'} epochs, steps an epoch: {steps}"]
+        lines += [line for entry in self.modifiers for line in entry.lines()]
+        lines.append("problems:" if self.problems else "no problems")
+        return "\n".join([*lines, *(f"  - {problem}" for problem in self.problems)])
+
+
+def _table(updates: tuple[PlannedUpdate, ...]) -> list[str]:
+    cells: list[tuple[str, ...]] = [("update", "epoch", "step", "sparsity", "gradients", "bytes")]
+    for number, update in enumerate(updates):
+        step = "-" if update.step is None else str(update.step)
+        size = 4 * update.num_grads * update.kept
+        sparsity = f"{update.sparsity:.4f}"
+        cells.append((str(number), f"{update.position:g}", step, sparsity, f"{update.num_grads:,}", f"{size:,}"))
+    lines = aligned(cells, left=0)
+    if len(updates) > 2 * _SHOWN:
+        lines = [*lines[: 1 + _SHOWN], f"... {len(updates) - 2 * _SHOWN} more", *lines[-_SHOWN:]]
+    return lines

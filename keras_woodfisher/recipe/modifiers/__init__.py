@@ -1,0 +1,1 @@
+"""What each modifier of a recipe means."""

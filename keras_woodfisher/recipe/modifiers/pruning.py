@@ -1,0 +1,326 @@
+"""The modifiers of recipes, as data: which fields each has, what they may hold, and what they mean here.
+
+Whatever dialect a recipe is written in, `normal` gives the same modifier, with every default filled in.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from keras_woodfisher.options.checks import count, names
+from keras_woodfisher.options.mask_types import check_final, checked_mask
+from keras_woodfisher.options.pruning_options import PruningOptions
+from keras_woodfisher.options.schedule import checked_schedule
+from keras_woodfisher.options.sparsity_levels import Levels, checked_levels
+from keras_woodfisher.recipe.modifiers.fields import (
+    Gradients,
+    LogTypes,
+    Mask,
+    Names,
+    Params,
+    Position,
+    Sampler,
+    Sparsities,
+    Unphased,
+    Whole,
+)
+
+
+class Modifier(BaseModel):
+    """One item of a recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    tag: ClassVar[str]
+
+    def normal(self) -> "Modifier":
+        """The same modifier in the project's own terms."""
+        return self
+
+    @property
+    def last_epoch(self) -> float:
+        """Where its work ends, in epochs; -1 where it lasts as long as training."""
+        return float(getattr(self, "end_epoch", -1.0))
+
+    def shifted(self, epochs: float) -> "Modifier":
+        """The modifier in a later stage, which begins after so many epochs."""
+        moved: dict[str, Any] = {
+            name: max(getattr(self, name), 0.0 if name == "start_epoch" else -1.0) + epochs
+            for name in ("start_epoch", "end_epoch")
+            if name in type(self).model_fields and (name == "start_epoch" or getattr(self, name) != -1)
+        }
+        return self.model_copy(update=moved) if epochs else self
+
+    def ended(self, epochs: float) -> "Modifier":
+        """The modifier in a stage that ends there, with others to follow: by default as it is."""
+        return self
+
+
+class PruningModifier(Modifier):
+    """What all pruning modifiers with a ramp have in common."""
+
+    params: Params = Field(
+        description="__ALL__, __ALL_PRUNABLE__, or names and re: patterns; empty where final_sparsity is a mapping."
+    )
+    init_sparsity: float | Literal["__FROM_PARAM__"] = Field(description="Fraction of zeros at start_epoch.")
+    final_sparsity: Sparsities = Field(description="Fraction of zeros from end_epoch on, or {fraction: names}.")
+    start_epoch: Position
+    end_epoch: Position
+    update_frequency: Position
+    inter_func: Literal["linear", "cubic", "inverse_cubic"] = "cubic"
+    global_sparsity: bool | None = Field(None, description="Rank all weights together, or each variable by itself.")
+    leave_enabled: bool = Field(True, description="Hold the zeros after end_epoch.")
+    mask_type: Mask = "unstructured"
+    exclude: Names = Field((), description="Names and patterns to leave out.")
+    log_types: LogTypes = Field(None, description="Accepted where it says __ALL__.")
+    phased: Unphased = Field(None, description="Accepted where false.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "PruningModifier":
+        final = self.final_sparsity
+        levels: Levels = ()
+        if isinstance(final, Mapping):
+            levels = checked_levels(final)
+            if self.params:
+                raise ValueError(
+                    f"params must be [] where final_sparsity is a mapping, since that names the variables; "
+                    f"got {self.params!r}."
+                )
+            if self.global_sparsity:
+                raise ValueError(
+                    "global_sparsity must not be true where final_sparsity is a mapping, which gives each variable a "
+                    "sparsity of its own."
+                )
+            final = min(fraction for fraction, _ in levels)
+        elif not self.params:
+            raise ValueError("params must name something to prune: __ALL_PRUNABLE__, or names and re: patterns.")
+        names("params", self.params)
+        names("exclude", self.exclude)
+        mask = _checked_mask(self.mask_type)
+        checked_schedule(
+            self.init_sparsity, final, self.start_epoch, self.end_epoch, self.update_frequency, self.inter_func
+        )
+        check_final(mask, max(fraction for fraction, _ in levels) if levels else final)
+        return self
+
+    def _is_global(self, default: bool) -> bool:
+        if isinstance(self.final_sparsity, Mapping):
+            return False
+        return default if self.global_sparsity is None else self.global_sparsity
+
+    def _common(self, default_global: bool) -> dict[str, Any]:
+        fields = {name: getattr(self, name) for name in PruningModifier.model_fields}
+        fields |= {"global_sparsity": self._is_global(default_global), "mask_type": _checked_mask(self.mask_type)}
+        return fields | {"start_epoch": max(self.start_epoch, 0.0), "update_frequency": max(self.update_frequency, 0.0)}
+
+
+class MagnitudePruningModifier(PruningModifier):
+    """Removes the smallest weights; the others stay as they are. Each variable by itself unless told otherwise."""
+
+    tag = "MagnitudePruningModifier"
+    _global: ClassVar[bool] = False
+
+    score_type: Literal["magnitude"] = Field("magnitude", description="Accepted where it says magnitude.")
+
+    def normal(self) -> "Modifier":
+        return MagnitudePruningModifier(**self._common(self._global))
+
+
+class GMPruningModifier(MagnitudePruningModifier):
+    """`MagnitudePruningModifier` under its older name (gradual magnitude pruning)."""
+
+    tag = "GMPruningModifier"
+
+
+class GlobalMagnitudePruningModifier(MagnitudePruningModifier):
+    """Removes the smallest weights of all variables together."""
+
+    tag = "GlobalMagnitudePruningModifier"
+    _global = True
+
+    @model_validator(mode="after")
+    def _stays_global(self) -> "GlobalMagnitudePruningModifier":
+        return _always_global(self)
+
+
+class FisherOptions(BaseModel):
+    """`mfac_options`: the fields of the inverse Fisher, nested as the oldest recipes have them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    num_grads: Gradients = Field(64, description="Gradient samples, or {sparsity: samples}.")
+    damp: float | Literal["auto"] = Field(
+        1e-5, description="Ridge on the diagonal of the Fisher; auto: a tenth of its mean."
+    )
+    fisher_block_size: Whole | None = Field(2000, description="Weights a block; null or 0: one block.")
+    available_gpus: Names | None = Field(None, description="Devices for the inverse; none: the CPU.")
+    memory_limit: Whole | str | None = Field(
+        None, description="Bytes, or a text such as 4GiB; none: a quarter of what is free."
+    )
+    grads_device: str = Field("cpu", description="Where the gradients are kept: cpu, disk, or a device.")
+    grads_dtype: Literal["float32", "float16"] = Field("float32", description="How the gradients are kept.")
+    num_pages: Whole = Field(1, description="Pages of the gradients, where there is one block.")
+    use_gradient_buffering: bool | None = Field(
+        None, description="null: sample from data where there is any; true: buffer; false: data is required."
+    )
+
+
+class SecondOrderModifier(FisherOptions, PruningModifier):
+    """What the second-order modifiers have in common: the fields of the inverse Fisher, flat or nested."""
+
+    model_config = Modifier.model_config
+
+    available_devices: Names | None = Field(None, description="available_gpus under its younger name.")
+    mfac_options: FisherOptions | None = None
+    grad_sampler_kwargs: Sampler | None = Field(
+        None, description="batch_size: examples averaged into one gradient sample."
+    )
+    grad_batch_size: Whole = Field(1, description="The same, under this project's name.")
+    num_recomputations: Whole = Field(1, description="New gradients this many times within one update.")
+    fisher: Literal["empirical", "ggn"] = Field("empirical", description="Gradients of the loss, or Gauss-Newton rows.")
+    score_type: str | None = Field(None, description="Accepted where it names the tag's own score.")
+    update: Literal["joint", "independent"] = Field("joint", description="How the weights that stay are corrected.")
+    seed: Whole | None = Field(0, description="Seed of the choice of examples.")
+
+    _global: ClassVar[bool] = True
+    _score: ClassVar[str] = "MFAC"
+
+    @model_validator(mode="after")
+    def _check_fisher(self) -> "SecondOrderModifier":
+        if self.score_type not in (None, self._score):
+            raise ValueError(
+                f"score_type must be {self._score}, the score of a {self.tag}, or be left out; got {self.score_type!r}."
+            )
+        self.options()
+        return self
+
+    def _fisher(self) -> dict[str, Any]:
+        """The fields of the inverse Fisher, wherever they were written."""
+        flat = {name: getattr(self, name) for name in FisherOptions.model_fields}
+        written = self.model_fields_set
+        if self.available_devices is not None:
+            if "available_gpus" in written:
+                raise ValueError("available_gpus and available_devices are the same field. Leave one of them out.")
+            flat["available_gpus"] = self.available_devices
+        if self.mfac_options is not None:
+            nested = self.mfac_options.model_fields_set
+            devices = {"available_gpus"} if self.available_devices is not None else set()
+            if both := sorted(nested & (written | devices)):
+                raise ValueError(f"{', '.join(both)}: written in mfac_options and beside it. Leave one of them out.")
+            flat |= {name: getattr(self.mfac_options, name) for name in nested}
+        return flat | {"fisher_block_size": flat["fisher_block_size"] or None}
+
+    def _batch(self) -> int:
+        if not self.grad_sampler_kwargs:
+            return count("grad_batch_size", self.grad_batch_size)
+        if "grad_batch_size" in self.model_fields_set:
+            raise ValueError("grad_batch_size and grad_sampler_kwargs are the same field. Leave one of them out.")
+        return count("batch_size", self.grad_sampler_kwargs["batch_size"])
+
+    def options(self) -> PruningOptions:
+        """How its updates work."""
+        fisher = self._fisher()
+        levels = checked_levels(self.final_sparsity) if isinstance(self.final_sparsity, Mapping) else ()
+        return PruningOptions(
+            params=self.params or tuple(name for _, listed in levels for name in listed),
+            exclude=self.exclude,
+            update=self.update,
+            mask_type=_checked_mask(self.mask_type),
+            global_sparsity=self._is_global(self._global),
+            num_grads=fisher["num_grads"],
+            grad_batch_size=self._batch(),
+            damp=fisher["damp"],
+            fisher=self.fisher,
+            num_recomputations=self.num_recomputations,
+            fisher_block_size=fisher["fisher_block_size"],
+            available_gpus=fisher["available_gpus"] or (),
+            memory_limit=fisher["memory_limit"],
+            grads_device=fisher["grads_device"],
+            grads_dtype=fisher["grads_dtype"],
+            num_pages=fisher["num_pages"],
+            seed=self.seed,
+        )
+
+    def normal(self) -> "Modifier":
+        fisher = self._fisher()
+        own = ("num_recomputations", "fisher", "update", "seed")
+        return WoodFisherPruningModifier(
+            **self._common(self._global),
+            **fisher | {"available_gpus": fisher["available_gpus"] or None, "num_grads": self.options().num_grads},
+            **{name: getattr(self, name) for name in own},
+            grad_batch_size=self._batch(),
+        )
+
+
+class WoodFisherPruningModifier(SecondOrderModifier):
+    """Removes the weights whose loss is cheapest and corrects the others. Global unless told otherwise."""
+
+    tag = "WoodFisherPruningModifier"
+    _score = "woodfisher"
+
+
+class MFACPruningModifier(SecondOrderModifier):
+    """`WoodFisherPruningModifier` under SparseML's name."""
+
+    tag = "MFACPruningModifier"
+
+
+class MFACGlobalPruningModifier(SecondOrderModifier):
+    """The same, always global."""
+
+    tag = "MFACGlobalPruningModifier"
+
+    @model_validator(mode="after")
+    def _stays_global(self) -> "MFACGlobalPruningModifier":
+        return _always_global(self)
+
+
+class OBSPruningModifier(SecondOrderModifier):
+    """Optimal BERT Surgeon: small blocks, many gradients, global."""
+
+    tag = "OBSPruningModifier"
+    _score = "OBS"
+
+    num_grads: Gradients = Field(1024, description="Gradient samples, or {sparsity: samples}.")
+    damp: float | Literal["auto"] = Field(
+        1e-7, description="Ridge on the diagonal of the Fisher; auto: a tenth of its mean."
+    )
+    fisher_block_size: Whole | None = Field(50, description="Weights a block; null or 0: one block.")
+
+
+class ConstantPruningModifier(Modifier):
+    """Holds the zeros that are there at start_epoch."""
+
+    tag = "ConstantPruningModifier"
+
+    params: Params = Field(description="__ALL__, __ALL_PRUNABLE__, or names and re: patterns.")
+    start_epoch: Position = 0.0
+    end_epoch: Position = -1.0
+    update_frequency: float | None = Field(None, description="Any number: zeros are held at each step.")
+    log_types: LogTypes = Field(None, description="Accepted where it says __ALL__.")
+    exclude: Names = Field((), description="Names and patterns to leave out.")
+    mask_type: Mask = Field("unstructured", description="Any: zeros are held whatever their pattern.")
+    leave_enabled: Literal[True] = Field(True, description="Accepted where true.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "ConstantPruningModifier":
+        _checked_mask(self.mask_type)
+        return self
+
+    def normal(self) -> "Modifier":
+        same = {"update_frequency": None, "mask_type": "unstructured"}
+        return self.model_copy(update=same | {"start_epoch": max(self.start_epoch, 0.0)})
+
+
+def _checked_mask(mask: str | tuple[int, int]) -> str | tuple[int, int]:
+    return checked_mask("2:4" if mask == "tensorrt" else mask)
+
+
+def _always_global(modifier: Any) -> Any:
+    if modifier.global_sparsity is False or isinstance(modifier.final_sparsity, Mapping):
+        raise ValueError(
+            f"global_sparsity: a {modifier.tag} ranks all weights together. Use "
+            f"{modifier.tag.replace('Global', '')} for a sparsity of each variable."
+        )
+    return modifier

@@ -1,0 +1,135 @@
+"""The modifiers that stand beside pruning in recipes: rates, weight decay, what is trained, and for how long."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from keras_woodfisher import callbacks as companions
+from keras_woodfisher.recipe.modifiers.fields import LogTypes, Off, Params, Position, Settings
+from keras_woodfisher.recipe.modifiers.pruning import Modifier
+
+
+class CompanionModifier(Modifier):
+    """A modifier that one callback carries out; the callback checks its values."""
+
+    log_types: LogTypes = Field(None, description="Accepted where it says __ALL__.")
+    constant_logging: Off = Field(None, description="Accepted where false.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "CompanionModifier":
+        self.callback()
+        return self
+
+    def callback(self) -> Any:
+        """The callback that does it, or None where there is nothing to do."""
+        raise NotImplementedError
+
+
+class LastingModifier(CompanionModifier):
+    """A modifier that works from one epoch to another, or to the end."""
+
+    start_epoch: Position = 0.0
+    end_epoch: Position = -1.0
+
+    def ended(self, epochs: float) -> "Modifier":
+        lasts = self.end_epoch == -1 and epochs > max(self.start_epoch, 0.0)
+        return self.model_copy(update={"end_epoch": epochs}) if lasts else self
+
+
+class EpochRangeModifier(CompanionModifier):
+    """How long training lasts."""
+
+    tag = "EpochRangeModifier"
+
+    start_epoch: Position = 0.0
+    end_epoch: Position
+
+    @model_validator(mode="after")
+    def _check_range(self) -> "EpochRangeModifier":
+        if not 0 <= max(self.start_epoch, 0.0) <= self.end_epoch:
+            raise ValueError(
+                f"end_epoch must be at least start_epoch and not negative, got {self.start_epoch:g} to "
+                f"{self.end_epoch:g}."
+            )
+        return self
+
+    def callback(self) -> Any:
+        return None
+
+
+class SetLearningRateModifier(CompanionModifier):
+    """Sets the learning rate once."""
+
+    tag = "SetLearningRateModifier"
+
+    learning_rate: float
+    start_epoch: Position = 0.0
+    end_epoch: Literal[-1] = Field(-1, description="Accepted where it says -1.")
+
+    def callback(self) -> Any:
+        return companions.SetLearningRate(self.learning_rate, start_epoch=self.start_epoch)
+
+
+class LearningRateFunctionModifier(CompanionModifier):
+    """A learning rate that follows a function of the epoch."""
+
+    tag = "LearningRateFunctionModifier"
+
+    lr_func: Literal["linear", "cosine", "cyclic_linear"]
+    init_lr: float
+    final_lr: float
+    start_epoch: Position
+    end_epoch: Position
+    cycle_epochs: float = 1.0
+
+    def callback(self) -> Any:
+        return companions.LearningRateFunction(
+            self.lr_func,
+            init_lr=self.init_lr,
+            final_lr=self.final_lr,
+            start_epoch=self.start_epoch,
+            end_epoch=self.end_epoch,
+            cycle_epochs=self.cycle_epochs,
+        )
+
+
+class LearningRateModifier(LastingModifier):
+    """A learning rate that follows one of PyTorch's schedulers."""
+
+    tag = "LearningRateModifier"
+
+    lr_class: Literal["StepLR", "MultiStepLR", "ExponentialLR", "CosineAnnealingWarmRestarts"]
+    lr_kwargs: Settings
+    init_lr: float
+
+    def callback(self) -> Any:
+        return companions.LearningRateSchedule(
+            self.lr_class, self.lr_kwargs, init_lr=self.init_lr, start_epoch=self.start_epoch, end_epoch=self.end_epoch
+        )
+
+
+class SetWeightDecayModifier(CompanionModifier):
+    """Sets the weight decay once."""
+
+    tag = "SetWeightDecayModifier"
+
+    weight_decay: float
+    start_epoch: Position = 0.0
+    end_epoch: Literal[-1] = Field(-1, description="Accepted where it says -1.")
+
+    def callback(self) -> Any:
+        return companions.SetWeightDecay(self.weight_decay, start_epoch=self.start_epoch)
+
+
+class TrainableParamsModifier(LastingModifier):
+    """Freezes variables, or lets them train."""
+
+    tag = "TrainableParamsModifier"
+
+    params: Params = "__ALL__"
+    trainable: bool = True
+
+    def callback(self) -> Any:
+        return companions.TrainableParams(
+            self.params, self.trainable, start_epoch=self.start_epoch, end_epoch=self.end_epoch
+        )

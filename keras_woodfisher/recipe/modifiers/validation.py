@@ -1,0 +1,150 @@
+"""From what a recipe says to what it means: each entry becomes a checked modifier."""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from keras_woodfisher.recipe.modifiers import pruning as modifiers
+from keras_woodfisher.recipe.modifiers import training as companion_modifiers
+from keras_woodfisher.recipe.modifiers.fields import LAST_POSITION
+from keras_woodfisher.recipe.modifiers.pruning import Modifier
+from keras_woodfisher.recipe.modifiers.training import LastingModifier
+from keras_woodfisher.recipe.syntax.errors import RecipeError, cut, shortened, shown
+from keras_woodfisher.recipe.syntax.outline import Entry, Outline
+
+TAGS: dict[str, type[Modifier]] = {
+    kind.tag: kind
+    for module in (modifiers, companion_modifiers)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and issubclass(kind, Modifier) and "tag" in vars(kind)
+}
+"""Every modifier by its tag."""
+
+
+_SUBJECT = re.compile(r"^(Input|Tuple|List|Dictionary) ")
+
+
+def modifiers_of(outline: Outline) -> tuple[Modifier, ...]:
+    """The modifiers of all stages, in the project's own terms; a later stage begins where the one before ends.
+
+    Raises:
+        RecipeError: If a modifier or a field isn't known, or a value isn't allowed.
+    """
+    found: list[Modifier] = []
+    offset = 0.0
+    for number, stage in enumerate(outline.stages, 1):
+        modifiers = [_modifier(entry, outline.source).shifted(offset) for entry in stage.entries]
+        ends = [max(m.last_epoch, getattr(m, "start_epoch", 0.0)) for m in modifiers]
+        offset = max([offset, *ends])
+        if offset > LAST_POSITION:
+            raise RecipeError(
+                f"The stages end at epoch {offset:g}, one after the other; up to {LAST_POSITION:g} are allowed.",
+                source=outline.source,
+            )
+        if number < len(outline.stages):
+            _refuse_idle(stage.entries, modifiers, offset, outline.source)
+            modifiers = [m.ended(offset) for m in modifiers]
+        found += modifiers
+    return tuple(found)
+
+
+def _refuse_idle(entries: Sequence[Entry], modifiers: Sequence[Modifier], end: float, source: str) -> None:
+    """Refuses what would begin where its stage ends."""
+    for entry, modifier in zip(entries, modifiers, strict=True):
+        if isinstance(modifier, LastingModifier) and modifier.end_epoch == -1 and modifier.start_epoch >= end:
+            raise RecipeError(
+                "it begins where its stage ends, so it would do nothing. Move it to the next stage.",
+                line=entry.line,
+                field=f"{entry.tag}.start_epoch",
+                source=source,
+            )
+
+
+def _modifier(entry: Entry, source: str) -> Modifier:
+    kind = TAGS.get(entry.tag)
+    if kind is None:
+        raise RecipeError(_unknown_tag(entry.tag), line=entry.line, field=entry.path, source=source)
+
+    def error(message: str, field: str = "") -> RecipeError:
+        line = entry.lines.get(field) or entry.lines.get(field.partition(".")[0]) or entry.line
+        name = f"{entry.tag}.{field}" if field else entry.tag
+        return RecipeError(shortened(message), line=line, field=name, source=source)
+
+    for name, known in _unknown(kind, entry.fields):
+        near = difflib.get_close_matches(name.rpartition(".")[2], known, n=1)
+        hint = f" Do you mean {near[0]}?" if near else ""
+        raise error(f"there is no such field.{hint} There are: {', '.join(known)}.", name)
+    try:
+        return kind(**entry.fields).normal()
+    except ValidationError as problem:
+        raise error(*_first(problem, entry.fields, kind)) from None
+    except (TypeError, ValueError, OverflowError) as problem:
+        raise error(str(problem), _named_in(str(problem), entry.fields)) from None
+
+
+def _unknown(kind: type[Modifier], fields: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    for name, value in fields.items():
+        if name not in kind.model_fields:
+            yield name, list(kind.model_fields)
+        elif name == "mfac_options" and isinstance(value, Mapping):
+            known = list(modifiers.FisherOptions.model_fields)
+            yield from ((f"{name}.{inner}", known) for inner in value if inner not in known)
+
+
+def _first(problem: ValidationError, fields: Mapping[str, Any], kind: type[Modifier]) -> tuple[str, str]:
+    """The message of the first error, which for a field of several forms says them all, and its field."""
+    errors = problem.errors(include_url=False)
+    place = errors[0]["loc"]
+    if not place:
+        message = errors[0]["msg"].removeprefix("Value error, ")
+        return message, _named_in(message, fields)
+    field = str(place[0])
+    if errors[0]["type"] == "missing":
+        return f"{'.'.join(map(str, place))} is required, and isn't there.", ""
+    if field == "mfac_options" and len(place) > 1 and isinstance(fields[field], Mapping):
+        field = f"{field}.{place[1]}"
+        received = fields["mfac_options"].get(place[1])
+    else:
+        received = fields.get(field)
+    rules = list(dict.fromkeys(e["msg"].removeprefix("Value error, ") for e in errors if e["loc"][:1] == place[:1]))
+    if whole := next((rule for rule in rules if rule.startswith("The ")), None):
+        return whole, field
+    wanted = "; or ".join(_SUBJECT.sub("", rule) for rule in rules)
+    return f"got {shown(received)}, but it {wanted}.", field
+
+
+def _named_in(message: str, fields: Mapping[str, Any]) -> str:
+    """The field that a message names first, which may be a nested one."""
+    places = {name: name for name in fields}
+    for outer in ("mfac_options", "lr_kwargs", "grad_sampler_kwargs"):
+        nested = fields.get(outer)
+        places |= {str(name): f"{outer}.{name}" for name in (nested if isinstance(nested, Mapping) else ())}
+    named = [name for name in places if name in message]
+    return places[min(named, key=lambda name: (message.index(name), -len(name)))] if named else ""
+
+
+_OTHERS = ("PruningModifier", "CyclicLearningRateModifier", "LearningRateFinalModifier", "OBSXPruningModifier")
+"""Names of other kinds that look like known ones."""
+
+
+def _unknown_tag(tag: str) -> str:
+    stems = {_stem(known): known for known in TAGS}
+    near = difflib.get_close_matches(_stem(tag), stems, n=1, cutoff=0.8) if tag not in _OTHERS else []
+    if near:
+        return (
+            f"there is no modifier !{cut(tag)}. Do you mean !{stems[near[0]]}? Another kind is outside this project. "
+            f"There are: {', '.join(TAGS)}."
+        )
+    return (
+        f"!{cut(tag)} is outside this project, which prunes and schedules training. Remove it. "
+        f"There are: {', '.join(TAGS)}."
+    )
+
+
+def _stem(tag: str) -> str:
+    """What tells one kind of modifier from another."""
+    short = tag.removesuffix("Modifier")
+    return short.removesuffix("Pruning") or short

@@ -1,0 +1,149 @@
+"""A recipe's variables: in which order they are computed, and what values then say."""
+
+from collections import ChainMap
+from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+from keras_woodfisher.recipe.syntax.errors import RecipeError, shown
+from keras_woodfisher.recipe.syntax.expressions import Expression, compute, expression_in, parse, unknown_name
+from keras_woodfisher.recipe.syntax.tree import Items, Node, Pairs, Scalar, described, refuse_tags
+
+LONGEST_TOGETHER = 50_000
+
+
+class Scope:
+    """The variables that a part of a recipe sees.
+
+    Args:
+        own: The part's own variables, which may refer to each other in any order.
+        outer: The scope around it. A variable of the same name is shadowed here, and stays what it is there.
+
+    Raises:
+        RecipeError: If a variable can't be computed (a cycle, an unknown name, no arithmetic).
+    """
+
+    def __init__(self, own: Mapping[str, Node], outer: "Scope | None" = None) -> None:
+        self._expressions: _Expressions = outer._expressions if outer else _Expressions()
+        self._computed: dict[str, Node] = {}
+        # A chain, not a copy: there may be thousands of stages.
+        self._nodes: ChainMap[str, Node] = ChainMap({}, outer._nodes if outer else {})
+        for name in self._order(own):
+            self._nodes[name] = self.evaluate(own[name], name)
+
+    def evaluate(self, node: Node, field: str | None) -> Node:
+        """The node with each `eval(...)` in it computed.
+
+        Args:
+            node: A value, or a key.
+            field: Where it stands, for messages.
+
+        Raises:
+            RecipeError: If an expression can't be computed, or there is a tag.
+        """
+        refuse_tags(node, field)
+        return self._evaluate(node, field)
+
+    def _evaluate(self, node: Node, field: str | None) -> Node:
+        if isinstance(node, Scalar):
+            return self._scalar(node, field)
+        if isinstance(node, Items):
+            return Items(tuple(self._evaluate(item, field) for item in node.items), node.line)
+        return Pairs(tuple(self._pair(key, value, field) for key, value in node.pairs), node.line)
+
+    def _pair(self, key: Scalar, value: Node, field: str | None) -> tuple[Scalar, Node]:
+        name = self._evaluate(key, field)
+        if not isinstance(name, Scalar):
+            raise RecipeError(
+                f"A key must be a name or a number, but {shown(key.value)} gives {described(name)}.",
+                line=key.line,
+                field=field,
+            )
+        path = str(name.value)[:100]
+        return name, self._evaluate(value, f"{field}.{path}" if field else path)
+
+    def _scalar(self, node: Scalar, field: str | None) -> Node:
+        text = expression_in(node.value)
+        if text is None:
+            return node
+        try:
+            if text not in self._computed:
+                self._computed[text] = self._compute(self._expressions.take(text))
+        except RecipeError as error:
+            raise RecipeError(error.message, line=node.line, field=field) from None
+        result = self._computed[text]
+        return Scalar(result.value, node.line) if isinstance(result, Scalar) else result
+
+    def _compute(self, expression: Expression) -> Node:
+        if expression.bare is None:
+            values = {name: _value(self._nodes[name]) for name in expression.names if name in self._nodes}
+            for name in sorted(expression.names - values.keys()):
+                raise RecipeError(unknown_name(name, self._nodes))
+            return Scalar(compute(expression.tree, values))
+        if expression.bare not in self._nodes:
+            raise RecipeError(unknown_name(expression.bare, self._nodes))
+        return self._nodes[expression.bare]
+
+    def _order(self, own: Mapping[str, Node]) -> list[str]:
+        """The own variables, each after those that it uses."""
+        uses: dict[str, set[str]] = {}
+        for name, node in own.items():
+            names = self._names(node, name)
+            uses[name] = names & own.keys()
+            for other in sorted(names - uses[name]):
+                if other not in self._nodes:
+                    raise RecipeError(unknown_name(other, {**own, **self._nodes}), line=node.line, field=name)
+        try:
+            return list(TopologicalSorter(uses).static_order())
+        except CycleError as error:
+            cycle = " -> ".join(shown(name) for name in reversed(error.args[1][:20]))
+            first = error.args[1][0]
+            raise RecipeError(
+                f"Variables are computed from each other in a circle: {cycle}. Give one of them a number.",
+                line=own[first].line,
+                field=first,
+            ) from None
+
+    def _names(self, node: Node, field: str) -> set[str]:
+        """The variables that a value uses."""
+        if isinstance(node, Scalar):
+            text = expression_in(node.value)
+            if text is None:
+                return set()
+            try:
+                return set(self._expressions.take(text).names)
+            except RecipeError as error:
+                raise RecipeError(error.message, line=node.line, field=field) from None
+        parts = node.items if isinstance(node, Items) else [part for pair in node.pairs for part in pair]
+        return {name for part in parts for name in self._names(part, field)}
+
+
+class _Expressions:
+    """The expressions of one recipe: each is parsed once, and the work on all of them together is bounded."""
+
+    def __init__(self) -> None:
+        self._parsed: dict[str, Expression] = {}
+        self._length = 0
+
+    def take(self, text: str) -> Expression:
+        """A parsed expression, to be looked at or computed once.
+
+        Raises:
+            RecipeError: If it isn't arithmetic, or all that were taken are too long together.
+        """
+        self._length += len(text)
+        if self._length > LONGEST_TOGETHER:
+            raise RecipeError(
+                f"The expressions of a recipe may have up to {LONGEST_TOGETHER} characters together, counted each time "
+                "that they are computed. Compute what they share in a variable."
+            )
+        if text not in self._parsed:
+            self._parsed[text] = parse(text)
+        return self._parsed[text]
+
+
+def _value(node: Node) -> Any:
+    """What arithmetic sees of a variable: of a list or mapping, that it is one."""
+    if isinstance(node, Scalar):
+        return node.value
+    return [] if isinstance(node, Items) else {}

@@ -1,0 +1,116 @@
+"""How much each variable may be pruned, as data, as a table and as curves."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from keras_woodfisher.reports.pruning_report import PhaseReport
+from keras_woodfisher.reports.rendering import aligned, axes_of
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """One variable, pruned alone to one level.
+
+    Attributes:
+        name: The variable.
+        weights: Its number of weights.
+        level: The sparsity that was asked for.
+        pruned: Its zeros at that level, those that were there before included.
+        predicted: The increase of the loss that the Fisher predicts; None for magnitude pruning, which predicts none.
+        measured: The increase of the loss that was measured.
+    """
+
+    name: str
+    weights: int
+    level: float
+    pruned: int
+    predicted: float | None
+    measured: float
+
+
+@dataclass(frozen=True)
+class SensitivityReport:
+    """The outcome of `sensitivity`; `print` it to see tables.
+
+    Attributes:
+        entries: Variable after variable, each with all levels from the lowest to the highest.
+        levels: The levels.
+        dense_loss: The loss of the model as it is.
+        examples: How many examples losses were measured on.
+        samples: Gradient samples that were used.
+        phases: Where time and memory went.
+    """
+
+    entries: tuple[Sensitivity, ...]
+    levels: tuple[float, ...]
+    dense_loss: float
+    examples: int
+    samples: int = 0
+    phases: tuple[PhaseReport, ...] = ()
+
+    @property
+    def predicts(self) -> bool:
+        """Whether there are predictions."""
+        return all(entry.predicted is not None for entry in self.entries)
+
+    def variables(self) -> Iterator[tuple[Sensitivity, ...]]:
+        """The entries of one variable after the other (by place, since two may have the same name)."""
+        step = len(self.levels)
+        for start in range(0, len(self.entries), step):
+            yield self.entries[start : start + step]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain data, for JSON."""
+        data = asdict(self)
+        return data | {name: list(data[name]) for name in ("entries", "levels", "phases")}
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws a curve a variable: the increase of the loss over its sparsity. Dashed is what the Fisher predicts.
+
+        Args:
+            ax: The matplotlib `Axes` to draw on; by default a new figure's.
+
+        Returns:
+            The `Axes`.
+
+        Raises:
+            ImportError: If matplotlib isn't installed.
+            TypeError: If `ax` is something else.
+        """
+        names = [entries[0].name for entries in self.variables()]
+        ax = axes_of(ax, (10, max(5.0, 1.5 + 0.22 * len(names))))
+        # Predictions are far smaller than what is measured, which may be negative.
+        ax.set_yscale("symlog", linthresh=1e-3)
+        for entries in self.variables():
+            (line,) = ax.plot(self.levels, [entry.measured for entry in entries], marker="o", label=entries[0].name)
+            if self.predicts:
+                # A label that begins with an underscore isn't in the legend.
+                predicted = [entry.predicted for entry in entries]
+                ax.plot(self.levels, predicted, linestyle="--", color=line.get_color(), label="_predicted")
+        ax.axhline(0.0, color="black", linewidth=0.8, label="_none")
+        ax.set_xlabel("sparsity of one variable (fraction of zeros)")
+        ax.set_ylabel("increase of the loss" + (" (dashed: predicted)" if self.predicts else ""))
+        ax.set_title(f"loss without pruning {self.dense_loss:.4f}, on {self.examples:,} examples")
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+        return ax
+
+    def __str__(self) -> str:
+        lines = [
+            f"loss without pruning: {self.dense_loss:.4f}, on {self.examples:,} examples",
+            "",
+            "increase of the loss when one variable alone is pruned, measured",
+            *self._table("measured", ".4f"),
+        ]
+        if self.predicts:
+            lines += ["", "increase of the loss, predicted by the Fisher", *self._table("predicted", ".1e")]
+        return "\n".join(lines)
+
+    def _table(self, figure: str, form: str) -> list[str]:
+        cells: list[tuple[str, ...]] = [("variable", "weights", *(f"{level:g}" for level in self.levels))]
+        for entries in self.variables():
+            values = (format(getattr(entry, figure), form) for entry in entries)
+            cells.append((entries[0].name, f"{entries[0].weights:,}", *values))
+        lines = aligned(cells, left=1)
+        lines.insert(1, "-" * len(lines[0]))
+        return lines

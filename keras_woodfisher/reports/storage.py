@@ -1,0 +1,77 @@
+"""How many bytes a pruned variable takes: dense, as a bitmask, in CSR, and compressed with gzip.
+
+A `.keras` file stores every zero. These figures tell what a format for sparse weights would save.
+"""
+
+import gzip
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_woodfisher.model.axes import axis_roles
+from keras_woodfisher.model.targets import Target
+
+_GZIP_LEVEL = 6
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Bytes of one variable, or of several together.
+
+    Attributes:
+        dense: Every weight: `rows * columns * itemsize`.
+        bitmask: One bit a weight, rounded up to bytes, and the weights that aren't zero.
+        csr: Compressed sparse rows: the weights that aren't zero, a column index each, and `rows + 1` row
+            pointers. Indices and pointers each take the smallest of uint16, uint32 and uint64 that holds the
+            largest of them.
+        gzip: The dense bytes, row by row, after gzip at level 6.
+    """
+
+    dense: int
+    bitmask: int
+    csr: int
+    gzip: int
+
+    def __add__(self, other: "Storage") -> "Storage":
+        return Storage(
+            self.dense + other.dense, self.bitmask + other.bitmask, self.csr + other.csr, self.gzip + other.gzip
+        )
+
+
+def matrix_storage(matrix: np.ndarray) -> Storage:
+    """The bytes of a matrix.
+
+    Args:
+        matrix: (rows, columns), of any type of number.
+    """
+    rows, columns = matrix.shape
+    nonzero = int(np.count_nonzero(matrix))
+    values = nonzero * matrix.itemsize
+    indices = nonzero * _index_bytes(columns - 1)
+    pointers = (rows + 1) * _index_bytes(nonzero)
+    return Storage(
+        dense=matrix.nbytes,
+        bitmask=-(-matrix.size // 8) + values,
+        csr=values + indices + pointers,
+        gzip=len(gzip.compress(np.ascontiguousarray(matrix).tobytes(), _GZIP_LEVEL, mtime=0)),
+    )
+
+
+def target_storage(target: Target) -> Storage:
+    """The bytes of a variable as a matrix in weight order: one row an output unit, in the variable's own dtype."""
+    return matrix_storage(target_matrix(target))
+
+
+def target_matrix(target: Target) -> np.ndarray:
+    """A variable's weights (output units, inputs x kernel positions), in the variable's own dtype."""
+    variable = target.variable
+    # Frameworks may hand out bfloat16 as float32.
+    values = ops.convert_to_numpy(variable).astype(np.dtype(keras.backend.standardize_dtype(variable.dtype)))
+    roles = axis_roles(target.layer, variable.name, len(variable.shape))
+    return target.flatten(values).reshape(int(np.prod([variable.shape[axis] for axis in roles.outputs])), -1)
+
+
+def _index_bytes(largest: int) -> int:
+    return next(size for size in (2, 4, 8) if largest < 2 ** (8 * size))

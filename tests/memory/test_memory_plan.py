@@ -1,0 +1,172 @@
+"""Which plan is chosen, on numbers alone."""
+
+from dataclasses import replace
+
+import pytest
+
+from keras_woodfisher.memory.plan import MemoryNeeds
+from keras_woodfisher.memory.planning import Means, plan_memory
+
+MIB = 2**20
+G = 512 * 2**18 * 4  # 512 MiB
+LOTS = 2**40
+
+NEEDS = MemoryNeeds(
+    samples=512,
+    columns=2**18,
+    most=512,
+    weights=2**18,
+    widest=2000,
+    blocks=132,
+    chunk=32,
+    sample_bytes=5 * MIB,
+    reading_bytes=3 * MIB,
+    ring_bytes=0,
+    lanes=2,
+    kernels=1,
+    block_bytes=lambda m, lanes: lanes * m * 40_000,
+    panel=8192,
+)
+VECTORS = 40 * 2**18
+# Samples and blocks that wait beside the place of the gradients.
+SAMPLING = 3 * MIB + 32 * 5 * MIB
+STAGED = SAMPLING + 32 * 2**20
+
+
+def means(limit, disk=LOTS, **kwargs):
+    return Means(limit, "memory_limit", "/there", disk, **kwargs)
+
+
+def check(plan, limit):
+    """What holds of every plan."""
+    assert plan.total <= limit
+    assert plan.total == plan.gradients + plan.vectors + plan.ring + max(plan.sampling, plan.blocks)
+    assert 1 <= plan.chunk <= 32 and 1 <= plan.lanes <= 2
+    assert "memory plan" in str(plan) and plan.as_dict()["total"] == plan.total
+    return plan
+
+
+def test_all_in_memory_to_the_byte():
+    limit = G + VECTORS + SAMPLING
+    plan = check(plan_memory(NEEDS, means(limit)), limit)
+    assert (plan.storage, plan.total, plan.gradients, plan.stored, plan.pages) == ("memory", limit, G, 0, 1)
+    assert (plan.chunk, plan.lanes) == (32, 2)
+    assert "512.0 MiB in memory" in str(plan)
+    plan = check(plan_memory(NEEDS, means(limit - 1)), limit - 1)
+    assert (plan.storage, plan.gradients, plan.stored, plan.folder) == ("disk", 0, G, "/there")
+    assert "512.0 MiB on disk in /there" in str(plan)
+
+
+def test_work_becomes_smaller_on_disk_only_where_it_must():
+    limit = VECTORS + STAGED
+    plan = check(plan_memory(NEEDS, means(limit)), limit)
+    assert (plan.storage, plan.chunk, plan.total) == ("disk", 32, limit)
+    plan = check(plan_memory(NEEDS, means(limit - 1)), limit - 1)
+    assert (plan.storage, plan.chunk, plan.lanes) == ("disk", 31, 2)
+    # Two blocks at work take 47 MiB: one of them is left first where less is free.
+    limit = VECTORS + 40 * MIB
+    plan = check(plan_memory(NEEDS, means(limit)), limit)
+    assert (plan.storage, plan.chunk, plan.lanes) == ("disk", 6, 1)
+
+
+def test_without_disk_a_page_at_a_time():
+    limit = VECTORS + 256 * MIB
+    plan = check(plan_memory(NEEDS, means(limit, disk=G - 1)), limit)
+    assert plan.storage == "recomputed" and plan.chunk < 32
+    assert plan.pages == -(-NEEDS.columns // plan.page) >= 3
+    assert plan.gradients == 4 * 512 * plan.page
+    # Work has half of what there is, pages the rest.
+    assert plan.gradients >= 128 * MIB
+    assert "taken again for each page" in str(plan)
+    assert check(plan_memory(NEEDS, means(limit, disk=G)), limit).storage == "disk"
+
+
+def test_memory_with_less_work_goes_before_pages():
+    limit = G + VECTORS + SAMPLING - 1
+    plan = check(plan_memory(NEEDS, means(limit, disk=0)), limit)
+    assert (plan.storage, plan.chunk) == ("memory", 31)
+
+
+def test_float16_takes_half():
+    plan = check(plan_memory(NEEDS, means(G, dtype="float16")), G)
+    assert (plan.storage, plan.dtype, plan.gradients) == ("memory", "float16", G // 2)
+    plan = check(plan_memory(NEEDS, means(300 * MIB, dtype="float16")), 300 * MIB)
+    assert (plan.storage, plan.stored) == ("disk", G // 2)
+
+
+def test_where_gradients_were_asked_to_be():
+    plan = check(plan_memory(NEEDS, means(LOTS, place="disk")), LOTS)
+    assert (plan.storage, plan.gradients, plan.stored) == ("disk", 0, G)
+    plan = check(plan_memory(NEEDS, means(LOTS, place="cuda:0", disk=0)), LOTS)
+    assert (plan.storage, plan.gradients, plan.stored, plan.folder) == ("cuda:0", 0, G, "")
+    with pytest.raises(MemoryError, match=r"On disk they would take 512.0 MiB, and 1.0 MiB are free in /there.*TMPDIR"):
+        plan_memory(NEEDS, means(LOTS, place="disk", disk=MIB))
+
+
+ONE = replace(NEEDS, widest=2**18, blocks=1)
+
+
+def test_pages_of_one_block():
+    whole = check(plan_memory(ONE, means(LOTS)), LOTS)
+    assert (whole.storage, whole.pages) == ("memory", 1)
+    plan = check(plan_memory(ONE, means(LOTS, pages=4)), LOTS)
+    assert (plan.storage, plan.pages, plan.page) == ("disk", 4, 2**16)
+    assert plan.blocks >= G // 4
+    assert "read in 4 pages" in str(plan)
+    # A page of a quarter doesn't fit here, one of an eighth does.
+    plan = check(plan_memory(ONE, means(180 * MIB, pages=4)), 180 * MIB)
+    assert (plan.storage, plan.pages) == ("disk", 8)
+    plan = check(plan_memory(ONE, means(LOTS, pages=4, disk=0)), LOTS)
+    assert (plan.storage, plan.pages, plan.lanes, plan.gradients) == ("recomputed", 4, 1, G // 4)
+    plan = check(plan_memory(ONE, means(220 * MIB)), 220 * MIB)
+    assert (plan.storage, plan.page) == ("disk", 8192)
+
+
+def test_the_ring_counts():
+    needs = replace(NEEDS, ring_bytes=G)
+    limit = 2 * G + VECTORS + SAMPLING
+    assert check(plan_memory(needs, means(limit)), limit).storage == "memory"
+    assert check(plan_memory(needs, means(limit - 1)), limit - 1).storage == "disk"
+    with pytest.raises(MemoryError, match="num_grads=512 for 262,144 weights needs at least 5") as error:
+        plan_memory(needs, means(G))
+    # What the message proposes does fit, and one more doesn't.
+    number = int(str(error.value).split("fit: num_grads=")[1].split(",")[0])
+    assert 450 < number < 512
+    fewer = replace(needs, samples=number, most=number, ring_bytes=G * number // 512)
+    check(plan_memory(fewer, means(G)), G)
+    more = replace(needs, samples=number + 1, most=number + 1, ring_bytes=G * (number + 1) // 512)
+    with pytest.raises(MemoryError):
+        plan_memory(more, means(G))
+
+
+@pytest.mark.parametrize("disk", [0, LOTS])
+@pytest.mark.parametrize("needs", [NEEDS, ONE, replace(NEEDS, widest=20_000, blocks=14)])
+def test_what_fits_is_found_and_told(needs, disk):
+    with pytest.raises(MemoryError, match=r"MiB may be used \(memory_limit\)") as error:
+        plan_memory(needs, means(VECTORS, disk=disk))
+    text = str(error.value)
+    assert ("On disk they would take" in text) == (disk == 0)
+    limit = int(text.split('memory_limit="')[1].split(" MiB", maxsplit=1)[0]) * MIB
+    check(plan_memory(needs, means(limit, disk=disk)), limit)
+    with pytest.raises(MemoryError):
+        plan_memory(needs, means(limit - MIB, disk=disk))
+
+
+def test_every_limit_is_kept_or_refused():
+    for needs in (NEEDS, ONE, replace(NEEDS, widest=20_000, blocks=14), replace(NEEDS, most=2048)):
+        for dtype in ("float32", "float16"):
+            for disk in (0, G // 2, LOTS):
+                fits = []
+                for limit in range(8 * MIB, 900 * MIB, 24 * MIB):
+                    try:
+                        check(plan_memory(needs, means(limit, disk=disk, dtype=dtype)), limit)
+                        fits.append(True)
+                    except MemoryError:
+                        fits.append(False)
+                assert fits == sorted(fits) and fits[-1]
+
+
+def test_an_update_is_within_the_plan_or_not():
+    plan = plan_memory(replace(NEEDS, most=1024), means(LOTS))
+    assert plan.covers(512, 2**18) and plan.covers(1024, 2**17)
+    assert not plan.covers(512, 2**18 + 1) and not plan.covers(1025, 100)

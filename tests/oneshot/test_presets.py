@@ -1,0 +1,76 @@
+"""Presets: what they choose, and what wins over them."""
+
+import pytest
+
+from keras_woodfisher.oneshot.presets import PRESETS, chosen, plenty
+
+
+def test_a_preset_as_it_is_where_the_data_is_plenty():
+    for name, preset in PRESETS.items():
+        assert chosen(name, {}, None) == chosen(name, {}, 10**6) == preset
+    assert PRESETS["fast"].stages < PRESETS["balanced"].stages < PRESETS["best"].stages
+
+
+def test_what_is_given_wins():
+    given = {"stages": 3, "num_grads": 7, "damp": 0.5, "fisher": "empirical", "newton_steps": 0, "calibration": 11}
+    found = chosen("best", {**given, "update": None}, 10**6)
+    assert {name: getattr(found, name) for name in given} == given
+    assert found.update == "calibrated"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("available", [1, 2, 9, 96, 600, 1200, 5000])
+def test_it_fits_the_data(name, available):
+    found = chosen(name, {}, available)
+    assert found.num_grads >= 1 and found.grad_batch_size >= 1
+    if available > 1:
+        assert found.calibration + found.num_grads * found.grad_batch_size <= available
+    assert found.calibration <= max(1, available / 10 + 1)
+
+
+def test_few_examples_choose_nothing():
+    for name in ("balanced", "best"):
+        assert chosen(name, {}, 199) == chosen("fast", {}, 199)
+        assert chosen(name, {}, 200).update == "calibrated"
+        assert chosen(name, {"stages": 3, "newton_steps": 0}, 100) == chosen("fast", {"stages": 3}, 100)
+        for asked in ({"update": "calibrated"}, {"calibration": 5}, {"newton_steps": 1}):
+            assert chosen(name, asked, 100).update == "calibrated"
+
+
+def test_what_is_plenty():
+    assert plenty(PRESETS["fast"]) == 512
+    assert plenty(PRESETS["balanced"]) == 2500
+    assert plenty(PRESETS["best"]) == 5000
+    for name, preset in PRESETS.items():
+        assert chosen(name, {}, plenty(preset)) == preset
+
+
+def test_block_by_block_nothing_is_held_out():
+    found = chosen("best", {"update": "joint"}, 1000)
+    assert (found.calibration, found.newton_steps, found.stages) == (0, 0, PRESETS["best"].stages)
+
+
+def test_calibrated_corrections_have_examples_whatever_the_preset():
+    assert chosen("fast", {"update": "calibrated"}, None).calibration == 500
+
+
+@pytest.mark.parametrize(
+    "error, message, given",
+    [
+        (ValueError, "quality must be one of 'fast', 'balanced', 'best', got 'good'", {"quality": "good"}),
+        (ValueError, "stages must be at least 1, got 0", {"stages": 0}),
+        (TypeError, "stages must be a whole number, got 1.5", {"stages": 1.5}),
+        (ValueError, "newton_steps must be at least 0, got -1", {"newton_steps": -1}),
+        (ValueError, "calibration must be at least 1, got 0. update='calibrated' chooses by", {"calibration": 0}),
+        (
+            ValueError,
+            "calibration is for update='calibrated', got update='joint'",
+            {"calibration": 5, "update": "joint"},
+        ),
+        (ValueError, "newton_steps is for update='cal", {"newton_steps": 1, "update": "independent"}),
+    ],
+)
+def test_errors(error, message, given):
+    given = dict(given)
+    with pytest.raises(error, match=message):
+        chosen(given.pop("quality", "balanced"), given, 1000)

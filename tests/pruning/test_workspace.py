@@ -1,0 +1,296 @@
+"""Updates under a memory limit: the same pruning wherever gradients are, and nothing left behind."""
+
+import tempfile
+
+import keras
+import numpy as np
+import pytest
+from gathering import GivenGradients
+from keras import ops
+from keras_woodfisher_backends import get_backend
+from keras_woodfisher_backends.kernel.host_blas import blas_threads
+
+import keras_woodfisher as kw
+from keras_woodfisher.gradients.footprint import buffered_footprint, counted_outputs
+from keras_woodfisher.gradients.sources import SampledGradients
+from keras_woodfisher.options.pruning_options import PruningOptions
+from keras_woodfisher.pruning.pruner import Pruner
+from keras_woodfisher.pruning.workspace import Resources
+from keras_woodfisher.recipe.dry_run.costs import passes_of
+
+WIDE = 60
+WEIGHTS = 12 * WIDE + WIDE * WIDE + 7 * WIDE
+ROWS = 64
+
+
+@pytest.fixture
+def wide(rng):
+    """A net of 4,740 weights and examples for it; two lanes, however many cores there are."""
+    model = keras.Sequential(
+        [
+            keras.layers.Input((12,)),
+            keras.layers.Dense(WIDE, activation="relu", name="one"),
+            keras.layers.Dense(WIDE, activation="relu", name="two"),
+            keras.layers.Dense(7, name="out"),
+        ]
+    )
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    data = rng.normal(size=(ROWS, 12)).astype("float32"), rng.integers(0, 7, ROWS).astype("int32")
+    with blas_threads(2):
+        yield model, data
+
+
+def device():
+    return "cpu:0" if keras.backend.backend() == "torch" else "cpu:1"
+
+
+def pruned(wide, **kwargs):
+    """The weights after one shot, and the plan."""
+    model, data = wide
+    before = model.get_weights()
+    plans = []
+    real = Resources.plan
+
+    def planning(self, *args):
+        plans.append(real(self, *args))
+        return plans[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Resources, "plan", planning)
+        kw.prune(model, data, 0.6, quality="fast", num_grads=ROWS, verbose=0, **kwargs)
+    after = model.get_weights()
+    model.set_weights(before)
+    (plan,) = plans
+    return after, plan
+
+
+def limit_for(storage, model, data, rows=ROWS, **kwargs):
+    """The largest limit (in steps) at which gradients are kept there."""
+    pruner = Pruner(model, PruningOptions(verbose=0, **kwargs))
+    if data is None:
+        footprint = buffered_footprint(pruner.targets, rows)
+    else:
+        source = SampledGradients(model, pruner.targets, PruningOptions(verbose=0), pruner.backend, data)
+        footprint = source.footprint(rows)
+    uses = [(rows, sum(t.size for t in pruner.targets))]
+    limit = pruner.plan_memory(footprint, uses).total
+    while limit > 0:
+        limit -= 20_000
+        pruner = Pruner(model, PruningOptions(verbose=0, memory_limit=limit, **kwargs))
+        if pruner.plan_memory(footprint, uses).storage == storage:
+            return limit
+    raise AssertionError(f"never {storage}")
+
+
+def same(one, other):
+    return all((a == b).all() for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("size", [900, None])
+def test_every_place_gives_the_same_bits(wide, size, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    # So many samples at a time take less than the gradients: there is a limit at which only these must go.
+    monkeypatch.setattr(type(get_backend(keras.backend.backend())), "chunk_groups", lambda self, examples: 32)
+    # One block over everything is wide by this measure.
+    monkeypatch.setattr("keras_woodfisher.pruning.workspace.PANEL", 1000)
+    truth, full = pruned(wide, fisher_block_size=size)
+    assert (full.storage, full.reason) == ("memory", "a quarter of what is free")
+    for place in ("disk", device()):
+        after, plan = pruned(wide, fisher_block_size=size, grads_device=place)
+        assert plan.storage == place
+        assert same(after, truth)
+    model, data = wide
+    limit = limit_for("disk", model, data, fisher_block_size=size)
+    after, plan = pruned(wide, fisher_block_size=size, memory_limit=limit)
+    assert (plan.storage, plan.chunk) == ("disk", full.chunk)
+    # A lane that shares one block has a copy of its columns.
+    assert plan.lanes == (full.lanes if size else 1)
+    assert same(after, truth)
+    monkeypatch.setattr("keras_woodfisher.pruning.workspace.disk_room", lambda folder: 0)
+    limit = limit_for("recomputed", model, data, fisher_block_size=size)
+    with monkeypatch.context() as counting:
+        fill, passes = SampledGradients.fill, []
+        counting.setattr(SampledGradients, "fill", lambda *args: passes.append(args) or fill(*args))
+        after, plan = pruned(wide, fisher_block_size=size, memory_limit=limit)
+    assert plan.storage == "recomputed" and plan.pages > 1
+    assert len(passes) == passes_of(plan, size or WEIGHTS)
+    # Fewer samples at a time, so frameworks add in another order.
+    for one, other in zip(after, truth, strict=True):
+        assert ((one == 0) != (other == 0)).mean() < 1e-3
+        np.testing.assert_allclose(one, np.where(one == 0, 0, other), rtol=1e-2, atol=1e-3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_float16_prunes_nearly_the_same(wide):
+    truth, _ = pruned(wide)
+    for place in ("cpu", "disk"):
+        after, plan = pruned(wide, grads_dtype="float16", grads_device=place)
+        assert (plan.dtype, plan.gradients + plan.stored) == ("float16", 2 * ROWS * WEIGHTS)
+        assert not same(after, truth)
+        masks = [(a == 0) == (b == 0) for a, b in zip(after, truth, strict=True)]
+        assert np.mean(np.concatenate([m.ravel() for m in masks])) > 0.99
+    assert same(pruned(wide, grads_dtype="float16")[0], after)
+
+
+def test_pages_of_one_block_when_asked_for(wide):
+    truth, _ = pruned(wide, fisher_block_size=None)
+    after, plan = pruned(wide, fisher_block_size=None, num_pages=5)
+    assert (plan.storage, plan.pages, plan.page) == ("disk", 5, 948)
+    for one, other in zip(after, truth, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_nothing_is_left_behind_by_an_error(wide, error, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    files = []
+    from keras_woodfisher.memory.disk import DiskStore
+
+    real, calls = DiskStore.columns, []
+
+    def failing(self, columns):
+        files.append(self._spool._file)
+        calls.append(1)
+        if len(calls) == 3:
+            raise error("in the middle")
+        return real(self, columns)
+
+    monkeypatch.setattr(DiskStore, "columns", failing)
+    with pytest.raises(error, match="in the middle"):
+        pruned(wide, grads_device="disk")
+    assert all(file.closed for file in files)
+    assert list(tmp_path.iterdir()) == []
+    model, (x, y) = wide
+    monkeypatch.undo()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(ValueError, match="No usable gradient sample"):
+        kw.prune(
+            model,
+            (x, y),
+            0.5,
+            loss=lambda y, p: 0.0 * ops.mean(p),
+            quality="fast",
+            num_grads=20,
+            grads_device="disk",
+            verbose=0,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_seed_each_pass_takes_the_same_samples(wide, monkeypatch):
+    monkeypatch.setattr("keras_woodfisher.pruning.workspace.disk_room", lambda folder: 0)
+    model, data = wide
+    limit = limit_for("recomputed", model, data, fisher_block_size=900)
+    _, plan = pruned(wide, seed=None, memory_limit=limit, fisher_block_size=900)
+    assert plan.storage == "recomputed" and plan.pages > 1
+
+
+def test_rows_that_are_dropped_are_the_same_in_each_pass(wide, monkeypatch):
+    model, (x, y) = wide
+    x = x.copy()
+    x[::7] = 0.0  # no bias yet: their gradients are zero but for the last layer's, which is left out
+    options = {"exclude": ["out/kernel"], "fisher_block_size": 900}
+    messages, results = [], []
+    for storage in ("memory", "recomputed"):
+        limit = None
+        if storage == "recomputed":
+            monkeypatch.setattr("keras_woodfisher.pruning.workspace.disk_room", lambda folder: 0)
+            limit = limit_for(storage, model, (x, y), **options)
+        with pytest.warns(UserWarning, match="gradient samples are zero or not finite") as warned:
+            results.append(pruned((model, (x, y)), memory_limit=limit, **options))
+        messages.append([text for text in (str(w.message) for w in warned) if "gradient samples" in text])
+    assert [len(listed) for listed in messages] == [1, 1]
+    assert messages[0] == messages[1]
+    assert (results[0][1].storage, results[1][1].storage) == ("memory", "recomputed")
+    for one, other in zip(results[0][0], results[1][0], strict=True):
+        assert ((one == 0) != (other == 0)).mean() < 1e-3
+
+
+def test_a_limit_above_what_is_free_is_what_is_free(wide, monkeypatch):
+    model, data = wide
+    free = limit_for("disk", model, data)
+    monkeypatch.setattr("keras_woodfisher.pruning.workspace.free_memory", lambda: free)
+    _, plan = pruned(wide, memory_limit="1 TiB")
+    assert (plan.limit, plan.storage) == (free, "disk")
+    assert plan.reason == "all that is free, which is less than memory_limit"
+    _, plan = pruned(wide, memory_limit=free - 1)
+    assert (plan.limit, plan.reason) == (free - 1, "memory_limit")
+
+
+def test_the_plan_is_shown_once_with_advice(wide, capsys, monkeypatch):
+    monkeypatch.setattr("keras_woodfisher.pruning.workspace.advice", lambda: "BLAS could be faster.")
+    model, data = wide
+    callback = kw.WoodFisherPruning(0.6, end_epoch=2, data=data, num_grads=20, verbose=1)
+    model.fit(*data, epochs=2, batch_size=32, verbose=0, callbacks=[callback])
+    out = capsys.readouterr().out
+    assert out.count("memory plan:") == out.count("BLAS could be faster.") == 1
+    assert "gradients, 20 x 4,740 float32: 0.4 MiB in memory" in out
+    callback = kw.WoodFisherPruning(0.9, end_epoch=2, data=data, num_grads=20, verbose=0)
+    model.fit(*data, epochs=2, batch_size=32, verbose=0, callbacks=[callback])
+    out = capsys.readouterr().out
+    assert "memory plan:" not in out
+    assert "BLAS" not in out
+
+
+def test_more_than_was_foreseen_is_planned_anew(capsys):
+    model = keras.Sequential([keras.layers.Input((30,)), keras.layers.Dense(20)])
+    pruner = Pruner(model, PruningOptions(fisher_block_size=50, verbose=2))
+    source = GivenGradients(np.random.default_rng(0).normal(size=(40, 600)).astype(np.float32))
+    pruner.plan_memory(source.footprint(10), [(10, 600), (20, 100)])
+    pruner.update([0.1], source, 10)
+    assert (pruner.memory.samples, pruner.memory.most) == (10, 20)
+    pruner.update([0.2], source, 40)
+    assert pruner.memory.samples == 40
+    assert capsys.readouterr().out.count("memory plan:") == 2
+
+
+def test_a_run_that_can_not_fit_is_refused_before_training(wide):
+    model, data = wide
+    before = model.get_weights()
+    for source in (data, None):
+        callback = kw.WoodFisherPruning(
+            0.6, end_epoch=3, start_epoch=1, data=source, num_grads=10, memory_limit="100 KB", verbose=0
+        )
+        with pytest.raises(MemoryError, match=r"num_grads=10 for 4,740 weights needs at least .*0\.1 MiB may be used"):
+            model.fit(*data, epochs=3, batch_size=5, verbose=0, callbacks=[callback])
+        assert same(model.get_weights(), before)
+        assert not any("gradients" in v.name for v in model.optimizer.variables)
+
+
+@pytest.mark.parametrize("place", ["disk", "cpu"])
+def test_buffered_gradients_under_a_limit(wide, place):
+    model, data = wide
+    weights = model.get_weights()
+    results = []
+    limit = limit_for("disk", model, None, rows=12)
+    for options in ({}, {"grads_device": place, "memory_limit": limit}):
+        model.set_weights(weights)
+        keras.utils.set_random_seed(1)
+        callback = kw.WoodFisherPruning(0.6, end_epoch=1, num_grads=12, verbose=0, **options)
+        model.fit(*data, epochs=1, batch_size=5, verbose=0, shuffle=False, callbacks=[callback])
+        plan = callback._run.pruner.memory
+        assert plan.ring == 4 * 12 * WEIGHTS
+        results.append((model.get_weights(), plan))
+    assert [plan.storage for _, plan in results] == ["memory", "disk"]
+    assert same(results[0][0], results[1][0])
+
+
+def test_devices_that_do_not_exist(wide):
+    model, data = wide
+    with pytest.raises(ValueError, match=r"grads_device: There is no device 'cuda:9' here.*cpu.* kept on \"disk\""):
+        kw.prune(model, data, 0.5, grads_device="cuda:9", verbose=0)
+
+
+def test_the_footprint_counts_what_layers_put_out(wide, backend):
+    model, data = wide
+    with counted_outputs(model) as total:
+        model(data[0][:3])
+    assert total == [4 * 3 * (WIDE + WIDE + 7)]
+    assert not any("call" in vars(layer) for layer in model.layers)
+    pruner = Pruner(model, PruningOptions(verbose=0))
+    source = SampledGradients(model, pruner.targets, PruningOptions(verbose=0), backend, data)
+    source.check(ROWS)
+    found = source.footprint(ROWS)
+    assert found.chunk == min(ROWS, backend.chunk_groups(1))
+    assert found.sample == 4 * (2 * WEIGHTS + 2 * WIDE * WIDE) + int(2.5 * 4 * (2 * WIDE + 7))
+    assert found.reading == 2 * ROWS * (12 + 1) * 4
