@@ -69,7 +69,7 @@ class Task:
     ) -> None:
         """Refuses a run that can't do what was planned; see `WoodFisherPruning.check_plan`."""
         self.check_epochs(epochs)
-        if self.options.method == "woodfisher" and self.data is None:
+        if self.options.second_order and self.data is None:
             self.check_buffered()
             check_buffer(updates, steps, epochs, first_epoch, self.schedule.start)
 
@@ -126,7 +126,7 @@ class Run:
             MemoryError: If the gradients don't fit.
         """
         options = self._task.options
-        if options.method == "magnitude":
+        if not options.second_order:
             return
         if self._task.data is None:
             self._task.check_buffered()

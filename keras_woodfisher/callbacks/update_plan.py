@@ -113,7 +113,7 @@ class Ramps:
             zeros = sum(before)
             after = self.counts_at(position, before)
             prunes = sum(after) > zeros
-            second_order = prunes and self._options.method != "magnitude"
+            second_order = prunes and self._options.second_order
             planned[epoch, step] = PlannedUpdate(
                 position,
                 epoch,

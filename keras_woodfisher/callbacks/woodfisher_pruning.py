@@ -125,20 +125,20 @@ class WoodFisherPruning(HoldingCallback):
         if levels is not None:
             params, global_sparsity = arguments_of(levels, params, global_sparsity)
             final_sparsity = min(final for final, _ in levels)
-        options = PruningOptions(
-            params="__ALL_PRUNABLE__" if params is None else params,  # type: ignore[arg-type]
-            exclude=exclude,  # type: ignore[arg-type]
+        options = PruningOptions.of(
+            params=params,
+            exclude=exclude,
             method=method,
-            mask_type=mask_type,  # type: ignore[arg-type]
+            mask_type=mask_type,
             update=update,
-            global_sparsity=True if global_sparsity is None else global_sparsity,
+            global_sparsity=global_sparsity,
             num_grads=num_grads,
             grad_batch_size=grad_batch_size,
             fisher=fisher,
             damp=damp,
             num_recomputations=num_recomputations,
             fisher_block_size=fisher_block_size,
-            available_gpus=available_gpus,  # type: ignore[arg-type]
+            available_gpus=available_gpus,
             memory_limit=memory_limit,
             grads_device=grads_device,
             grads_dtype=grads_dtype,

@@ -162,20 +162,20 @@ def prune(
                 f"as with quality='fast' instead of {quality!r}: data holds fewer than {FEWEST} examples, too few to "
                 "hold some out and choose corrections by them.",
             )
-    options = PruningOptions(
-        params="__ALL_PRUNABLE__" if params is None else params,  # type: ignore[arg-type]
-        exclude=exclude,  # type: ignore[arg-type]
+    options = PruningOptions.of(
+        params=params,
+        exclude=exclude,
         method=method,
         update=used.update,
-        mask_type=mask_type,  # type: ignore[arg-type]
-        global_sparsity=True if global_sparsity is None else global_sparsity,
+        mask_type=mask_type,
+        global_sparsity=global_sparsity,
         num_grads=used.num_grads,
         grad_batch_size=used.grad_batch_size,
         fisher=used.fisher,
         damp=used.damp,
         num_recomputations=used.stages,
         fisher_block_size=fisher_block_size,
-        available_gpus=available_gpus,  # type: ignore[arg-type]
+        available_gpus=available_gpus,
         memory_limit=memory_limit,
         grads_device=grads_device,
         grads_dtype=grads_dtype,

@@ -183,9 +183,9 @@ def sensitivity(
     """
     wanted = _checked_levels(levels)
     one_of("update", update, UPDATES)
-    options = PruningOptions(
-        params=params,  # type: ignore[arg-type]
-        exclude=exclude,  # type: ignore[arg-type]
+    options = PruningOptions.of(
+        params=params,
+        exclude=exclude,
         method=method,
         update=update,
         global_sparsity=False,
@@ -195,7 +195,7 @@ def sensitivity(
         damp=damp,
         # Blocks never span variables here: what they share would be corrected too.
         fisher_block_size=fisher_block_size or sys.maxsize,
-        available_gpus=available_gpus,  # type: ignore[arg-type]
+        available_gpus=available_gpus,
         memory_limit=memory_limit,
         grads_device=grads_device,
         grads_dtype=grads_dtype,
@@ -204,7 +204,7 @@ def sensitivity(
     )
     pruner = LonePruner(model, options)
     pruner.find_zeros()
-    if options.method == "woodfisher" and data is None:
+    if options.second_order and data is None:
         raise ValueError(
             "sensitivity needs data to take gradients of: data=(x, y), or whatever fit takes. "
             "Only method='magnitude' works with eval_data alone."
@@ -214,7 +214,7 @@ def sensitivity(
     batches = read_batches(data if eval_data is None else eval_data, num_examples, batch_size, seed)
     judge = _Judge(model, pruner, loss, batches)
     source, rows = None, 0
-    if options.method == "woodfisher":
+    if options.second_order:
         source, rows = _source(model, pruner, options, data, loss, num_grads is None)
     meter = Meter(pruner.backend, pruner.backend.devices(), options.verbose)
     dense = judge.dense_loss()

@@ -33,6 +33,10 @@ _AUTO_PART = 0.1
 _SETTINGS = ("grad_batch_size", "fisher", "damp", "update", "num_recomputations", "fisher_block_size", "seed")
 
 
+_LEFT_OUT = ("params", "global_sparsity", "available_gpus")
+"""What None leaves to the default; of other options it is a value of its own, or none at all."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PruningOptions:
     """How one pruning update works. See `WoodFisherPruning` for what each field means."""
@@ -95,9 +99,19 @@ class PruningOptions:
         set_field(self, "verbose", 1 if self.verbose == "auto" else self.verbose)
         one_of("verbose", self.verbose, (0, 1, 2))
 
+    @classmethod
+    def of(cls, **given: Any) -> "PruningOptions":
+        """The options as users write them: lists for tuples, and None for what is left out."""
+        return cls(**{name: value for name, value in given.items() if value is not None or name not in _LEFT_OUT})
+
+    @property
+    def second_order(self) -> bool:
+        """Whether updates take gradients; magnitude pruning doesn't."""
+        return self.method == "woodfisher"
+
     def settings(self) -> dict[str, Any]:
         """What a report says of how updates were made; nothing of magnitude pruning."""
-        if self.method == "magnitude":
+        if not self.second_order:
             return {}
         num_grads = dict(self.num_grads) if isinstance(self.num_grads, Mapping) else self.num_grads
         return {"num_grads": num_grads} | {name: getattr(self, name) for name in _SETTINGS}
@@ -105,7 +119,7 @@ class PruningOptions:
     def _check_mask(self) -> None:
         mask = checked_mask(self.mask_type)
         object.__setattr__(self, "mask_type", mask)
-        if mask == UNSTRUCTURED or self.method == "magnitude":
+        if mask == UNSTRUCTURED or not self.second_order:
             return
         if self.update == "independent":
             raise ValueError(

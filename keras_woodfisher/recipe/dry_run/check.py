@@ -273,7 +273,7 @@ class _Run:
         options, buffered = callback.options, buffers(modifier, self._data)
         uses = [(u.num_grads, u.kept) for u in updates if u.num_grads]
         seconds = None
-        if options.method == "woodfisher":
+        if options.second_order:
             try:
                 if buffered:
                     footprint = buffered_footprint(pruner.targets, options.most_gradients)
