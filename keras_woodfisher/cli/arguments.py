@@ -1,4 +1,4 @@
-"""The arguments of every command. Imports the standard library alone: see `keras_woodfisher_backends.launch`."""
+"""The arguments of every command; imports no Keras, so that help and wrong usage answer at once."""
 
 import argparse
 import math
