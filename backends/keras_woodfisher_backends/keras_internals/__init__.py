@@ -16,10 +16,10 @@ def check_version(version: str) -> None:
     """Warns of a release of Keras that nobody has tried."""
     found = re.match(r"(\d+)\.(\d+)", version)
     if found is None or not OLDEST_TESTED <= (int(found[1]), int(found[2])) <= NEWEST_TESTED:
-        oldest, newest = (".".join(map(str, tested)) for tested in (OLDEST_TESTED, NEWEST_TESTED))
+        oldest, (major, newest) = "{}.{}".format(*OLDEST_TESTED), NEWEST_TESTED
         warnings.warn(
-            f"keras_woodfisher is tested with Keras {oldest} to {newest}, found {version}, which may lack something "
-            f"that it needs. If it fails: pip install 'keras>={oldest},<{newest[0]}.{int(newest[2:]) + 1}'.",
+            f"keras_woodfisher is tested with Keras {oldest} to {major}.{newest}, found {version}, which may lack "
+            f"something that it needs. If it fails: pip install 'keras>={oldest},<{major}.{newest + 1}'.",
             stacklevel=2,
         )
 
