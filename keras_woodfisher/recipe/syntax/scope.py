@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from keras_woodfisher.recipe.syntax.errors import RecipeError, shown
+from keras_woodfisher.recipe.syntax.errors import RecipeError, short_repr
 from keras_woodfisher.recipe.syntax.expressions import Expression, compute, expression_in, parse, unknown_name
-from keras_woodfisher.recipe.syntax.tree import Items, Node, Pairs, Scalar, described, refuse_tags
+from keras_woodfisher.recipe.syntax.tree import Items, Node, Pairs, Scalar, describe, refuse_tags
 
 LONGEST_TOGETHER = 50_000
 
@@ -55,7 +55,7 @@ class Scope:
         name = self._evaluate(key, field)
         if not isinstance(name, Scalar):
             raise RecipeError(
-                f"A key must be a name or a number, but {shown(key.value)} gives {described(name)}.",
+                f"A key must be a name or a number, but {short_repr(key.value)} gives {describe(name)}.",
                 line=key.line,
                 field=field,
             )
@@ -96,7 +96,7 @@ class Scope:
         try:
             return list(TopologicalSorter(uses).static_order())
         except CycleError as error:
-            cycle = " -> ".join(shown(name) for name in reversed(error.args[1][:20]))
+            cycle = " -> ".join(short_repr(name) for name in reversed(error.args[1][:20]))
             first = error.args[1][0]
             raise RecipeError(
                 f"Variables are computed from each other in a circle: {cycle}. Give one of them a number.",
