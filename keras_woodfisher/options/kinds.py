@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from keras_woodfisher.options.checks import count, flag, fraction, names, number, one_of
+from keras_woodfisher.options.checks import count, flag, names, one_of
 from keras_woodfisher.options.mask_types import NAMED, checked_mask
 from keras_woodfisher.options.sizes import parse_bytes
 
@@ -67,18 +67,23 @@ def _mask_text(text: str) -> str | list[int]:
     return text
 
 
+def _unchecked(name: str, value: Any) -> Any:
+    return value
+
+
 @dataclass(frozen=True, eq=False)
 class Kind:
     """A kind of values.
 
     Attributes:
-        check: Takes the name of an option and a value; returns the value in one form, or raises what is wrong.
+        check: Takes the name of an option and a value; returns the value in one form, or raises what is wrong. By
+            default whoever takes the option checks it, such as `checked_schedule`, which compares several.
         notation: How the command line reads it, as arguments of argparse's `add_argument`.
         choices: The values, where there are only a few.
         prune_choices: Further ones, of `prune` alone.
     """
 
-    check: Callable[[str, Any], Any]
+    check: Callable[[str, Any], Any] = _unchecked
     notation: Mapping[str, Any] = field(default_factory=dict)
     choices: tuple[Any, ...] = ()
     prune_choices: tuple[Any, ...] = ()
@@ -107,14 +112,15 @@ def _checked_device(name: str, value: Any) -> str:
 
 _SEVERAL_NAMES = {"nargs": "+", "action": "extend", "metavar": "NAME"}
 
-ANYTHING = Kind(lambda name, value: value)
+ANYTHING = Kind()
 COUNT = Kind(count, {"type": whole_text(1), "metavar": "N"})
 COUNT_OR_ZERO = Kind(partial(count, least=0), {"type": whole_text(0), "metavar": "N"})
 DEVICE = Kind(_checked_device)
-EPOCHS = Kind(number)
+EPOCHS = Kind()
+FINAL_SPARSITY = Kind()
 FLAG = Kind(flag)
-FRACTION = Kind(fraction)
-LEVELS = Kind(fraction, {"nargs": "+", "type": fraction_text, "metavar": "S"})
+INIT_SPARSITY = Kind()
+LEVELS = Kind(notation={"nargs": "+", "type": fraction_text, "metavar": "S"})
 MASK = Kind(lambda name, value: checked_mask(value), {"type": _mask_text, "metavar": "MASK"})
 NAMES = Kind(_names_as_tuple, _SEVERAL_NAMES)
 PARAMS = Kind(names, _SEVERAL_NAMES)

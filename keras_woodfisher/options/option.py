@@ -1,7 +1,7 @@
 """What one option is: the values it takes, its default, who takes it, and what it means."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from keras_woodfisher.options.kinds import Kind
@@ -21,7 +21,7 @@ class Option:
         name: The option's name.
         kind: What values it takes.
         meaning: What it means, as the end of a sentence in Markdown.
-        default: Its default; MISSING where it has to be given.
+        default: Its default; `...` where it has to be given.
         defaults: Other defaults, by caller. None leaves the choice to the caller.
         shown: The default as documentation words it, where its value doesn't say it.
         callers: Who takes it, beside recipes and the command line.
@@ -37,7 +37,7 @@ class Option:
     name: str = ""
     kind: Kind
     meaning: str
-    default: Any = MISSING
+    default: Any = ...
     defaults: Mapping[str, Any] = field(default_factory=dict)
     shown: str = ""
     callers: tuple[str, ...] = (CALLBACK, PRUNE, SENSITIVITY)
@@ -54,7 +54,7 @@ class Option:
         return self.renamed.get(caller, self.name)
 
     def default_in(self, caller: str) -> Any:
-        """The default that a caller has; MISSING where it has to be given."""
+        """The default that a caller has; `...` where it has to be given."""
         return self.defaults.get(caller, self.default)
 
     def choices_in(self, caller: str) -> tuple[Any, ...]:
@@ -73,6 +73,11 @@ class Option:
     def plain_meaning(self) -> str:
         """The meaning without Markdown."""
         return self.meaning.replace("`", "")
+
+    @property
+    def sentence(self) -> str:
+        """The meaning as a sentence of its own, without Markdown."""
+        return f"{self.plain_meaning[0].upper()}{self.plain_meaning[1:]}."
 
 
 def option(default: Any, kind: Kind, meaning: str, **more: Any) -> Any:

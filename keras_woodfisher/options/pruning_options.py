@@ -1,7 +1,7 @@
 """What an update of a model is made of: one typed field an option, which is its row of the table of options, too."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from keras_woodfisher.options.checks import checked_num_grads, count, number
@@ -74,12 +74,9 @@ class PruningOptions:
         "__ALL_PRUNABLE__",
         PARAMS,
         'kernels of Dense, EinsumDense, convolutions and recurrent layers; `"__ALL__"`; or names and `re:` patterns',
-        defaults={CALLBACK: None, PRUNE: None, RECIPE: MISSING},
+        defaults={CALLBACK: None, PRUNE: None, RECIPE: ...},
         group=RAMP,
         commands=_COMMANDS,
-    )
-    exclude: tuple[str, ...] = option(
-        (), NAMES, "names and `re:` patterns to leave out", group=RAMP, commands=_COMMANDS
     )
     global_sparsity: bool = option(
         True,
@@ -92,13 +89,21 @@ class PruningOptions:
     mask_type: str | tuple[int, int] = option(
         UNSTRUCTURED,
         MASK,
-        'or `"N:M"` (such as `"2:4"`), `"block4"`, `[a, b]`, `"filter"`, `"channel"`: groups of weights',
+        'single weights, or groups of them: `"N:M"` (such as `"2:4"`), `"block4"`, `[a, b]`, `"filter"`, `"channel"`',
         callers=_NOT_SENSITIVITY,
         group=RAMP,
         commands=(PRUNE,),
         help="unstructured, 2:4, block4, 4,1, filter, channel",
     )
-    method: str = option("woodfisher", choice("woodfisher", "magnitude"), 'or `"magnitude"`', commands=_COMMANDS)
+    exclude: tuple[str, ...] = option(
+        (), NAMES, "names and `re:` patterns to leave out", group=RAMP, commands=_COMMANDS
+    )
+    method: str = option(
+        "woodfisher",
+        choice("woodfisher", "magnitude"),
+        '`"woodfisher"`, or `"magnitude"`: no gradients, no corrections',
+        commands=_COMMANDS,
+    )
     num_grads: int | Mapping[float, int] = option(
         64,
         GRADIENTS,
@@ -123,7 +128,7 @@ class PruningOptions:
     fisher: str = option(
         "empirical",
         choice("empirical", "ggn"),
-        'samples are gradients of the loss; or `"ggn"`: of an unbiased sketch of the Gauss-Newton matrix '
+        'samples are gradients of the loss; with `"ggn"`, of an unbiased sketch of the Gauss-Newton matrix '
         "(cross-entropy, squared error)",
         defaults=_BY_QUALITY,
         group=UPDATE,
@@ -144,7 +149,7 @@ class PruningOptions:
     update: str = option(
         "joint",
         choice(*UPDATES, in_prune=(CALIBRATED,)),
-        'correct for all weights pruned in a block at once, or `"independent"`: the papers\' sum of single ones; '
+        'corrections for all weights pruned in a block at once; or `"independent"`: the papers\' sum of single ones; '
         '`"calibrated"` (`prune` only): over all kept weights, with the damping that is best on held-out examples',
         defaults=_BY_QUALITY,
         group=UPDATE,
@@ -185,7 +190,7 @@ class PruningOptions:
     memory_limit: int | str | None = option(
         None,
         SIZE,
-        'bytes that updates may take beside the training\'s own, or `"4GiB"`; by default a quarter of what is free',
+        'bytes that updates may take beside the training\'s own, or a text such as `"4GiB"`',
         shown="a quarter of what is free",
         group=INVERSE,
         commands=_COMMANDS,
@@ -202,7 +207,8 @@ class PruningOptions:
     grads_dtype: str = option(
         "float32",
         choice("float32", "float16"),
-        'or `"float16"` with a scale a sample: half the memory, entries off by up to 4.9e-4 of themselves',
+        'how they are kept; `"float16"`, with a scale a sample: half the memory, entries off by up to 4.9e-4 of '
+        "themselves",
         group=INVERSE,
     )
     num_pages: int = option(
