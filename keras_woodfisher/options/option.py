@@ -69,6 +69,12 @@ class Option:
         """
         return None if value is None and self.takes_none else self.kind.check(self.name, value)
 
+    def default_text(self, caller: str) -> str:
+        """The default as `--help` puts it behind the meaning, if there is one to tell."""
+        value = self.default_in(caller)
+        told = value not in (..., None, (), False) and "default" not in self.help
+        return f" (default {' '.join(map(str, value)) if isinstance(value, tuple) else value})" if told else ""
+
     @property
     def plain_meaning(self) -> str:
         """The meaning without Markdown."""

@@ -219,7 +219,7 @@ class PruningOptions:
         group=INVERSE,
     )
     seed: int | None = option(
-        0, COUNT_OR_ZERO, "of the choice of examples from arrays", group=UPDATE, takes_none=True, reported=True
+        0, COUNT_OR_ZERO, "seed of the choice of examples from arrays", group=UPDATE, takes_none=True, reported=True
     )
     verbose: int = option(1, VERBOSITY, "0 silent, 1 progress bars, 2 a line a phase")
 
