@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 QUIET := TF_CPP_MIN_LOG_LEVEL=3
 
-.PHONY: demo test test-torch test-tensorflow test-jax lint docs bench fuzz clean
+.PHONY: demo test test-torch test-tensorflow test-jax lint bench fuzz clean
 
 demo: $(VENV)/.demo-$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(QUIET) $(BIN)/python examples/quickstart.py
@@ -22,6 +22,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+.PHONY: docs
 docs: $(VENV)/.dev
 	$(BIN)/python -m keras_woodfisher.options.table README.md
 

@@ -1,4 +1,4 @@
-"""The arguments of every command. Imports no Keras, so that help and wrong usage answer at once."""
+"""The arguments of every command; imports no Keras, so that help and wrong usage answer at once."""
 
 import argparse
 from collections.abc import Callable, Sequence
