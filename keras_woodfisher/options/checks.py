@@ -85,7 +85,7 @@ def count(name: str, value: Any, mend: str = "", least: int = 1) -> int:
     return int(value)
 
 
-def flag(name: str, value: Any) -> None:
+def flag(name: str, value: Any) -> bool:
     """Checks a bool.
 
     Raises:
@@ -93,9 +93,10 @@ def flag(name: str, value: Any) -> None:
     """
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}.")
+    return value
 
 
-def one_of(name: str, value: Any, choices: Sequence[Any]) -> None:
+def one_of(name: str, value: Any, choices: Sequence[Any]) -> Any:
     """Checks a choice.
 
     Raises:
@@ -104,6 +105,7 @@ def one_of(name: str, value: Any, choices: Sequence[Any]) -> None:
     if isinstance(value, bool) or value not in choices:
         listed = ", ".join(repr(c) for c in choices)
         raise ValueError(f"{name} must be one of {listed}, got {value!r}.")
+    return value
 
 
 def names(name: str, value: Any) -> str | tuple[str, ...]:
@@ -152,3 +154,20 @@ def as_number(key: Any) -> Any:
         return float(key) if isinstance(key, str) else key
     except ValueError:
         return key
+
+
+def checked_num_grads(value: Any) -> int | Mapping[float, int]:
+    """Checks a number of samples, or `{sparsity: count}`.
+
+    Raises:
+        TypeError, ValueError: If it is neither.
+    """
+    if not isinstance(value, Mapping):
+        return count("num_grads", value)
+    parsed = {
+        fraction("a key of num_grads", key): count("a value of num_grads", samples)
+        for key, samples in by_number(value).items()
+    }
+    if 0.0 not in parsed:
+        raise ValueError(f"num_grads as a dictionary needs the key 0.0 (the count to begin with), got {value!r}.")
+    return dict(sorted(parsed.items()))

@@ -13,9 +13,7 @@ import pytest
 from keras import layers, ops
 
 import keras_woodfisher as kw
-from keras_woodfisher.cli import arguments, files
-from keras_woodfisher.options import mask_types
-from keras_woodfisher.options import pruning_options as options
+from keras_woodfisher.cli import files
 
 NAME = keras.backend.backend()
 OTHER = "torch" if NAME == "jax" else "jax"
@@ -186,11 +184,6 @@ def test_options_reach_prune(cli, asked, written, expected):
     left = {"num_grads", "damp", "fisher_block_size", "method", "update", "mask_type", "params", "exclude"}
     left -= expected.keys()
     assert not left & asked.keys(), "what isn't given is left to prune"
-
-
-def test_the_choices_are_those_of_the_library():
-    assert (arguments.METHODS, arguments.UPDATES) == (options.METHODS, options.UPDATES)
-    assert arguments.MASK_TYPES == mask_types.NAMED
 
 
 # --- prune, with training ----------------------------------------------------------------------------------------

@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from re import _parser  # type: ignore[attr-defined]  # what `re` itself parses with
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, create_model
 
 from keras_woodfisher.model.targets import ALL, ALL_PRUNABLE
+from keras_woodfisher.options import kinds
 from keras_woodfisher.options.checks import PATTERN, by_number
+from keras_woodfisher.options.option import RECIPE, Option
+from keras_woodfisher.options.pruning_options import BLOCK_SIZE, DAMP, GRADIENTS
+from keras_woodfisher.options.table import in_group
 
 
 class Fixed(dict[Any, Any]):
@@ -206,3 +210,42 @@ Unphased = Annotated[None, BeforeValidator(unphased, json_schema_input_type=Lite
 
 
 Mask = Annotated[str | tuple[Whole, Whole], BeforeValidator(pair)]
+
+
+_OF_KIND: dict[kinds.Kind, Any] = {
+    kinds.COUNT: Whole,
+    kinds.COUNT_OR_ZERO: Whole,
+    kinds.DEVICE: str,
+    kinds.EPOCHS: Position,
+    kinds.FINAL_SPARSITY: Sparsities,
+    kinds.FLAG: bool,
+    kinds.INIT_SPARSITY: float | Literal["__FROM_PARAM__"],
+    kinds.MASK: Mask,
+    kinds.NAMES: Names,
+    kinds.PARAMS: Params,
+    kinds.SIZE: Whole | str,
+    BLOCK_SIZE: Whole,
+    DAMP: float | Literal["auto"],
+    GRADIENTS: Gradients,
+}
+"""How recipes write each kind of values."""
+
+
+def _field_of(row: Option, **changed: Any) -> Any:
+    """The type and the field of an option; `changed` are other arguments of `Field`."""
+    choices = row.choices_in(RECIPE)
+    held = Literal[choices] if choices else _OF_KIND[row.kind]
+    default = row.default_in(RECIPE)
+    none = row.takes_none or default is None
+    return held | None if none else held, Field(**{"default": default, "description": row.sentence} | changed)
+
+
+def with_options(group: str, *bases: type[BaseModel]) -> Any:
+    """A model with the fields of `bases` and those of a group of options."""
+    return create_model(group, __base__=bases, **{row.name: _field_of(row) for row in in_group(group)})
+
+
+def with_defaults(group: str, base: type[BaseModel], **defaults: Any) -> Any:
+    """A model in which some options of a group have other defaults."""
+    rows = [row for row in in_group(group) if row.name in defaults]
+    return create_model(group, __base__=base, **{row.name: _field_of(row, default=defaults[row.name]) for row in rows})
