@@ -1,13 +1,11 @@
 """Checks of single values that users give, each with an error that names the value, the rule and the mend."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-PATTERN = "re:"
-
+from keras_woodfisher.options.patterns import check_pattern
 
 LARGEST_FLOAT32 = 3.4e38
 
@@ -121,16 +119,8 @@ def names(name: str, value: Any) -> str | tuple[str, ...]:
     if not isinstance(listed, Sequence) or not all(isinstance(item, str) for item in listed):
         raise TypeError(f"{name} must be a name or a list of names, got {value!r}.")
     for item in listed:
-        if item.startswith(PATTERN):
-            _compile(name, item)
+        check_pattern(item, f" in {name}")
     return value if isinstance(value, str) else tuple(value)
-
-
-def _compile(name: str, item: str) -> None:
-    try:
-        re.compile(item.removeprefix(PATTERN))
-    except re.error as error:
-        raise ValueError(f"The pattern {item!r} in {name} isn't a regular expression: {error}.") from None
 
 
 def by_number(value: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from keras_woodfisher.recipe.modifiers import pruning as modifiers
-from keras_woodfisher.recipe.modifiers import training as companion_modifiers
+from keras_woodfisher.recipe.modifiers import training
 from keras_woodfisher.recipe.modifiers.fields import LAST_POSITION
 from keras_woodfisher.recipe.modifiers.pruning import Modifier
 from keras_woodfisher.recipe.modifiers.training import LastingModifier
@@ -17,7 +17,7 @@ from keras_woodfisher.recipe.syntax.outline import Entry, Outline
 
 TAGS: dict[str, type[Modifier]] = {
     kind.tag: kind
-    for module in (modifiers, companion_modifiers)
+    for module in (modifiers, training)
     for kind in vars(module).values()
     if isinstance(kind, type) and issubclass(kind, Modifier) and "tag" in vars(kind)
 }

@@ -10,26 +10,26 @@ from keras_woodfisher.recipe.modifiers.pruning import Modifier
 from keras_woodfisher.recipe.modifiers.validation import TAGS
 
 
-def canonical(modifiers: Sequence[Modifier]) -> str:
+def canonical_text(modifiers: Sequence[Modifier]) -> str:
     """The text of a recipe; what has its default value is left out."""
     lines = ["modifiers:"]
     for modifier in modifiers:
-        fields = plain_fields(modifier)
+        fields = changed_fields(modifier)
         lines.append(f"  - {modifier.tag}:" + ("" if fields else " {}"))
-        lines += [line for name, value in fields.items() for line in _field(name, value)]
+        lines += [line for name, value in fields.items() for line in _lines_of(name, value)]
     return "\n".join(lines) + "\n"
 
 
-def plain_fields(modifier: Modifier) -> dict[str, Any]:
+def changed_fields(modifier: Modifier) -> dict[str, Any]:
     """The fields that aren't at their default, as plain data."""
     return {
-        name: _plain(getattr(modifier, name))
+        name: _as_data(getattr(modifier, name))
         for name, field in type(modifier).model_fields.items()
         if field.is_required() or getattr(modifier, name) != field.default
     }
 
 
-def _field(name: str, value: Any) -> list[str]:
+def _lines_of(name: str, value: Any) -> list[str]:
     if not isinstance(value, Mapping) or not value:
         return [f"      {name}: {_inline(value)}"]
     return [f"      {name}:", *(f"        {_inline(key)}: {_inline(item)}" for key, item in value.items())]
@@ -44,15 +44,13 @@ def _inline(value: Any) -> str:
     return json.dumps(value, ensure_ascii=True)
 
 
-def _plain(value: Any) -> Any:
+def _as_data(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: _as_data(item) for key, item in value.items()}
+    return [_as_data(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 _EXPRESSION = {"type": "string", "pattern": r"^eval\(.*\)$"}
-
-
 _SCALARS = ["string", "number", "boolean", "null", "array"]
 
 

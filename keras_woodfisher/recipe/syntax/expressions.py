@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from keras_woodfisher.recipe.syntax.errors import MOST_BITS, RecipeError, short_repr, short_text, suggest_names
+from keras_woodfisher.recipe.syntax.errors import MOST_BITS, RecipeError, short_repr, short_text
 
 LONGEST_EXPRESSION = 1000
 DEEPEST_EXPRESSION = 50
@@ -165,10 +165,10 @@ def compute(tree: ast.expr, values: Mapping[str, Any]) -> int | float:
 
     Args:
         tree: A syntax tree that `parse` has checked, so that it holds arithmetic only.
-        values: The variables' values. Those that aren't numbers can't be used here.
+        values: The values of all variables in it. Those that aren't numbers can't be used here.
 
     Raises:
-        RecipeError: If a name is unknown or no number, or the result can't be computed (division by zero, too large).
+        RecipeError: If a variable is no number, or the result can't be computed (division by zero, too large).
     """
     try:
         return _value(tree, values)
@@ -198,8 +198,6 @@ def _value(node: ast.expr, values: Mapping[str, Any]) -> int | float:
 
 
 def _number(name: str, values: Mapping[str, Any]) -> int | float:
-    if name not in values:
-        raise RecipeError(unknown_name(name, values))
     value = values[name]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RecipeError(
@@ -209,19 +207,12 @@ def _number(name: str, values: Mapping[str, Any]) -> int | float:
     return finite(value)
 
 
-def unknown_name(name: str, known: Mapping[str, Any]) -> str:
-    return f"The variable {short_repr(name)} is unknown. {suggest_names(name, known)}"
-
-
 def _bound(op: ast.operator, left: int | float, right: int | float) -> None:
     """Refuses integers that would take long to compute, before they are computed."""
     if not (isinstance(left, int) and isinstance(right, int)):
         return
-    bits = {
-        ast.Mult: left.bit_length() + right.bit_length(),
-        ast.Pow: left.bit_length() * max(right, 0),
-    }.get(type(op), 0)
-    if bits > MOST_BITS:
+    product, power = left.bit_length() + right.bit_length(), left.bit_length() * max(right, 0)
+    if (product if isinstance(op, ast.Mult) else power if isinstance(op, ast.Pow) else 0) > MOST_BITS:
         raise OverflowError
 
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from keras_woodfisher.recipe.syntax.errors import RecipeError, short_repr
-from keras_woodfisher.recipe.syntax.expressions import Expression, compute, expression_in, parse, unknown_name
+from keras_woodfisher.recipe.syntax.errors import RecipeError, short_repr, suggest_names
+from keras_woodfisher.recipe.syntax.expressions import Expression, compute, expression_in, parse
 from keras_woodfisher.recipe.syntax.tree import Items, Node, Pairs, Scalar, describe, refuse_tags
 
 LONGEST_TOGETHER = 50_000
@@ -24,12 +24,12 @@ class Scope:
     """
 
     def __init__(self, own: Mapping[str, Node], outer: "Scope | None" = None) -> None:
-        self._expressions: _Expressions = outer._expressions if outer else _Expressions()
-        self._computed: dict[str, Node] = {}
+        self.expressions: _Expressions = outer.expressions if outer else _Expressions()
+        self._results: dict[str, Node] = {}
         # A chain, not a copy: there may be thousands of stages.
-        self._nodes: ChainMap[str, Node] = ChainMap({}, outer._nodes if outer else {})
+        self.nodes: ChainMap[str, Node] = ChainMap({}, outer.nodes if outer else {})
         for name in self._order(own):
-            self._nodes[name] = self.evaluate(own[name], name)
+            self.nodes[name] = self.evaluate(own[name], name)
 
     def evaluate(self, node: Node, field: str | None) -> Node:
         """The node with each `eval(...)` in it computed.
@@ -67,22 +67,19 @@ class Scope:
         if text is None:
             return node
         try:
-            if text not in self._computed:
-                self._computed[text] = self._compute(self._expressions.take(text))
+            if text not in self._results:
+                self._results[text] = self._compute(self.expressions.take(text))
         except RecipeError as error:
             raise RecipeError(error.message, line=node.line, field=field) from None
-        result = self._computed[text]
+        result = self._results[text]
         return Scalar(result.value, node.line) if isinstance(result, Scalar) else result
 
     def _compute(self, expression: Expression) -> Node:
+        for name in sorted(expression.names - self.nodes.keys()):
+            raise RecipeError(_unknown_name(name, self.nodes))
         if expression.bare is None:
-            values = {name: _value(self._nodes[name]) for name in expression.names if name in self._nodes}
-            for name in sorted(expression.names - values.keys()):
-                raise RecipeError(unknown_name(name, self._nodes))
-            return Scalar(compute(expression.tree, values))
-        if expression.bare not in self._nodes:
-            raise RecipeError(unknown_name(expression.bare, self._nodes))
-        return self._nodes[expression.bare]
+            return Scalar(compute(expression.tree, {name: _value(self.nodes[name]) for name in expression.names}))
+        return self.nodes[expression.bare]
 
     def _order(self, own: Mapping[str, Node]) -> list[str]:
         """The own variables, each after those that it uses."""
@@ -91,8 +88,8 @@ class Scope:
             names = self._names(node, name)
             uses[name] = names & own.keys()
             for other in sorted(names - uses[name]):
-                if other not in self._nodes:
-                    raise RecipeError(unknown_name(other, {**own, **self._nodes}), line=node.line, field=name)
+                if other not in self.nodes:
+                    raise RecipeError(_unknown_name(other, {**own, **self.nodes}), line=node.line, field=name)
         try:
             return list(TopologicalSorter(uses).static_order())
         except CycleError as error:
@@ -111,7 +108,7 @@ class Scope:
             if text is None:
                 return set()
             try:
-                return set(self._expressions.take(text).names)
+                return set(self.expressions.take(text).names)
             except RecipeError as error:
                 raise RecipeError(error.message, line=node.line, field=field) from None
         parts = node.items if isinstance(node, Items) else [part for pair in node.pairs for part in pair]
@@ -140,6 +137,10 @@ class _Expressions:
         if text not in self._parsed:
             self._parsed[text] = parse(text)
         return self._parsed[text]
+
+
+def _unknown_name(name: str, known: Mapping[str, Node]) -> str:
+    return f"The variable {short_repr(name)} is unknown. {suggest_names(name, known)}"
 
 
 def _value(node: Node) -> Any:

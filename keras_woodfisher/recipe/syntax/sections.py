@@ -93,7 +93,9 @@ def _sort_keys(mapping: Pairs, stage: str) -> _Level:
             refuse_tags(node, name)
         # Nothing stands for an empty list; other scalars are variables.
         elif GROUP in name and (isinstance(node, Items) or is_null(node)):
-            level.groups.append((name, _group(name, node, key.line)))
+            if node.tag:
+                raise RecipeError(_no_group(name, describe(node)), line=key.line, field=name)
+            level.groups.append((name, node if isinstance(node, Items) else Items((), node.line)))
         elif not isinstance(node, Pairs):
             level.variables[name] = node
         elif stage or node.tag or not _is_stage(node):
@@ -102,12 +104,6 @@ def _sort_keys(mapping: Pairs, stage: str) -> _Level:
             level.stages[name] = node
             level.stage_line = key.line
     return level
-
-
-def _group(name: str, node: Node, line: int | None) -> Items:
-    if node.tag:
-        raise RecipeError(_no_group(name, describe(node)), line=line, field=name)
-    return node if isinstance(node, Items) else Items((), node.line)
 
 
 def _is_stage(node: Pairs) -> bool:

@@ -89,11 +89,7 @@ def _measure(node: Items | Pairs, children: list[Node]) -> None:
 
 
 def check_size(size: int, line: int | None) -> None:
-    """Refuses what would grow beyond all bounds when aliases and variables are written out.
-
-    Raises:
-        RecipeError: If there are more than `MOST_NODES` values.
-    """
+    """Refuses what would grow beyond all bounds when aliases and variables are written out."""
     if size > MOST_NODES:
         raise RecipeError(
             f"The recipe holds more than {MOST_NODES} values, counted with every alias and variable written out. "
@@ -103,11 +99,7 @@ def check_size(size: int, line: int | None) -> None:
 
 
 def check_depth(depth: int, line: int | None) -> None:
-    """Refuses what is nested too deeply.
-
-    Raises:
-        RecipeError: If there are more than `DEEPEST` levels.
-    """
+    """Refuses what is nested too deeply."""
     if depth > DEEPEST:
         raise RecipeError(
             f"Lists and mappings are nested more than {DEEPEST} levels deep. A recipe needs about 5.", line=line
@@ -118,11 +110,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_text(text: str, line: int | None = None, field: str | None = None) -> None:
-    """Refuses half characters, which can't be printed or saved.
-
-    Raises:
-        RecipeError: If there is a lone surrogate.
-    """
+    """Refuses half characters (lone surrogates), which can't be printed or saved."""
     found = _SURROGATE.search(text)
     if found:
         raise RecipeError(
@@ -134,11 +122,7 @@ def check_text(text: str, line: int | None = None, field: str | None = None) -> 
 
 
 def refuse_tags(node: Node, field: str | None) -> None:
-    """Refuses a tag in a value: none means anything there.
-
-    Raises:
-        RecipeError: If a node or one within it has a tag.
-    """
+    """Refuses a tag in a value, or within it: none means anything there."""
     if node.tag:
         raise RecipeError(
             f"The tag {short_repr(node.tag)} is at a place that has no tags. Only the items of a list whose key "
