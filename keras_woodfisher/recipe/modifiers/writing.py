@@ -23,7 +23,7 @@ def canonical(modifiers: Sequence[Modifier]) -> str:
 def plain_fields(modifier: Modifier) -> dict[str, Any]:
     """The fields that aren't at their default, as plain data."""
     return {
-        name: _plain(getattr(modifier, name))
+        name: _as_json_data(getattr(modifier, name))
         for name, field in type(modifier).model_fields.items()
         if field.is_required() or getattr(modifier, name) != field.default
     }
@@ -44,10 +44,10 @@ def _inline(value: Any) -> str:
     return json.dumps(value, ensure_ascii=True)
 
 
-def _plain(value: Any) -> Any:
+def _as_json_data(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: _as_json_data(item) for key, item in value.items()}
+    return [_as_json_data(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 _EXPRESSION = {"type": "string", "pattern": r"^eval\(.*\)$"}
