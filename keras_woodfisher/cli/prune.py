@@ -41,9 +41,7 @@ def run(args: Namespace) -> Answer:
     elif recipe is not None:
         report = recipe.apply(model, data, loss=loss, verbose=verbosity(args))
     else:
-        report = kw.prune(
-            model, data, args.sparsity, loss=loss, **options_of(args) | batchnorm, verbose=verbosity(args)
-        )
+        report = _one_shot(args, model, data, loss, batchnorm)
     after = measured()
     files.write(args.out, model.save)
     return _answer(args, report, (before, after), time.perf_counter() - start)
@@ -77,7 +75,7 @@ def options_of(args: Namespace) -> dict[str, Any]:
     """What the function that a command calls is given beyond its own defaults."""
     names = [row.name_in(args.command) for row in on_command_line(args.command)]
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    return given | params_of(args) | {"seed": args.seed}
+    return given | _params_of(args) | {"seed": args.seed}
 
 
 def _batchnorm(args: Namespace) -> dict[str, Any]:
@@ -88,9 +86,14 @@ def _batchnorm(args: Namespace) -> dict[str, Any]:
     return {"reestimate_batchnorm": True if wanted is True else files.load_data(wanted)}
 
 
-def params_of(args: Namespace) -> dict[str, Any]:
+def _params_of(args: Namespace) -> dict[str, Any]:
     # A single name may be a keyword such as __ALL__, which isn't one of a list.
     return {"params": args.params[0] if len(args.params) == 1 else args.params} if args.params else {}
+
+
+def _one_shot(args: Namespace, model: keras.Model, data: Any, loss: Any, batchnorm: dict[str, Any]) -> kw.PruningReport:
+    given = options_of(args) | batchnorm
+    return kw.prune(model, data, args.sparsity, loss=loss, verbose=verbosity(args), **given)
 
 
 def _fine_tune(
@@ -110,10 +113,8 @@ def _fine_tune(
             raise ValueError("The recipe doesn't fit: " + " ".join(map(str, check.problems)))
         callbacks = recipe.callbacks(model, data=data, verbose=verbosity(args))
     else:
-        report = kw.prune(
-            model, data, args.sparsity, loss=loss, **options_of(args) | batchnorm, verbose=verbosity(args)
-        )
-        callbacks = [kw.KeepZeros(**params_of(args), exclude=args.exclude or ())]
+        report = _one_shot(args, model, data, loss, batchnorm)
+        callbacks = [kw.KeepZeros(**_params_of(args), exclude=args.exclude or ())]
     x, y, weight = data
     model.fit(
         x,

@@ -4,21 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from keras_woodfisher.options import kinds
 from keras_woodfisher.options.checks import checked_num_grads, count, number
-from keras_woodfisher.options.kinds import (
-    COUNT,
-    COUNT_OR_ZERO,
-    DEVICE,
-    FLAG,
-    MASK,
-    NAMES,
-    PARAMS,
-    SIZE,
-    Kind,
-    choice,
-    positive_text,
-    whole_text,
-)
 from keras_woodfisher.options.mask_types import UNSTRUCTURED, mask_text, pattern_of
 from keras_woodfisher.options.option import (
     CALLBACK,
@@ -55,15 +42,18 @@ def _checked_block_size(name: str, value: Any) -> int | None:
     return count(name, value, "Write None for one block.", least=0) or None
 
 
-GRADIENTS = Kind(lambda name, value: checked_num_grads(value), {"type": whole_text(1), "metavar": "N"})
-DAMP = Kind(_checked_damp, {"type": lambda text: AUTO if text == AUTO else positive_text(text), "metavar": "DAMP"})
-BLOCK_SIZE = Kind(_checked_block_size, COUNT_OR_ZERO.notation)
-_VERBOSE = choice(0, 1, 2)
-VERBOSITY = Kind(lambda name, value: _VERBOSE.check(name, 1 if value == "auto" else value))
+GRADIENTS = kinds.Kind(lambda name, value: checked_num_grads(value), {"type": kinds.whole_text(1), "metavar": "N"})
+DAMP = kinds.Kind(
+    _checked_damp, {"type": lambda text: AUTO if text == AUTO else kinds.positive_text(text), "metavar": "DAMP"}
+)
+BLOCK_SIZE = kinds.Kind(_checked_block_size, kinds.COUNT_OR_ZERO.notation)
+_VERBOSE = kinds.choice(0, 1, 2)
+VERBOSITY = kinds.Kind(lambda name, value: _VERBOSE.check(name, 1 if value == "auto" else value))
 
-_COMMANDS = (PRUNE, SENSITIVITY)
-_NOT_SENSITIVITY = (CALLBACK, PRUNE)
-_BY_QUALITY = {PRUNE: None}
+_COMMANDS: Any = {"commands": (PRUNE, SENSITIVITY)}
+_NOT_SENSITIVITY: Any = {"callers": (CALLBACK, PRUNE)}
+_SECOND_ORDER: Any = _COMMANDS | {"second_order": True, "reported": True}
+_BY_QUALITY: Any = _SECOND_ORDER | {"defaults": {PRUNE: None}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,37 +62,35 @@ class PruningOptions:
 
     params: str | tuple[str, ...] = option(
         "__ALL_PRUNABLE__",
-        PARAMS,
+        kinds.PARAMS,
         'kernels of Dense, EinsumDense, convolutions and recurrent layers; `"__ALL__"`; or names and `re:` patterns',
         defaults={CALLBACK: None, PRUNE: None, RECIPE: ...},
         group=RAMP,
-        commands=_COMMANDS,
+        **_COMMANDS,
     )
     global_sparsity: bool = option(
         True,
-        FLAG,
+        kinds.FLAG,
         "rank all weights together, or each variable by itself",
         defaults={CALLBACK: None, PRUNE: None, RECIPE: None},
-        callers=_NOT_SENSITIVITY,
         group=RAMP,
+        **_NOT_SENSITIVITY,
     )
     mask_type: str | tuple[int, int] = option(
         UNSTRUCTURED,
-        MASK,
+        kinds.MASK,
         'single weights, or groups of them: `"N:M"` (such as `"2:4"`), `"block4"`, `[a, b]`, `"filter"`, `"channel"`',
-        callers=_NOT_SENSITIVITY,
         group=RAMP,
         commands=(PRUNE,),
         help="unstructured, 2:4, block4, 4,1, filter, channel",
+        **_NOT_SENSITIVITY,
     )
-    exclude: tuple[str, ...] = option(
-        (), NAMES, "names and `re:` patterns to leave out", group=RAMP, commands=_COMMANDS
-    )
+    exclude: tuple[str, ...] = option((), kinds.NAMES, "names and `re:` patterns to leave out", group=RAMP, **_COMMANDS)
     method: str = option(
         "woodfisher",
-        choice("woodfisher", "magnitude"),
+        kinds.choice("woodfisher", "magnitude"),
         '`"woodfisher"`, or `"magnitude"`: no gradients, no corrections',
-        commands=_COMMANDS,
+        **_COMMANDS,
     )
     num_grads: int | Mapping[float, int] = option(
         64,
@@ -110,116 +98,91 @@ class PruningOptions:
         "gradient samples m, or `{sparsity: count}`",
         defaults={PRUNE: None, SENSITIVITY: None},
         group=INVERSE,
-        commands=_COMMANDS,
         help="gradient samples",
-        second_order=True,
-        reported=True,
+        **_SECOND_ORDER,
     )
-    grad_batch_size: int = option(
-        1,
-        COUNT,
-        "examples averaged into one sample",
-        defaults=_BY_QUALITY,
-        group=UPDATE,
-        commands=_COMMANDS,
-        second_order=True,
-        reported=True,
-    )
+    grad_batch_size: int = option(1, kinds.COUNT, "examples averaged into one sample", group=UPDATE, **_BY_QUALITY)
     fisher: str = option(
         "empirical",
-        choice("empirical", "ggn"),
+        kinds.choice("empirical", "ggn"),
         'samples are gradients of the loss; with `"ggn"`, of an unbiased sketch of the Gauss-Newton matrix '
         "(cross-entropy, squared error)",
-        defaults=_BY_QUALITY,
         group=UPDATE,
-        commands=_COMMANDS,
-        second_order=True,
-        reported=True,
+        **_BY_QUALITY,
     )
     damp: float | str = option(
-        1e-5,
-        DAMP,
-        'ridge on the Fisher\'s diagonal; `"auto"`: a tenth of its mean',
-        defaults=_BY_QUALITY,
-        group=INVERSE,
-        commands=_COMMANDS,
-        second_order=True,
-        reported=True,
+        1e-5, DAMP, 'ridge on the Fisher\'s diagonal; `"auto"`: a tenth of its mean', group=INVERSE, **_BY_QUALITY
     )
     update: str = option(
         "joint",
-        choice(*UPDATES, in_prune=(CALIBRATED,)),
+        kinds.choice(*UPDATES, in_prune=(CALIBRATED,)),
         'corrections for all weights pruned in a block at once; or `"independent"`: the papers\' sum of single ones; '
         '`"calibrated"` (`prune` only): over all kept weights, with the damping that is best on held-out examples',
-        defaults=_BY_QUALITY,
         group=UPDATE,
-        commands=_COMMANDS,
-        second_order=True,
-        reported=True,
+        **_BY_QUALITY,
     )
     num_recomputations: int = option(
         1,
-        COUNT,
+        kinds.COUNT,
         "stages of one update, each with new gradients; the kept fraction falls by the same factor in each",
-        defaults=_BY_QUALITY,
-        callers=_NOT_SENSITIVITY,
         renamed={PRUNE: "stages"},
         group=UPDATE,
-        commands=(PRUNE,),
-        second_order=True,
-        reported=True,
+        **_BY_QUALITY | _NOT_SENSITIVITY | {"commands": (PRUNE,)},
     )
     fisher_block_size: int | None = option(
         2000,
         BLOCK_SIZE,
         "weights in one block; None: one block over everything (`sensitivity`: each variable is one)",
         group=INVERSE,
-        commands=_COMMANDS,
         help="weights in one block; 0: one block over everything (sensitivity: each variable is one)",
         takes_none=True,
-        second_order=True,
-        reported=True,
+        **_SECOND_ORDER,
     )
     available_gpus: tuple[str, ...] = option(
         (),
-        NAMES,
+        kinds.NAMES,
         'devices for the inverse, such as `["cuda:0", "cpu"]`; `"all"`: every GPU; none: the CPU',
         defaults={CALLBACK: None, PRUNE: None, SENSITIVITY: None, RECIPE: None},
         group=INVERSE,
     )
     memory_limit: int | str | None = option(
         None,
-        SIZE,
+        kinds.SIZE,
         'bytes that updates may take beside the training\'s own, or a text such as `"4GiB"`',
         shown="a quarter of what is free",
         group=INVERSE,
-        commands=_COMMANDS,
         help="such as 4GiB (default: 1/4 of what is free)",
         takes_none=True,
         second_order=True,
+        **_COMMANDS,
     )
     grads_device: str = option(
         "cpu",
-        DEVICE,
+        kinds.DEVICE,
         'where gradients are kept: `"cpu"` (memory, or disk as the limit has it), `"disk"`, or a device',
         group=INVERSE,
     )
     grads_dtype: str = option(
         "float32",
-        choice("float32", "float16"),
+        kinds.choice("float32", "float16"),
         'how they are kept; `"float16"`, with a scale a sample: half the memory, entries off by up to 4.9e-4 of '
         "themselves",
         group=INVERSE,
     )
     num_pages: int = option(
         1,
-        COUNT,
+        kinds.COUNT,
         "with one block over everything: keep one of so many pages of columns in memory, the others on disk",
-        callers=_NOT_SENSITIVITY,
         group=INVERSE,
+        **_NOT_SENSITIVITY,
     )
     seed: int | None = option(
-        0, COUNT_OR_ZERO, "seed of the choice of examples from arrays", group=UPDATE, takes_none=True, reported=True
+        0,
+        kinds.COUNT_OR_ZERO,
+        "seed of the choice of examples from arrays; None: anew each time",
+        group=UPDATE,
+        takes_none=True,
+        reported=True,
     )
     verbose: int = option(1, VERBOSITY, "0 silent, 1 progress bars, 2 a line a phase")
 

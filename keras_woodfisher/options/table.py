@@ -8,24 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from keras_woodfisher.options.kinds import (
-    ANYTHING,
-    COUNT,
-    COUNT_OR_ZERO,
-    EPOCHS,
-    FINAL_SPARSITY,
-    FLAG,
-    INIT_SPARSITY,
-    LEVELS,
-    Kind,
-    choice,
-)
+from keras_woodfisher.options import kinds
 from keras_woodfisher.options.option import CALLBACK, PRUNE, RAMP, RECIPE, SENSITIVITY, Option, options_of
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.options.schedule import INTERPOLATIONS
 
 
-def _row(name: str, kind: Kind, default: Any, meaning: str, **more: Any) -> Option:
+def _row(name: str, kind: kinds.Kind, default: Any, meaning: str, **more: Any) -> Option:
     return Option(name=name, kind=kind, default=default, meaning=meaning, **more)
 
 
@@ -40,14 +29,14 @@ OPTIONS = (
     _params,
     _row(
         "init_sparsity",
-        INIT_SPARSITY,
+        kinds.INIT_SPARSITY,
         0.0,
         'sparsity at `start_epoch`; `"__FROM_PARAM__"`: the zeros that are there',
         **_REQUIRED,
     ),
     _row(
         "final_sparsity",
-        FINAL_SPARSITY,
+        kinds.FINAL_SPARSITY,
         ...,
         "fraction of zeros to reach, in [0, 1); or `{fraction: names}` for a sparsity of each variable",
         defaults={PRUNE: 0.5},
@@ -55,29 +44,31 @@ OPTIONS = (
         renamed={PRUNE: "sparsity"},
         group=RAMP,
     ),
-    _row("start_epoch", EPOCHS, 0.0, "first update, in epochs, fractions allowed; -1 starts at once", **_REQUIRED),
-    _row("end_epoch", EPOCHS, ..., "last update, in epochs, fractions allowed", **_RAMP),
+    _row(
+        "start_epoch", kinds.EPOCHS, 0.0, "first update, in epochs, fractions allowed; -1 starts at once", **_REQUIRED
+    ),
+    _row("end_epoch", kinds.EPOCHS, ..., "last update, in epochs, fractions allowed", **_RAMP),
     _row(
         "update_frequency",
-        EPOCHS,
+        kinds.EPOCHS,
         1.0,
         "epochs between updates, fractions allowed; 0 or -1: every step",
         **_REQUIRED,
     ),
     _row(
         "inter_func",
-        choice(*INTERPOLATIONS),
+        kinds.choice(*INTERPOLATIONS),
         "cubic",
         'how the sparsity rises: `"linear"`, `"cubic"`, `"inverse_cubic"`',
         **_RAMP,
     ),
-    _row("leave_enabled", FLAG, True, "hold the zeros after `end_epoch`, or let them grow again", **_RAMP),
+    _row("leave_enabled", kinds.FLAG, True, "hold the zeros after `end_epoch`, or let them grow again", **_RAMP),
     *_of_updates,
-    _row("data", ANYTHING, None, "where to sample gradients from; None: buffer those of training"),
-    _row("loss", ANYTHING, None, "a Keras loss", shown="the compiled one", callers=(PRUNE, SENSITIVITY)),
+    _row("data", kinds.ANYTHING, None, "where to sample gradients from; None: buffer those of training"),
+    _row("loss", kinds.ANYTHING, None, "a Keras loss", shown="the compiled one", callers=(PRUNE, SENSITIVITY)),
     _row(
         "quality",
-        choice("fast", "balanced", "best"),
+        kinds.choice("fast", "balanced", "best"),
         "balanced",
         'how much work to spend: `"fast"`, `"balanced"` or `"best"`; it chooses what isn\'t given',
         second_order=True,
@@ -85,7 +76,7 @@ OPTIONS = (
     ),
     _row(
         "calibration",
-        Kind(notation=COUNT.notation),
+        kinds.Kind(notation=kinds.COUNT.notation),
         None,
         "number of examples of `data` to hold out for calibrated corrections (of a stream the first ones), or other "
         "examples",
@@ -96,7 +87,7 @@ OPTIONS = (
     ),
     _row(
         "newton_steps",
-        COUNT_OR_ZERO,
+        kinds.COUNT_OR_ZERO,
         None,
         "damped Newton steps on the loss that calibrated corrections may make in each stage",
         shown="by `quality`",
@@ -105,24 +96,24 @@ OPTIONS = (
     ),
     _row(
         "reestimate_batchnorm",
-        Kind(notation={"nargs": "?", "const": True, "metavar": "DATA.npz"}),
+        kinds.Kind(notation={"nargs": "?", "const": True, "metavar": "DATA.npz"}),
         False,
         "True: measure BatchNorm statistics anew on `data`; or the examples to use",
         help="measure BatchNorm statistics anew on training examples with their augmentation (default: --data)",
         **_PRUNE,
     ),
-    _row("levels", LEVELS, (0.5, 0.7, 0.8, 0.9, 0.95), "sparsities of a variable", **_SENSITIVITY),
-    _row("eval_data", ANYTHING, None, "examples to measure losses on", shown="`data`", callers=(SENSITIVITY,)),
+    _row("levels", kinds.LEVELS, (0.5, 0.7, 0.8, 0.9, 0.95), "sparsities of a variable", **_SENSITIVITY),
+    _row("eval_data", kinds.ANYTHING, None, "examples to measure losses on", shown="`data`", callers=(SENSITIVITY,)),
     _row(
         "num_examples",
-        COUNT,
+        kinds.COUNT,
         1024,
         "how many of them; None: all",
         help="examples to measure losses on",
         takes_none=True,
         **_SENSITIVITY,
     ),
-    _row("batch_size", COUNT, 256, "how many of them at a time", help="of those at a time", **_SENSITIVITY),
+    _row("batch_size", kinds.COUNT, 256, "how many of them at a time", help="of those at a time", **_SENSITIVITY),
 )
 """Every option. The order is that of documentation, `--help`, and a recipe's fields."""
 

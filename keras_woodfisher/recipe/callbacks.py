@@ -1,4 +1,4 @@
-"""From modifiers to callbacks, and what can't be carried out yet."""
+"""From modifiers to the callbacks that carry them out."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -47,7 +47,7 @@ def callback_of(modifier: Modifier, data: Any, verbose: int) -> Any:
 
 
 def pruning_arguments(modifier: PruningModifier) -> dict[str, Any]:
-    """What an update is told, in one shot as well as on a schedule."""
+    """The arguments of its updates, in one shot as well as on a schedule."""
     arguments: dict[str, Any] = {
         "params": None if isinstance(modifier.final_sparsity, Mapping) else modifier.params,
         "exclude": modifier.exclude,

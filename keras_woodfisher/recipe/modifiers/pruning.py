@@ -100,7 +100,7 @@ class PruningModifier(_Ramp):
             return False
         return default if self.global_sparsity is None else self.global_sparsity
 
-    def _common(self, default_global: bool) -> dict[str, Any]:
+    def _normal_ramp(self, default_global: bool) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in PruningModifier.model_fields}
         fields |= {"global_sparsity": self._is_global(default_global), "mask_type": _checked_mask(self.mask_type)}
         return fields | {"start_epoch": max(self.start_epoch, 0.0), "update_frequency": max(self.update_frequency, 0.0)}
@@ -115,7 +115,7 @@ class MagnitudePruningModifier(PruningModifier):
     score_type: Literal["magnitude"] = Field("magnitude", description="Accepted where it says magnitude.")
 
     def normal(self) -> "Modifier":
-        return MagnitudePruningModifier(**self._common(self._global))
+        return MagnitudePruningModifier(**self._normal_ramp(self._global))
 
 
 class GMPruningModifier(MagnitudePruningModifier):
@@ -219,7 +219,7 @@ class SecondOrderModifier(_Update):
     def normal(self) -> "Modifier":
         update = self._update()
         update |= {"available_gpus": update["available_gpus"] or None, "num_grads": self.options().num_grads}
-        return WoodFisherPruningModifier(**self._common(self._global), **update)
+        return WoodFisherPruningModifier(**self._normal_ramp(self._global), **update)
 
 
 class WoodFisherPruningModifier(SecondOrderModifier):
