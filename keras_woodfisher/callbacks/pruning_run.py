@@ -16,7 +16,7 @@ from keras_woodfisher.model.targets import Target, finals_of
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.options.schedule import Schedule
 from keras_woodfisher.pruning.pruner import Pruner, zeros_of
-from keras_woodfisher.pruning.stages import update_in_stages
+from keras_woodfisher.pruning.stages import StagedUpdates
 from keras_woodfisher.reports.pruning_report import PruningReport, StageReport, merged
 from keras_woodfisher.reports.zeros import count_zeros
 
@@ -187,8 +187,8 @@ class Run:
             draw: Its number.
             position: Where training is.
         """
-        stages = self._task.options.num_recomputations
-        done = update_in_stages(self.pruner, self._ramps.at(due), self._source, lambda _: rows, stages, draw)
+        updates = StagedUpdates(self.pruner, self._source, self._task.options.num_recomputations)
+        done = updates.update(self._ramps.at(due), lambda _: rows, draw)
         self._stages += [replace(stage, epoch=position) for stage in done]
 
     def masks(self) -> list[np.ndarray]:

@@ -21,7 +21,7 @@ from keras_woodfisher.options.pruning_options import CALIBRATED, PruningOptions
 from keras_woodfisher.options.schedule import FROM_PARAM, checked_schedule
 from keras_woodfisher.options.sparsity_levels import arguments_of, checked_levels
 from keras_woodfisher.pruning.pruner import sparsity_of
-from keras_woodfisher.reports.meter import say
+from keras_woodfisher.reports.meter import announce, say
 from keras_woodfisher.reports.pruning_report import PruningReport
 
 
@@ -345,7 +345,7 @@ class WoodFisherPruning(HoldingCallback):
         if prunes:
             self._update(due, rows, position)
             if self._options.verbose:
-                say(f"WoodFisher pruning: epoch {position:.3g}, sparsity {self.sparsity:.4f}")
+                announce(f"epoch {position:.3g}, sparsity {self.sparsity:.4f}")
         self._done = due
         if due == self._schedule.end and not self._leave_enabled and self._enforcement is not None:
             self._enforcement.release()

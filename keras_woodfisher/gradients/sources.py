@@ -179,19 +179,19 @@ class SampledGradients:
         loss, prepare = self.loss, None
         if self._curvature is not None:
             loss, prepare = self._curvature, self._curvature.signs(self._stream(draw, _SIGNS))
-        sampler = self._sampler_of(loss)
-        return sample_gradients(loss, sampler, self._backend, groups, pairs, rows, store, advance, prepare)
+        return sample_gradients(self._sampler_of(loss), groups, pairs, rows, store, advance, prepare)
 
     def mean_gradient(
-        self, weights: np.ndarray, kept: Sequence[np.ndarray], draw: tuple[int, int], size: int
+        self, weights: np.ndarray, kept: Sequence[np.ndarray], draw: int, number: int, size: int
     ) -> tuple[np.ndarray, int]:
         """The gradient of the mean loss at other weights than the model's.
 
         Args:
             weights: (N,) all chosen weights, in weight order.
             kept: As in `fill`.
-            draw: Number of the update, and of the gradient within it: of arrays each has examples of its own; a stream
-                is read from its beginning.
+            draw: Number of the update.
+            number: Number of the gradient within it: of arrays each has examples of its own; a stream is read from its
+                beginning.
             size: Examples to differentiate at a time, fewer where memory is full.
 
         Returns:
@@ -205,9 +205,9 @@ class SampledGradients:
         size = min(size, examples)
         while True:
             try:
-                total, number = self._sum(weights, kept, self._stream(draw[0], _GRADIENTS + draw[1]), examples, size)
-                if number:
-                    return total / (number * size if self.loss.summed else number), number * size
+                total, groups = self._sum(weights, kept, self._stream(draw, _GRADIENTS + number), examples, size)
+                if groups:
+                    return total / (groups * size if self.loss.summed else groups), groups * size
                 # So many examples of one shape never follow each other in a stream.
                 if size == 1:
                     raise ValueError("data gave no example to take a gradient of, though it did before.")
@@ -240,7 +240,7 @@ class SampledGradients:
     def _sampler_of(self, loss: ModelLoss) -> HalvingSampler:
         if id(loss) not in self._samplers:
             sampler = self._backend.sampler(loss, self._model, [t.variable for t in self.targets])
-            self._samplers[id(loss)] = HalvingSampler(sampler, self._backend)
+            self._samplers[id(loss)] = HalvingSampler(loss, sampler, self._backend)
         return self._samplers[id(loss)]
 
 

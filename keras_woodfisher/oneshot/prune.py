@@ -22,7 +22,7 @@ from keras_woodfisher.options.sparsity_levels import arguments_of, checked_level
 from keras_woodfisher.pruning.calibration import HeldOutLoss
 from keras_woodfisher.pruning.corrections import CalibratedCorrector, Corrector
 from keras_woodfisher.pruning.pruner import Pruner
-from keras_woodfisher.pruning.stages import update_in_stages
+from keras_woodfisher.pruning.stages import StagedUpdates
 from keras_woodfisher.reports.meter import Meter
 from keras_woodfisher.reports.pruning_report import PruningReport, merged
 from keras_woodfisher.reports.zeros import count_zeros
@@ -204,10 +204,9 @@ def prune(
     meter = Meter(pruner.backend, pruner.backend.devices(), options.verbose)
     reestimation = reestimation_of(model, reestimate_batchnorm, data, loss, seed, meter)
     batchnorm = None
+    updates = StagedUpdates(pruner, source, used.stages if source else 1, corrector, verbose)
     with pruner.all_or_nothing():
-        done = update_in_stages(
-            pruner, finals, source, options.gradients_at, used.stages if source else 1, 0, corrector, verbose
-        )
+        done = updates.update(finals, options.gradients_at)
         _constrain(pruner)
         if reestimation is not None:
             with meter.phase("batchnorm", reestimation.total, "layer") as advance:

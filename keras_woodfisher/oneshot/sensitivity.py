@@ -68,7 +68,7 @@ class LonePruner(Pruner):
         kept = [~pruned for pruned in self.pruned]
         keep = np.concatenate(kept)
         blocks = block_slices([int(mask.sum()) for mask in kept], self._options.fisher_block_size)
-        store, squares = self.resources.gradients(source, kept, blocks, (rows, 0), meter)
+        store, squares = self.resources.gradients(source, kept, blocks, rows, 0, meter)
         with closing(store) as grads:
             self.resources.fit(len(grads))
             damp = self._options.damping(squares / (len(grads) * grads.shape[1]))

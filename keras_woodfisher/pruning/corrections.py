@@ -192,7 +192,7 @@ class CalibratedCorrector:
     def _gradient(self, removal: Removal, weights: np.ndarray, number: int, meter: Meter) -> tuple[np.ndarray, int]:
         kept = np.split(removal.keep, np.cumsum([target.size for target in self._source.targets])[:-1])
         with meter.phase("gradients", 1, "gradient") as advance:
-            gradient, examples = self._source.mean_gradient(weights, kept, (removal.draw, number), removal.examples)
+            gradient, examples = self._source.mean_gradient(weights, kept, removal.draw, number, removal.examples)
             advance()
         return gradient, examples
 

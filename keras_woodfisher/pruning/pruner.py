@@ -162,7 +162,7 @@ class Pruner:
             new, delta = self._select(weights, None, sparsity), np.zeros(weights.shape)
         else:
             corrector = corrector or BlockCorrector(self._options.update == "joint")
-            new, delta, done = self._second_order(weights, sparsity, source, (rows, draw), corrector, meter)
+            new, delta, done = self._second_order(weights, sparsity, source, rows, draw, corrector, meter)
         changed = np.where(new, 0.0, weights + delta).astype(weights.dtype)
         if not np.isfinite(changed).all():
             raise FloatingPointError(
@@ -176,7 +176,8 @@ class Pruner:
         weights: np.ndarray,
         sparsity: Sequence[float],
         source: GradientSource,
-        draw: tuple[int, int],
+        rows: int,
+        draw: int,
         corrector: Corrector,
         meter: Meter,
     ) -> tuple[np.ndarray, np.ndarray, StageReport]:
@@ -185,7 +186,7 @@ class Pruner:
         labels = None if self.structure is None else self.structure.labels[keep]
         blocks = block_slices([int(k.sum()) for k in kept], self._options.fisher_block_size, labels)
         resources = self.resources
-        store, squares = resources.gradients(source, kept, blocks, draw, meter)
+        store, squares = resources.gradients(source, kept, blocks, rows, draw, meter)
         with closing(store) as grads:
             resources.fit(len(grads))
             mean_diagonal = squares / (len(grads) * grads.shape[1])
@@ -204,7 +205,7 @@ class Pruner:
                 fisher=fisher,
                 damp=damp,
                 mean_diagonal=mean_diagonal,
-                draw=draw[1],
+                draw=draw,
                 examples=resources.memory.chunk * self._options.grad_batch_size,
             )
             change, chosen = corrector(removal, meter)
