@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_woodfisher.callbacks.progress import Progress
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate, Ramps, check_buffer
+from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.gradients.footprint import buffered_footprint
 from keras_woodfisher.gradients.sources import BufferedGradients, GradientSource, SampledGradients
 from keras_woodfisher.model.targets import Target, finals_of
@@ -138,7 +139,9 @@ class Run:
             backend = self.pruner.backend
             self._source = self.buffer = BufferedGradients(self._model, self.targets, options.most_gradients, backend)
             return
-        source = SampledGradients(self._model, self.targets, options, self.pruner.backend, self._task.data)
+        source = SampledGradients(
+            self._model, self.targets, options, self.pruner.backend, open_examples(self._task.data)
+        )
         source.check(options.most_gradients)
         if uses:
             self.pruner.plan_memory(source.footprint(max(rows for rows, _ in uses)), uses)

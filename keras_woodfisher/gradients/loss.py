@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops, tree
 from keras_woodfisher_backends.nest import arrays, map_arrays, take
 
-from keras_woodfisher.data.examples import Batch
+from keras_woodfisher.data.batch import Batch
 from keras_woodfisher.model.sampling_mode import sampling_mode
 from keras_woodfisher.model.targets import Target
 

@@ -8,8 +8,9 @@ import keras
 import numpy as np
 from keras_woodfisher_backends.protocol import Backend, SlowLayers
 
+from keras_woodfisher.data.batch import Batch
 from keras_woodfisher.data.batches import even_chunks
-from keras_woodfisher.data.examples import Batch, open_examples
+from keras_woodfisher.data.examples import Examples
 from keras_woodfisher.gradients.buffer import GradientBuffer
 from keras_woodfisher.gradients.footprint import Footprint, buffered_footprint, counted_outputs, sampled_footprint
 from keras_woodfisher.gradients.gauss_newton import GaussNewtonLoss
@@ -71,6 +72,14 @@ _SIGNS, _GRADIENTS = 1, 2
 class SampledGradients:
     """Samples taken from data at the present weights.
 
+    Args:
+        model: A built model.
+        targets: The variables to differentiate.
+        options: How samples are taken.
+        backend: Takes them.
+        examples: What they are taken of.
+        loss: A Keras loss instead of the compiled one.
+
     Attributes:
         targets: The variables to differentiate.
         loss: The loss of the model.
@@ -82,7 +91,7 @@ class SampledGradients:
         targets: Sequence[Target],
         options: PruningOptions,
         backend: Backend,
-        data: Any,
+        examples: Examples,
         loss: Any = None,
     ):
         self.targets = list(targets)
@@ -90,9 +99,9 @@ class SampledGradients:
         self._options = options
         self._backend = backend
         self._model = model
-        # Data may be read several times: without a seed one is drawn, for all of them.
+        # Examples may be read several times: without a seed one is drawn, for all of them.
         self._seed = int(np.random.default_rng().integers(2**32)) if options.seed is None else options.seed
-        self._examples = open_examples(data)
+        self._examples = examples
         self._curvature = GaussNewtonLoss(model, targets, loss) if options.fisher == "ggn" else None
         self._samplers: dict[int, HalvingSampler] = {}
         self._probed: tuple[Any, int] | None = None

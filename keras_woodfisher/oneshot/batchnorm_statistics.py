@@ -10,7 +10,7 @@ import numpy as np
 from keras import layers, ops
 from keras_woodfisher_backends.nest import map_arrays
 
-from keras_woodfisher.data.examples import Batch
+from keras_woodfisher.data.batch import Batch
 from keras_woodfisher.gradients.loss import forward_only
 
 

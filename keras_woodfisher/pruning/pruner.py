@@ -32,6 +32,7 @@ class Pruner:
         options: What to prune and how.
 
     Attributes:
+        options: See above.
         targets: The variables it prunes.
         pruned: For each variable, its pruned weights in weight order (bool).
         zeros: For each variable the number of its pruned weights.
@@ -45,7 +46,7 @@ class Pruner:
     """
 
     def __init__(self, model: keras.Model, options: PruningOptions):
-        self._options = options
+        self.options = options
         chosen = find_targets(model, options.params, options.exclude)
         self.targets: list[Target] = [arranged(target, options.mask_type) for target in chosen]
         self.structure: Structure | None = structure_of(self.targets, options.mask_type)
@@ -66,9 +67,30 @@ class Pruner:
         """See `Resources.plan`."""
         return self.resources.plan(footprint, uses)
 
+    def open_source(self, source: GradientSource, rows: int, uses: Sequence[tuple[int, int]]) -> None:
+        """Checks a source of gradients, and plans the memory of the updates that use it.
+
+        Args:
+            source: Gives gradients.
+            rows: The most samples that any update may ask for.
+            uses: For each update its samples (m) and unpruned weights (d); nothing is planned for none.
+
+        Raises:
+            ValueError: If the source doesn't fit the model or the options.
+            MemoryError: If the gradients don't fit.
+        """
+        source.check(rows)
+        if uses:
+            self.plan_memory(source.footprint(max(rows for rows, _ in uses)), uses)
+
     def find_zeros(self) -> None:
         """Takes the zeros that are there as pruned (but for a variable that is zero as a whole)."""
         self._set([zeros_of(target) for target in self.targets])
+
+    @property
+    def kept(self) -> int:
+        """How many weights aren't pruned."""
+        return sum(pruned.size for pruned in self.pruned) - sum(self.zeros)
 
     @property
     def coverage(self) -> list[int]:
@@ -83,7 +105,7 @@ class Pruner:
     @property
     def reached(self) -> list[float]:
         """The sparsity of each variable as fractions of `coverage` (the same one for all in global pruning)."""
-        if self._options.global_sparsity:
+        if self.options.global_sparsity:
             return [sum(self.zeros) / sum(self.coverage)] * len(self.pruned)
         return [zeros / max(size, 1) for zeros, size in zip(self.zeros, self.coverage, strict=True)]
 
@@ -119,9 +141,9 @@ class Pruner:
     def prunes(self, sparsity: Sequence[float]) -> bool:
         """Whether an update to a sparsity would prune anything."""
         if self.structure is not None:
-            return grows(self.structure, np.concatenate(self.pruned), sparsity, self._options.global_sparsity)
+            return grows(self.structure, np.concatenate(self.pruned), sparsity, self.options.global_sparsity)
         counts = self.zeros
-        if self._options.global_sparsity:
+        if self.options.global_sparsity:
             return count(sparsity[0], sum(p.size for p in self.pruned)) > sum(counts)
         wanted = (count(s, p.size) for s, p in zip(sparsity, self.pruned, strict=True))
         return any(number > now for number, now in zip(wanted, counts, strict=True))
@@ -155,13 +177,13 @@ class Pruner:
         """
         if not self.prunes(sparsity):
             return StageReport(self.sparsity)
-        meter = Meter(self.backend, self.resources.devices, self._options.verbose)
+        meter = Meter(self.backend, self.resources.devices, self.options.verbose)
         weights = self.check_weights()
         done = StageReport(0.0)
         if source is None:
             new, delta = self._select(weights, None, sparsity), np.zeros(weights.shape)
         else:
-            corrector = corrector or BlockCorrector(self._options.update == "joint")
+            corrector = corrector or BlockCorrector(self.options.update == "joint")
             new, delta, done = self._second_order(weights, sparsity, source, rows, draw, corrector, meter)
         changed = np.where(new, 0.0, weights + delta).astype(weights.dtype)
         if not np.isfinite(changed).all():
@@ -184,13 +206,13 @@ class Pruner:
         kept = [~p for p in self.pruned]
         keep = np.concatenate(kept)
         labels = None if self.structure is None else self.structure.labels[keep]
-        blocks = block_slices([int(k.sum()) for k in kept], self._options.fisher_block_size, labels)
+        blocks = block_slices([int(k.sum()) for k in kept], self.options.fisher_block_size, labels)
         resources = self.resources
         store, squares = resources.gradients(source, kept, blocks, rows, draw, meter)
         with closing(store) as grads:
             resources.fit(len(grads))
             mean_diagonal = squares / (len(grads) * grads.shape[1])
-            damp = self._options.damping(mean_diagonal)
+            damp = self.options.damping(mean_diagonal)
             with meter.phase("inverse", len(blocks), "block") as advance:
                 fisher = BlockFisher(grads, blocks, damp, resources.kernels, advance)
                 new = self._select(weights, fisher, sparsity)
@@ -206,7 +228,7 @@ class Pruner:
                 damp=damp,
                 mean_diagonal=mean_diagonal,
                 draw=draw,
-                examples=resources.memory.chunk * self._options.grad_batch_size,
+                examples=resources.memory.chunk * self.options.grad_batch_size,
             )
             change, chosen = corrector(removal, meter)
             samples = len(grads)
@@ -224,14 +246,20 @@ class Pruner:
         """
         pruned = np.concatenate(self.pruned)
         if self.structure is not None:
-            return select(self.structure, weights, pruned, fisher, sparsity, self._options.global_sparsity)
+            return select(self.structure, weights, pruned, fisher, sparsity, self.options.global_sparsity)
         if fisher is None:
-            return self._grow(np.abs(weights), sparsity)
-        return self._grow(saliencies(weights, ~pruned, fisher.inverse_diagonal()), sparsity)
+            return self.choose(np.abs(weights), sparsity)
+        return self.choose(saliencies(weights, ~pruned, fisher.inverse_diagonal()), sparsity)
 
-    def _grow(self, scores: np.ndarray, sparsity: Sequence[float]) -> np.ndarray:
+    def choose(self, scores: np.ndarray, sparsity: Sequence[float]) -> np.ndarray:
+        """The set of pruned weights at a sparsity: those that are pruned now, and the ones of the lowest scores.
+
+        Args:
+            scores: (N,) of all weights, in weight order.
+            sparsity: As in `update`.
+        """
         sizes = [p.size for p in self.pruned]
-        if self._options.global_sparsity:
+        if self.options.global_sparsity:
             groups = [(sum(sizes), sparsity[0])]
         else:
             groups = list(zip(sizes, sparsity, strict=True))

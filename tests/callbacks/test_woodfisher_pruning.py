@@ -10,6 +10,7 @@ import pytest
 from keras import ops
 
 import keras_woodfisher as kw
+from keras_woodfisher.gradients.sources import SampledGradients
 from keras_woodfisher.pruning.pruner import Pruner
 
 BACKEND = keras.backend.backend()
@@ -322,13 +323,13 @@ def test_layer_wise_and_excluded(model, blobs):
 
 def test_number_of_gradients_follows_the_sparsity(make_mlp, blobs, monkeypatch):
     rows = []
-    fill = kw.sources.SampledGradients.fill
+    fill = SampledGradients.fill
 
     def spy(source, store, kept, count, draw, advance):
         rows.append((count, draw))
         return fill(source, store, kept, count, draw, advance)
 
-    monkeypatch.setattr(kw.sources.SampledGradients, "fill", spy)
+    monkeypatch.setattr(SampledGradients, "fill", spy)
     # 0.267 is reached but for a fraction of a weight: it counts as reached.
     counts = {0.0: 4, 0.267: 6, 0.5: 8}
     pruner = of(0.601, 3, method="woodfisher", data=blobs, num_grads=counts, inter_func="linear", init_sparsity=0.1)

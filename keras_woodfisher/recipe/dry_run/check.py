@@ -19,6 +19,7 @@ from keras_woodfisher.callbacks.learning_rate import RateCallback
 from keras_woodfisher.callbacks.mask_callback import check_optimizer, check_trainable_here
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate
 from keras_woodfisher.callbacks.woodfisher_pruning import WoodFisherPruning
+from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.gradients.footprint import buffered_footprint
 from keras_woodfisher.gradients.loss import may_have_loss
 from keras_woodfisher.gradients.sources import SampledGradients
@@ -280,7 +281,7 @@ class _Run:
                     pruner.plan_memory(footprint, uses or [(options.most_gradients, 1)])
                 else:
                     source = SampledGradients(
-                        self._model, pruner.targets, options, pruner.backend, self._data, self._loss
+                        self._model, pruner.targets, options, pruner.backend, open_examples(self._data), self._loss
                     )
                     source.check(options.most_gradients)
                     if uses:
