@@ -5,8 +5,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 QUIET := TF_CPP_MIN_LOG_LEVEL=3
+# Of `make test-keras`: a release of Keras, or `nightly`, in an environment of its own.
+KERAS ?= 3.12.0
+KERAS_VENV := .venv-keras-$(KERAS)
+KERAS_PACKAGE = $(if $(filter nightly,$(KERAS)),keras-nightly,keras==$(KERAS))
+BACKENDS ?= torch tensorflow jax
 
-.PHONY: demo test test-torch test-tensorflow test-jax lint bench fuzz clean
+.PHONY: demo test test-torch test-tensorflow test-jax test-keras lint bench fuzz clean
 
 demo: $(VENV)/.demo-$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(QUIET) $(BIN)/python examples/quickstart.py
@@ -16,6 +21,12 @@ test: test-torch test-tensorflow test-jax
 test-torch test-tensorflow test-jax: test-%: $(VENV)/.dev
 	@echo "== tests on $*"
 	KERAS_BACKEND=$* $(QUIET) $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-keras: $(KERAS_VENV)/.dev
+	@failed=; for backend in $(BACKENDS); do \
+		echo "== tests on $$backend with Keras $(KERAS)"; \
+		KERAS_BACKEND=$$backend $(QUIET) $(KERAS_VENV)/bin/python -m pytest -n 2 --dist worksteal || failed=1; \
+	done; test -z "$$failed"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -39,5 +50,14 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e ".[dev]"
 	@touch $@
 
+# Keras comes last: TensorFlow asks for a package named keras, which keras-nightly isn't.
+$(KERAS_VENV)/.dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(KERAS_VENV)
+	grep -v '^keras==' constraints.txt > $(KERAS_VENV)/constraints.txt
+	$(KERAS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(KERAS_VENV)/constraints.txt -e ".[dev]"
+	$(KERAS_VENV)/bin/python -m pip uninstall --quiet --yes keras keras-nightly
+	$(KERAS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(KERAS_PACKAGE)
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-keras-* .pytest_cache .ruff_cache

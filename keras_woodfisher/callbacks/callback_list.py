@@ -1,12 +1,11 @@
 """The other callbacks of a `fit`: Keras tells a callback nothing of them, though some get in its way."""
 
-import sys
 import warnings
-from types import FrameType
+from itertools import takewhile
 from typing import Any
 
-import keras
 from keras.callbacks import EarlyStopping, History, ModelCheckpoint, ProgbarLogger
+from keras_woodfisher_backends.keras_internals.training import callers
 
 _INSIDE = ("keras", "keras_woodfisher")
 
@@ -15,27 +14,11 @@ MAY_COME_FIRST = "may_come_before_pruning"
 """An attribute of callbacks that don't look at the sparsity."""
 
 
-def callbacks_beside(callback: keras.callbacks.Callback) -> tuple[list[Any], list[Any]]:
-    """The callbacks before and after one in its list, while the list is calling it.
-
-    Keras tells a callback nothing of the others; the list that calls it is found on the stack.
-    """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, keras.callbacks.CallbackList) and callback in caller.callbacks:
-            place = caller.callbacks.index(callback)
-            return caller.callbacks[:place], caller.callbacks[place + 1 :]
-        frame = frame.f_back
-    return [], []
-
-
 def warn(message: str) -> None:
     """A warning that points at the user's call of `fit` rather than into Keras or this package."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level + 1)
+    names = (frame.f_globals.get("__name__", "") for frame in callers())
+    inside = takewhile(lambda name: name.partition(".")[0] in _INSIDE, names)
+    warnings.warn(message, stacklevel=2 + sum(1 for _ in inside))
 
 
 def warn_about_neighbours(beside: tuple[list[Any], list[Any]], end: float, final_epoch: int) -> None:

@@ -1,56 +1,15 @@
 """What all companion callbacks have in common: when something is due, and what they need of a model."""
 
 import math
-import sys
-from types import FrameType
 from typing import Any
 
 import keras
+from keras_woodfisher_backends.keras_internals.optimizers import is_multi_optimizer
+from keras_woodfisher_backends.keras_internals.training import model_of
 
 from keras_woodfisher.callbacks.progress import Progress
 from keras_woodfisher.model.optimizer_variables import built_optimizer, inner_optimizer, parts_of
 from keras_woodfisher.options.checks import number
-
-_OPTIMIZER = 2
-"""Place of the optimizer's values in the state of a train step on JAX, as documented for custom ones."""
-
-
-def assign_between_steps(model: keras.Model, variable: Any, value: float) -> None:
-    """Assigns one variable of a model's optimizer; the next step of `fit` uses the new value.
-
-    On JAX the values live in lists that `fit` hands from step to step while the variables are empty. Bringing all
-    variables up to date for the sake of one number can cost more than a step does, so the number is changed in
-    the list, where that can be found.
-    """
-    known = (getattr(model, "_jax_state", None) or {}).get("optimizer_variables")
-    variables = model.optimizer.variables if known else []
-    if not known or len(known) != len(variables):
-        variable.assign(value)
-        return
-    index = next(i for i, other in enumerate(variables) if other is variable)
-    live = None if model._jax_state_synced else _live_values(model)
-    found = live is not None and live[index] is known[index]
-    # Here too, since it is put back after a step that finds no more data.
-    known[index] = keras.ops.convert_to_tensor(value, variable.dtype)
-    if model._jax_state_synced:
-        variable.assign(value)
-    elif live is not None and found:
-        live[index] = known[index]
-    else:
-        model.jax_state_sync()
-
-
-def _live_values(model: keras.Model) -> list[Any] | None:
-    """The optimizer's values that JAX's `fit` is about to hand to the next step."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "fit" and frame.f_locals.get("self") is model:
-            state = frame.f_locals.get("state")
-            values = state[_OPTIMIZER] if isinstance(state, tuple) and len(state) > _OPTIMIZER else None
-            return values if isinstance(values, list) else None
-        frame = frame.f_back
-    return None
-
 
 TOLERANCE = 1e-9
 """Positions that differ by less are the same: `2.3` and `2 + 3 / 10` need not be."""
@@ -86,7 +45,7 @@ class Companion(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         self._progress = Progress(self.params)
         self._reached = -math.inf
-        self.check(self._model)
+        self.check(model_of(self))
         self._prepare()
 
     def check(self, model: keras.Model) -> None:
@@ -116,7 +75,7 @@ class Companion(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if self._batch_ends:
             self._progress.end_batch(max(self._batch_ends))
-        self._progress.end_epoch(bool(self._model.stop_training))
+        self._progress.end_epoch(bool(model_of(self).stop_training))
 
     def on_train_end(self, logs: Any = None) -> None:
         # No batch follows, but what is due now is how a resumed run would begin.
@@ -124,7 +83,7 @@ class Companion(keras.callbacks.Callback):
             self._apply(self._progress.ended)
 
     def _prepare(self) -> None:
-        """Checks before the first batch whatever can be checked then. On JAX, `self._model` is as good as `model`."""
+        """Checks before the first batch whatever can be checked then; the model's variables are up to date."""
 
     def _apply(self, position: float) -> None:
         """Makes what is due at a position, in epochs."""
@@ -162,7 +121,7 @@ def end_of(value: Any, start: float) -> float:
 def known_parts(model: keras.Model) -> list[Any]:
     """The optimizers that update weights: one, or the parts of a `MultiOptimizer`."""
     optimizer = inner_optimizer(model.optimizer)
-    if isinstance(optimizer, keras.optimizers.MultiOptimizer) and model.built:
+    if is_multi_optimizer(optimizer) and model.built:
         # Only then are all its parts known.
         built_optimizer(model)
     return parts_of(optimizer)

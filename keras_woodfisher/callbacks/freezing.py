@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+from keras_woodfisher_backends.keras_internals.training import forget, keep_edits, undo_at_next_fit
 
 from keras_woodfisher.callbacks.epoch_callback import TOLERANCE
-from keras_woodfisher.model.fit_hook import forget, undo_at_next_fit
-from keras_woodfisher.model.jax_state import keep_edits
 from keras_woodfisher.model.optimizer_roster import Rosters
 
 _ATTRIBUTE = "_keras_woodfisher_participation"

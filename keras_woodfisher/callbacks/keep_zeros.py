@@ -5,10 +5,10 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras_woodfisher_backends.keras_internals.training import keep_edits, model_of, refresh
 
 from keras_woodfisher.callbacks.mask_callback import HoldingCallback
 from keras_woodfisher.callbacks.progress import Progress
-from keras_woodfisher.model.jax_state import keep_edits
 from keras_woodfisher.model.targets import Target, find_targets
 from keras_woodfisher.options.checks import names, number
 from keras_woodfisher.pruning.pruner import zeros_of
@@ -87,7 +87,7 @@ class KeepZeros(HoldingCallback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_end(epoch, logs)
-        self._progress.end_epoch(bool(self._model.stop_training))
+        self._progress.end_epoch(bool(model_of(self).stop_training))
 
     def check(self, model: keras.Model, epochs: int | None = None) -> list[Target]:
         """The variables that it holds. Nothing is trained or changed.
@@ -119,18 +119,18 @@ class KeepZeros(HoldingCallback):
         return start, start
 
     def _hold_now(self) -> None:
-        self.model  # noqa: B018 - on JAX, reading it brings the variables up to date
+        refresh(self)
         self._holds = True
         if self._enforcement is not None:
             self._enforcement.hold(self._zeros())
-        keep_edits(self._model)
+        keep_edits(model_of(self))
 
     def _let_grow(self) -> None:
-        self.model  # noqa: B018
+        refresh(self)
         self._released = True
         if self._enforcement is not None:
             self._enforcement.release()
-        keep_edits(self._model)
+        keep_edits(model_of(self))
 
     def _zeros(self) -> list[np.ndarray]:
         return [target.unflatten(zeros_of(target)) for target in self._targets]

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+from keras_woodfisher_backends.keras_internals.optimizers import learning_rate_of
+from keras_woodfisher_backends.keras_internals.training import assign_between_steps, callbacks_beside, model_of
 
 from keras_woodfisher.callbacks import learning_rate_functions as rates
-from keras_woodfisher.callbacks.callback_list import callbacks_beside
 from keras_woodfisher.callbacks.epoch_callback import (
     TOLERANCE,
     Companion,
-    assign_between_steps,
     end_of,
     known_parts,
     start_of,
@@ -44,7 +44,7 @@ class RateCallback(Companion):
         super().on_epoch_end(epoch, logs)
         if logs is not None:
             # As Keras's LearningRateScheduler names them.
-            parts = known_parts(self._model)
+            parts = known_parts(model_of(self))
             for part in parts:
                 name = "learning_rate" if len(parts) == 1 else f"learning_rate_{part.name}"
                 logs[name] = float(keras.ops.convert_to_numpy(part.learning_rate))
@@ -52,7 +52,7 @@ class RateCallback(Companion):
     def check(self, model: keras.Model) -> None:
         super().check(model)
         for part in known_parts(model):
-            rate = part._learning_rate
+            rate = learning_rate_of(part)
             if not isinstance(rate, keras.Variable):
                 raise ValueError(
                     f"The optimizer's learning rate can't be set by {type(self).__name__}, since it is "
@@ -81,8 +81,8 @@ class RateCallback(Companion):
         leader = max(reversed(self._kin), key=lambda callback: callback._standing(position))
         value = self.value_at(position) if leader is self else None
         if value is not None and value != self._set:
-            for part in known_parts(self._model):
-                assign_between_steps(self._model, part._learning_rate, value)
+            for part in known_parts(model_of(self)):
+                assign_between_steps(model_of(self), learning_rate_of(part), value)
         self._set = value
 
     def _standing(self, position: float) -> tuple[bool, float, float]:

@@ -4,10 +4,11 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras_woodfisher_backends.keras_internals.optimizers import is_for_torch_alone
+from keras_woodfisher_backends.keras_internals.training import callbacks_beside, keep_edits, model_of, refresh
 
-from keras_woodfisher.callbacks.callback_list import callbacks_beside, warn
+from keras_woodfisher.callbacks.callback_list import warn
 from keras_woodfisher.callbacks.mask_constraint import Enforcement
-from keras_woodfisher.model.jax_state import keep_edits
 from keras_woodfisher.model.targets import Target
 
 
@@ -42,7 +43,7 @@ class HoldingCallback(keras.callbacks.Callback):
             return
         # Only now: a BackupAndRestore further down the list has restored its weights by then.
         self._started = True
-        self.model  # noqa: B018 - on JAX, reading it brings the variables up to date
+        refresh(self)
         try:
             self._enforcement.hold(self._start(epoch))
             self._enforcement.apply()
@@ -58,10 +59,10 @@ class HoldingCallback(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if self._enforcement is None or not self._started or self._released:
             return
-        self.model  # noqa: B018
+        refresh(self)
         changed = self._enforcement.apply()
         if changed:
-            keep_edits(self._model)
+            keep_edits(model_of(self))
         if changed and not self._warned:
             self._warned = True
             warn(
@@ -73,7 +74,7 @@ class HoldingCallback(keras.callbacks.Callback):
     def on_train_end(self, logs: Any = None) -> None:
         if self._enforcement is None:
             return
-        self.model  # noqa: B018
+        refresh(self)
         if not self._released:
             # Averages (use_ema) or restored weights may have replaced the masked ones.
             self._enforcement.apply()
@@ -136,7 +137,7 @@ def check_optimizer(model: keras.Model) -> None:
     here = keras.backend.backend()
     for optimizer in (model.optimizer, getattr(model.optimizer, "inner_optimizer", None)):
         kind = type(optimizer)
-        if here != "torch" and kind.__module__.startswith("keras.src.backend.torch."):
+        if here != "torch" and is_for_torch_alone(kind.__module__):
             raise ValueError(
                 f"The model's optimizer is torch's own {kind.__name__}, as in a file saved on torch, and can't "
                 f"train on {here}. Compile the model again: model.compile(keras.optimizers.{kind.__name__}(...), ...)."

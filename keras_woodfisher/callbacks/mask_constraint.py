@@ -1,18 +1,16 @@
 """Keeps pruned weights at exactly zero while training goes on, inside the compiled step."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+from keras_woodfisher_backends.keras_internals.optimizers import follow_averages, trained_variables, unfollow_averages
+from keras_woodfisher_backends.keras_internals.training import forget, undo_at_next_fit
 
-from keras_woodfisher.model.fit_hook import forget, undo_at_next_fit
 from keras_woodfisher.model.optimizer_variables import HiddenVariables, built_optimizer, parts_of, slots_of
 from keras_woodfisher.model.targets import Target
-
-_AVERAGING = "_update_model_variables_moving_average"
 
 
 class MaskConstraint(keras.constraints.Constraint):
@@ -78,8 +76,7 @@ class Enforcement:
             target.variable.constraint = MaskConstraint(mask, target.variable.constraint, self)
         for part in parts_of(self._hidden.optimizer):
             if part.use_ema:
-                # Past Keras's __setattr__, which would track it.
-                vars(part)[_AVERAGING] = partial(_average, part)
+                follow_averages(part, _mask_average)
         # A constraint that is set after the step was traced would do nothing.
         self._model.make_train_function(force=True)
 
@@ -130,8 +127,8 @@ class Enforcement:
         for target in self._targets:
             _unlink(target.variable, self)
         for part in parts_of(self._hidden.optimizer):
-            if not any(isinstance(_constraint_of(v), MaskConstraint) for v in part._trainable_variables):
-                vars(part).pop(_AVERAGING, None)
+            if not any(isinstance(_constraint_of(v), MaskConstraint) for v in trained_variables(part)):
+                unfollow_averages(part)
         self._hidden.remove(self._masks)
         self._hidden, self._masks = None, []
         forget(self._model, self.detach)
@@ -189,13 +186,11 @@ def _unlink(variable: Any, owner: Enforcement) -> None:
             outer.inner = mask.inner
 
 
-def _average(optimizer: Any, variables: Any) -> None:
-    """Keras's update of the averages, which sees weights before their constraint, and then the masks."""
-    getattr(type(optimizer), _AVERAGING)(optimizer, variables)
-    for variable, average in zip(variables, optimizer._model_variables_moving_average, strict=True):
-        constraint = _constraint_of(variable)
-        if average is not None and isinstance(constraint, MaskConstraint):
-            average.assign(constraint.masked(average))
+def _mask_average(variable: Any, average: Any) -> None:
+    # Keras averages weights as they are before their constraint.
+    constraint = _constraint_of(variable)
+    if isinstance(constraint, MaskConstraint):
+        average.assign(constraint.masked(average))
 
 
 def _constraint_of(variable: Any) -> Any:

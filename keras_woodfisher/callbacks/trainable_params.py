@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+from keras_woodfisher_backends.keras_internals.training import callbacks_beside, model_of, refresh
 
-from keras_woodfisher.callbacks.callback_list import callbacks_beside
 from keras_woodfisher.callbacks.epoch_callback import Companion, end_of, start_of
 from keras_woodfisher.callbacks.freezing import Participation, Plan
 from keras_woodfisher.callbacks.woodfisher_pruning import WoodFisherPruning
@@ -74,7 +74,7 @@ class TrainableParams(Companion):
         self._change(float(epoch), unfreeze_only=True)
 
     def on_train_end(self, logs: Any = None) -> None:
-        self.model  # noqa: B018 - on JAX, reading it brings the variables up to date
+        refresh(self)
         if self._participation is not None and self._plan is not None:
             self._participation.leave(self._plan)
         self._participation = None
@@ -90,8 +90,8 @@ class TrainableParams(Companion):
         check_growth(model, [t.variable for t in chosen] if self._value else [])
 
     def _prepare(self) -> None:
-        chosen = self._chosen(self._model)
-        self._participation = Participation.of(self._model)
+        chosen = self._chosen(model_of(self))
+        self._participation = Participation.of(model_of(self))
         self._plan = Plan([t.variable for t in chosen], self._value, self._start, self._end)
         self._participation.join(self._plan)
         before, after = callbacks_beside(self)
@@ -119,7 +119,7 @@ class TrainableParams(Companion):
         if self._participation is None or self._checked:
             return
         self._checked = True
-        self.model  # noqa: B018
+        refresh(self)
         self._participation.prepare()
         for callback in self._pruning:
             _refuse_pruning_of_frozen(callback, self._participation)
@@ -133,7 +133,7 @@ class TrainableParams(Companion):
             return
         changes = self._participation.due(position, unfreeze_only)
         if changes:
-            self.model  # noqa: B018
+            refresh(self)
             self._participation.change(changes)
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+from keras_woodfisher_backends.keras_internals.training import model_of
 
 from keras_woodfisher.callbacks.epoch_callback import TOLERANCE, Companion, known_parts, start_of
 from keras_woodfisher.options.checks import finite_float32
@@ -44,7 +45,7 @@ class SetWeightDecay(Companion):
             return
         self._done = True
         changed = False
-        for part in known_parts(self._model):
+        for part in known_parts(model_of(self)):
             names = ["weight_decay"]
             if isinstance(part, keras.optimizers.Muon):
                 names.append("adam_weight_decay")
@@ -52,4 +53,4 @@ class SetWeightDecay(Companion):
                 changed = changed or getattr(part, name) != self._value
                 setattr(part, name, self._value)
         if changed:
-            self._model.make_train_function(force=True)
+            model_of(self).make_train_function(force=True)

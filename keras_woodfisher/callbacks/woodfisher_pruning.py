@@ -7,13 +7,13 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras_woodfisher_backends.keras_internals.training import callbacks_beside, keep_edits, model_of, refresh
 
-from keras_woodfisher.callbacks.callback_list import callbacks_beside, warn, warn_about_neighbours
+from keras_woodfisher.callbacks.callback_list import warn, warn_about_neighbours
 from keras_woodfisher.callbacks.mask_callback import HoldingCallback
 from keras_woodfisher.callbacks.progress import Progress
 from keras_woodfisher.callbacks.pruning_run import Run, Task
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate
-from keras_woodfisher.model.jax_state import keep_edits
 from keras_woodfisher.model.targets import Target
 from keras_woodfisher.options.checks import flag
 from keras_woodfisher.options.mask_types import check_final
@@ -341,7 +341,7 @@ class WoodFisherPruning(HoldingCallback):
         prunes = run.prunes(due)
         if prunes and run.buffer is not None and self._is_resumed() and self._progress.total < rows and not last:
             return
-        self.model  # noqa: B018 - on JAX, reading it brings the variables up to date
+        refresh(self)
         if prunes:
             self._update(due, rows, position)
             if self._options.verbose:
@@ -350,7 +350,7 @@ class WoodFisherPruning(HoldingCallback):
         if due == self._schedule.end and not self._leave_enabled and self._enforcement is not None:
             self._enforcement.release()
             self._released = True
-        keep_edits(self._model)
+        keep_edits(model_of(self))
 
     def _update(self, due: float, rows: int, position: float) -> None:
         self._active.update(due, rows, self._draw(due), position)
@@ -365,7 +365,7 @@ class WoodFisherPruning(HoldingCallback):
 
     @property
     def _stopped(self) -> bool:
-        return bool(self._model.stop_training)
+        return bool(model_of(self).stop_training)
 
     def _log(self, logs: Any) -> None:
         if logs is not None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+from keras_woodfisher_backends.keras_internals.optimizers import is_for_torch_alone
 
 _WANTED = "x and y, and perhaps sample_weight (for several inputs x_NAME each, with the inputs' names)"
 
@@ -132,7 +133,7 @@ def _foreign_compilation(path: str) -> dict[str, Any] | None:
     with zipfile.ZipFile(path) as archive:
         try:
             config = json.loads(archive.read("config.json"))["compile_config"]
-            foreign = config["optimizer"]["module"].startswith("keras.src.backend.torch.")
+            foreign = is_for_torch_alone(config["optimizer"]["module"])
         except (KeyError, TypeError, ValueError, AttributeError):
             return None  # Keras says what is wrong with it.
     if not foreign:

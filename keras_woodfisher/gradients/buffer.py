@@ -6,9 +6,10 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from keras_woodfisher_backends.keras_internals.optimizers import trained_variables
+from keras_woodfisher_backends.keras_internals.training import forget, undo_at_next_fit
 from keras_woodfisher_backends.protocol import Backend
 
-from keras_woodfisher.model.fit_hook import forget, undo_at_next_fit
 from keras_woodfisher.model.optimizer_variables import HiddenVariables, built_optimizer
 from keras_woodfisher.model.targets import Target
 
@@ -116,7 +117,7 @@ class _Apply:
 
     def __call__(self, grads: Any, trainable_variables: Any = None) -> Any:
         optimizer, grads = self._optimizer, list(grads)
-        variables = optimizer._trainable_variables if trainable_variables is None else list(trainable_variables)
+        variables = trained_variables(optimizer) if trainable_variables is None else list(trainable_variables)
         if grads:
             by_variable = {id(v): g for v, g in zip(variables, grads, strict=True)}
             for buffer in self.buffers:

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import tree
+from keras_woodfisher_backends.keras_internals.models import layers_of
 from keras_woodfisher_backends.nest import arrays
 from keras_woodfisher_backends.protocol import Backend
 
@@ -68,7 +69,7 @@ BUFFERED_CHUNK = 16
 def counted_outputs(model: keras.Model) -> Iterator[list[int]]:
     """Adds up, in a list of one number, the bytes that all layers put out meanwhile, in float32."""
     total = [0]
-    layers = [layer for layer in model._flatten_layers() if not isinstance(layer, keras.Model)]
+    layers = [layer for layer in layers_of(model) if not isinstance(layer, keras.Model)]
     layers = [layer for layer in layers if "call" not in vars(layer)]
     try:
         for layer in layers:

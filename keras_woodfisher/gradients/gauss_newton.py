@@ -6,6 +6,12 @@ from typing import Any
 import keras
 import numpy as np
 from keras import losses, ops, tree
+from keras_woodfisher_backends.keras_internals.models import (
+    compiled_loss_weights,
+    compiled_losses,
+    loss_settings,
+    mask_of,
+)
 from keras_woodfisher_backends.nest import arrays, map_arrays, take
 
 from keras_woodfisher.data.batch import Batch
@@ -99,7 +105,7 @@ class GaussNewtonLoss(ModelLoss):
 
     def _mask(self, output: Any) -> list[Any]:
         """What Keras multiplies the terms by where the output carries a mask: a mean is one over the valid ones."""
-        mask = keras.src.backend.get_keras_mask(output)
+        mask = mask_of(output)
         if mask is None:
             return []
         mask = ops.cast(mask, "float32")
@@ -168,8 +174,7 @@ def _curvature(model: keras.Model, trainer: keras.Model) -> tuple[Root, bool, fl
     """The root of the loss's second derivative, whether it is a mean (or a sum), and its weight."""
     if type(trainer).compute_loss is not keras.Model.compute_loss:
         raise ValueError(f"{_KNOWN} The model {model.name!r} computes its own loss. Use fisher='empirical'.")
-    compiled = trainer._compile_loss
-    leaves = [leaf for leaf in tree.flatten(compiled._user_loss) if leaf is not None]
+    leaves = compiled_losses(trainer) or []
     if len(leaves) != 1:
         raise ValueError(f"{_KNOWN} Got {len(leaves)} losses. Use fisher='empirical'.")
     outputs = len(getattr(model, "outputs", None) or [None])
@@ -179,7 +184,7 @@ def _curvature(model: keras.Model, trainer: keras.Model) -> tuple[Root, bool, fl
     wrapped = isinstance(loss, losses.Loss)
     function = getattr(loss, "fn", None) if wrapped else loss
     reduction = loss.reduction if wrapped else "sum_over_batch_size"
-    settings = dict(getattr(loss, "_fn_kwargs", {}))
+    settings = loss_settings(loss)
     if function not in _ROOTS:
         name = getattr(loss, "name", None) or getattr(loss, "__name__", type(loss).__name__)
         raise ValueError(f"{_KNOWN} Got {name!r}. Use fisher='empirical'.")
@@ -189,8 +194,8 @@ def _curvature(model: keras.Model, trainer: keras.Model) -> tuple[Root, bool, fl
         if settings.get(setting, neutral) != neutral:
             raise ValueError(f"{_KNOWN} Got {setting}={settings[setting]!r}. Use fisher='empirical'.")
     from_logits = settings.get("from_logits", False)
-    weights = [w for w in tree.flatten(compiled._user_loss_weights) if w is not None]
-    return _ROOTS[function][0 if from_logits else 1], reduction != "sum", float(weights[0]) if weights else 1.0
+    weights = compiled_loss_weights(trainer)
+    return _ROOTS[function][0 if from_logits else 1], reduction != "sum", weights[0] if weights else 1.0
 
 
 _KNOWN = (

@@ -7,11 +7,18 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops, tree
+from keras import ops
+from keras_woodfisher_backends.keras_internals.models import (
+    compiled_losses,
+    compute_loss,
+    float32_computation,
+    infer,
+    layers_of,
+    without_added_losses,
+)
 from keras_woodfisher_backends.nest import arrays, map_arrays, take
 
 from keras_woodfisher.data.batch import Batch
-from keras_woodfisher.model.sampling_mode import sampling_mode
 from keras_woodfisher.model.targets import Target
 
 
@@ -96,15 +103,18 @@ class ModelLoss:
                 "Use a loss with reduction='sum_over_batch_size'."
             )
 
-    def sampling_mode(self) -> Any:
-        """The context in which samples are taken; see `sampling_mode`."""
-        return sampling_mode(self._model, self._trainer)
+    @contextmanager
+    def sampling_mode(self) -> Iterator[None]:
+        """The mode in which samples are taken: float32, and nothing but the loss; then all is put back.
+
+        A regulariser would add one constant vector to each sample.
+        """
+        with float32_computation(self._model), without_added_losses(self._model, self._trainer):
+            yield
 
     def _reductions(self) -> list[str | None]:
         """Of each loss that the model is compiled with; "" where it is a plain function, None for "none"."""
-        compiled = self._trainer._compile_loss
-        leaves = [] if compiled is None else [loss for loss in tree.flatten(compiled._user_loss) if loss is not None]
-        found = [getattr(loss, "reduction", "") for loss in leaves]
+        found = [getattr(loss, "reduction", "") for loss in compiled_losses(self._trainer) or []]
         return [None if reduction == "none" else reduction for reduction in found]
 
     def _scope(self, values: Sequence[Any], others: Sequence[Any]) -> Any:
@@ -115,15 +125,11 @@ class ModelLoss:
         return keras.StatelessScope(state_mapping=mapping)
 
     def _predict(self, batch: Batch) -> Any:
-        # `_call_has_training_arg` is what Keras's own train step asks.
-        if self._model._call_has_training_arg:
-            return self._model(batch[0], training=False)
-        return self._model(batch[0])
+        return infer(self._model, batch[0])
 
     def _measure(self, batch: Batch, prediction: Any) -> Any:
         x, y, weight = batch
-        loss = self._trainer._compute_loss(x=x, y=y, y_pred=prediction, sample_weight=weight, training=False)
-        return ops.cast(loss, "float32")
+        return ops.cast(compute_loss(self._trainer, x, y, prediction, weight), "float32")
 
 
 def _all_variables(model: keras.Model) -> list[Any]:
@@ -133,14 +139,14 @@ def _all_variables(model: keras.Model) -> list[Any]:
 def has_loss(model: keras.Model) -> bool:
     """Whether a model is compiled with a loss, or computes one of its own."""
     overridden = type(model).compute_loss is not keras.Model.compute_loss
-    return model.compiled and (model._compile_loss is not None or overridden)
+    return model.compiled and (compiled_losses(model) is not None or overridden)
 
 
 def may_have_loss(model: keras.Model) -> bool:
     """Whether training may find a loss: the compiled one, that of a layer, or one that the user's own code computes."""
-    layers = model._flatten_layers()
+    layers = layers_of(model)
     own_code = any(not type(layer).__module__.startswith("keras.") for layer in layers)
-    activity = any(getattr(layer, "activity_regularizer", None) is not None for layer in model._flatten_layers())
+    activity = any(getattr(layer, "activity_regularizer", None) is not None for layer in layers)
     return has_loss(model) or own_code or activity or bool(model.losses)
 
 

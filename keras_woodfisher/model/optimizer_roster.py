@@ -10,16 +10,18 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras_woodfisher_backends.keras_internals.optimizers import (
+    GRADIENT_SUMS,
+    MOVING_AVERAGES,
+    is_multi_optimizer,
+    restore,
+    slot_lists,
+    train_only,
+    trained_variables,
+    training_state,
+)
 
 from keras_woodfisher.model.optimizer_variables import HiddenVariables, built_optimizer, inner_optimizer, parts_of
-
-_LIST, _INDICES = "_trainable_variables", "_trainable_variables_indices"
-
-
-_NOT_SLOTS = ("_variables", _LIST)
-
-
-_AVERAGES, _SUMS = "_model_variables_moving_average", "_accumulated_gradients"
 
 
 def check_growth(model: keras.Model, variables: Sequence[Any]) -> None:
@@ -29,8 +31,8 @@ def check_growth(model: keras.Model, variables: Sequence[Any]) -> None:
         ValueError: If a `MultiOptimizer` doesn't know them.
     """
     optimizer = model.optimizer
-    if isinstance(inner_optimizer(optimizer), keras.optimizers.MultiOptimizer):
-        known = {id(v) for v in (optimizer._trainable_variables if optimizer.built else model.trainable_variables)}
+    if is_multi_optimizer(inner_optimizer(optimizer)):
+        known = {id(v) for v in (trained_variables(optimizer) if optimizer.built else model.trainable_variables)}
         _refuse([v for v in variables if id(v) not in known])
 
 
@@ -61,7 +63,7 @@ class Rosters:
         self._rosters = [_Roster(holder) for holder in holders if holder.built]
         self._hidden = HiddenVariables.of(optimizer)
         self._added: list[Any] = []
-        known = {id(v) for v in optimizer._trainable_variables}
+        known = {id(v) for v in trained_variables(optimizer)}
         unknown = [v for v in extra if id(v) not in known]
         if unknown:
             self._grow(inner, unknown)
@@ -78,12 +80,12 @@ class Rosters:
         self._hidden.remove(self._added)
 
     def _grow(self, inner: Any, unknown: list[Any]) -> None:
-        if isinstance(inner, keras.optimizers.MultiOptimizer):
+        if is_multi_optimizer(inner):
             _refuse(unknown)
         # As another optimizer of its kind would begin.
         fresh = type(inner).from_config(inner.get_config())
         fresh.build(unknown)
-        slots = _slot_lists(fresh, len(unknown))
+        slots = slot_lists(fresh)
         for index, variable in enumerate(unknown):
             own = {name: self._hide(values[index]) for name, values in slots.items()}
             for roster in self._rosters:
@@ -104,53 +106,38 @@ class _Roster:
 
     def __init__(self, optimizer: Any):
         self.optimizer = optimizer
-        variables = optimizer._trainable_variables
-        lists = _slot_lists(optimizer, len(variables))
-        self._slots = {id(v): {name: values[i] for name, values in lists.items()} for i, v in enumerate(variables)}
-        self._stock = {name: vars(optimizer)[name] for name in (_LIST, _INDICES, *lists)}
+        lists = slot_lists(optimizer)
+        self._names = set(lists)
+        self._stock = training_state(optimizer)
+        self._slots = {
+            id(v): {name: values[i] for name, values in lists.items()}
+            for i, v in enumerate(trained_variables(optimizer))
+        }
 
     def add(self, variable: Any, slots: dict[str, Any]) -> None:
         """Takes up a variable."""
         self._slots[id(variable)] = slots
-        for name in slots:
-            self._stock.setdefault(name, vars(self.optimizer)[name])
+        for name in slots.keys() - self._names:
+            self._names.add(name)
+            self._stock[name] = vars(self.optimizer)[name]
 
     def show(self, variables: Sequence[Any]) -> None:
         mine = [v for v in variables if id(v) in self._slots]
-        present = {id(v) for v in self.optimizer._trainable_variables}
+        present = {id(v) for v in trained_variables(self.optimizer)}
         for variable in mine:
             if id(variable) not in present:
                 _begin(variable, self._slots[id(variable)])
-        new: dict[str, Any] = {name: [self._slots[id(v)][name] for v in mine] for name in self._slot_names}
-        new[_LIST] = mine
-        new[_INDICES] = {self.optimizer._var_key(v): i for i, v in enumerate(mine)}
-        # Past Keras's __setattr__, which would track them.
-        vars(self.optimizer).update(new)
+        slots = {name: [self._slots[id(v)][name] for v in mine] for name in self._names}
+        train_only(self.optimizer, mine, slots)
 
     def restore(self) -> None:
-        vars(self.optimizer).update(self._stock)
-
-    @property
-    def _slot_names(self) -> list[str]:
-        return [name for name in self._stock if name not in (_LIST, _INDICES)]
+        restore(self.optimizer, self._stock)
 
 
 def _begin(variable: Any, slots: dict[str, Any]) -> None:
     """What is stale after steps without a variable: averages of weights, and sums of gradients that weren't used."""
-    if slots.get(_AVERAGES) is not None:
+    if slots.get(MOVING_AVERAGES) is not None:
         # A copy: JAX refuses a step that is handed one array twice.
-        slots[_AVERAGES].assign(keras.ops.copy(variable))
-    if slots.get(_SUMS) is not None:
-        slots[_SUMS].assign(np.zeros(slots[_SUMS].shape))
-
-
-def _slot_lists(optimizer: Any, count: int) -> dict[str, list[Any]]:
-    """The lists with one entry a variable: momentum, second moments, averages, sums of gradients."""
-    return {
-        name: value
-        for name, value in vars(optimizer).items()
-        if isinstance(value, list)
-        and name not in _NOT_SLOTS
-        and len(value) == count > 0
-        and all(slot is None or isinstance(slot, keras.Variable) for slot in value)
-    }
+        slots[MOVING_AVERAGES].assign(keras.ops.copy(variable))
+    if slots.get(GRADIENT_SUMS) is not None:
+        slots[GRADIENT_SUMS].assign(np.zeros(slots[GRADIENT_SUMS].shape))

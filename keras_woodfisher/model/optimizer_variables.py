@@ -9,14 +9,12 @@ from functools import partial
 from typing import Any
 
 import keras
+from keras_woodfisher_backends.keras_internals import optimizers as internals
 
 _ATTRIBUTE = "_keras_woodfisher_hidden"
 
 
 _SAVING = ("save_own_variables", "load_own_variables")
-
-
-_NOT_SLOTS = ("_variables", "_trainable_variables")
 
 
 class HiddenVariables:
@@ -30,7 +28,7 @@ class HiddenVariables:
         self.optimizer = inner_optimizer(optimizer)
         self._holders = list({id(o): o for o in (optimizer, self.optimizer)}.values())
         # Never touched: TensorFlow can't export a list of its own from which something was taken.
-        self._stock = vars(self.optimizer)["_variables"]
+        self._stock = internals.all_variables(self.optimizer)
         self._variables: list[Any] = []
         self._added = 0
 
@@ -67,11 +65,13 @@ class HiddenVariables:
                     vars(holder).pop(attribute, None)
 
     def _show(self) -> None:
-        vars(self.optimizer)["_variables"] = [*self._stock, *self._variables] if self._variables else self._stock
+        internals.set_all_variables(
+            self.optimizer, [*self._stock, *self._variables] if self._variables else self._stock
+        )
 
     def _without(self, holder: Any, method: str, store: Any) -> None:
         """The optimizer's own method, run while the hidden variables are out of its list."""
-        vars(self.optimizer)["_variables"] = self._stock
+        internals.set_all_variables(self.optimizer, self._stock)
         try:
             getattr(type(holder), method)(holder, store)
         finally:
@@ -100,21 +100,7 @@ def slots_of(optimizer: Any, variable: Any) -> list[tuple[Any, float]]:
 
     None while the weight is frozen: no part trains it then.
     """
-    parts = [part for part in parts_of(optimizer) if any(v is variable for v in part._trainable_variables)]
+    parts = [part for part in parts_of(optimizer) if any(v is variable for v in internals.trained_variables(part))]
     if not parts:
         return []
-    optimizer = parts[0]
-    index, count = optimizer._get_variable_index(variable), len(optimizer._trainable_variables)
-    # Zero would divide zero by zero in Ftrl and Adagrad.
-    begins = {"_accumulators": getattr(optimizer, "initial_accumulator_value", 0.0)}
-    slots = [
-        (value[index], begins.get(name, 0.0))
-        for name, value in vars(optimizer).items()
-        # The list of all variables may happen to have the right length, but isn't one entry a weight.
-        if isinstance(value, list) and name not in _NOT_SLOTS and len(value) == count
-    ]
-    return [
-        (slot, begin)
-        for slot, begin in slots
-        if isinstance(slot, keras.Variable) and slot is not variable and slot.shape == variable.shape
-    ]
+    return internals.slots_of(parts[0], variable)

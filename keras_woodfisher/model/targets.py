@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras_woodfisher_backends.keras_internals.models import layers_of, own_state, own_weights, sublayers_of
 
 from keras_woodfisher.model.axes import is_prunable, weight_order
 from keras_woodfisher.options.checks import PATTERN
@@ -148,7 +149,7 @@ def all_targets(model: keras.Model) -> list[Target]:
         raise ValueError(
             f"The model {model.name!r} isn't built, so it has no weights yet. Call it on a batch of data first."
         )
-    containers = {layer.name for layer in model._flatten_layers() if isinstance(layer, keras.Model)}
+    containers = {layer.name for layer in layers_of(model) if isinstance(layer, keras.Model)}
     owners: dict[int, tuple[Any, list[Any]]] = {}
     for layer, variable in _owned(model):
         if len(variable.shape) > 0:
@@ -165,10 +166,10 @@ def _target(variable: Any, layers: list[Any], containers: set[str]) -> Target:
 
 def _owned(model: keras.Model) -> Iterator[tuple[Any, Any]]:
     for layer in _walk(model, set()):
-        yield from ((layer, variable) for variable in layer._trainable_variables)
+        yield from ((layer, variable) for variable in own_weights(layer))
         if getattr(layer, "quantization_mode", None) is not None:
             # Quantising makes the kernel a variable that is never trained: listed, so that it can be refused.
-            yield from ((layer, variable) for variable in layer._non_trainable_variables)
+            yield from ((layer, variable) for variable in own_state(layer))
 
 
 def _walk(layer: Any, seen: set[int]) -> Iterator[Any]:
@@ -176,7 +177,7 @@ def _walk(layer: Any, seen: set[int]) -> Iterator[Any]:
     if id(layer) not in seen:
         seen.add(id(layer))
         yield layer
-        for child in layer._layers:
+        for child in sublayers_of(layer):
             yield from _walk(child, seen)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import layers, ops
+from keras_woodfisher_backends.keras_internals.models import infer, layers_of
 from keras_woodfisher_backends.nest import map_arrays
 
 from keras_woodfisher.data.batch import Batch
@@ -16,7 +17,7 @@ from keras_woodfisher.gradients.loss import forward_only
 
 def batchnorm_layers(model: keras.Model) -> list[Any]:
     """All BatchNorm layers of a model, frozen ones too, each once."""
-    return [layer for layer in model._flatten_layers() if isinstance(layer, layers.BatchNormalization)]
+    return [layer for layer in layers_of(model) if isinstance(layer, layers.BatchNormalization)]
 
 
 def call_order(model: keras.Model, found: Sequence[Any], batch: Batch) -> list[tuple[Any, int]]:
@@ -181,7 +182,4 @@ def _run(model: keras.Model, batch: Batch) -> None:
     """The model's inference; random states and whatever else it would update stay as they are."""
     inputs = map_arrays(ops.convert_to_tensor, batch[0])
     with forward_only(), keras.StatelessScope():
-        if model._call_has_training_arg:
-            model(inputs, training=False)
-        else:
-            model(inputs)
+        infer(model, inputs)

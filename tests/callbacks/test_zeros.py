@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from keras_woodfisher_backends.keras_internals.training import keep_edits
 
 import keras_woodfisher as kw
 from keras_woodfisher.callbacks.mask_constraint import MaskConstraint
-from keras_woodfisher.model.jax_state import keep_edits
 from keras_woodfisher.model.optimizer_variables import inner_optimizer, parts_of, slots_of
 
 BACKEND = keras.backend.backend()

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-import keras
 import numpy as np
 from keras import ops, tree
 
+from keras_woodfisher_backends.keras_internals.models import layers_of, mask_of, own_weights, set_mask
 from keras_woodfisher_backends.nest import arrays, map_arrays
 from keras_woodfisher_backends.protocol import Loss
 from keras_woodfisher_backends.sampling.layer_rules import Rule, rule_of
@@ -57,8 +57,8 @@ class Capture:
 
     def __init__(self, model: Any, variables: Sequence[Any]):
         owners: dict[int, list[Any]] = {id(variable): [] for variable in variables}
-        for layer in model._flatten_layers():
-            for variable in layer._trainable_variables:
+        for layer in layers_of(model):
+            for variable in own_weights(layer):
                 if id(variable) in owners:
                     owners[id(variable)].append(layer)
         self._layers: list[Any] = []
@@ -83,14 +83,14 @@ class Capture:
         with _listening(self._layers, calls, how):
             output = loss.predict(values, others, map_arrays(_merged, batch))
         # Losses leave out what masks hide; Keras hangs them on outputs.
-        masks = map_arrays(lambda leaf: _grouped(keras.src.backend.get_keras_mask(leaf), groups, size), output)
+        masks = map_arrays(lambda leaf: _grouped(mask_of(leaf), groups, size), output)
         output = map_arrays(lambda leaf: _grouped(leaf, groups, size), output)
 
         def measure(group: Any, output: Any) -> Any:
             examples, hidden = group
             for leaf, mask in zip(tree.flatten(output), tree.flatten(hidden), strict=True):
                 if mask is not None:
-                    keras.src.backend.set_keras_mask(leaf, mask)
+                    set_mask(leaf, mask)
             return loss.measure(examples, output)
 
         found = iter(how.gradients(measure, (batch, masks), output, [z for call in calls for _, z in call]))

@@ -1,0 +1,103 @@
+"""Private parts of models, layers and losses."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+from keras import ops, tree
+from keras.src.backend.common import masking
+
+_HALF = ("float16", "bfloat16")
+
+
+def layers_of(model: Any) -> list[Any]:
+    """A model and all layers within it, each once, in Keras's order."""
+    return list(model._flatten_layers())
+
+
+def sublayers_of(layer: Any) -> list[Any]:
+    """The layers that a layer holds itself, in its own order."""
+    return list(layer._layers)
+
+
+def own_weights(layer: Any) -> list[Any]:
+    """The variables that a layer itself made to be trained, frozen now or not."""
+    return list(layer._trainable_variables)
+
+
+def own_state(layer: Any) -> list[Any]:
+    """The variables that a layer itself made and never trains."""
+    return list(layer._non_trainable_variables)
+
+
+def infer(model: Any, x: Any) -> Any:
+    """Calls a model as Keras's own test step does: `training=False` where it takes that."""
+    return model(x, training=False) if model._call_has_training_arg else model(x)
+
+
+def compiled_losses(model: Any) -> list[Any] | None:
+    """The losses that a compiled model was given, each as it was given; None without one."""
+    compiled = model._compile_loss
+    return None if compiled is None else [loss for loss in tree.flatten(compiled._user_loss) if loss is not None]
+
+
+def compiled_loss_weights(model: Any) -> list[float]:
+    """The weights of the losses that a model is compiled with, as far as there are any."""
+    weights = tree.flatten(model._compile_loss._user_loss_weights)
+    return [float(weight) for weight in weights if weight is not None]
+
+
+def compute_loss(model: Any, x: Any, y: Any, prediction: Any, weight: Any) -> Any:
+    """The loss of a model in inference, its own `compute_loss` included, whatever arguments that takes."""
+    return model._compute_loss(x=x, y=y, y_pred=prediction, sample_weight=weight, training=False)
+
+
+def loss_settings(loss: Any) -> dict[str, Any]:
+    """The arguments that a loss object passes on to its loss function; none for a function."""
+    return dict(getattr(loss, "_fn_kwargs", {}))
+
+
+def mask_of(tensor: Any) -> Any:
+    """The mask that a layer hung on its output, or None."""
+    return masking.get_keras_mask(tensor)
+
+
+def set_mask(tensor: Any, mask: Any) -> None:
+    """Hangs a mask on a tensor, for losses to see."""
+    masking.set_keras_mask(tensor, mask)
+
+
+@contextmanager
+def float32_computation(model: Any) -> Iterator[None]:
+    """Has layers of half precision compute in float32 meanwhile."""
+    # A quantised layer computes as it was quantised: its policy says how.
+    layers = [layer for layer in layers_of(model) if layer.compute_dtype in _HALF and layer.quantization_mode is None]
+    policies = [layer._dtype_policy for layer in layers]
+    try:
+        for layer in layers:
+            vars(layer)["_dtype_policy"] = _float32_with(layer.variable_dtype)
+        yield
+    finally:
+        for layer, policy in zip(layers, policies, strict=True):
+            vars(layer)["_dtype_policy"] = policy
+
+
+def _float32_with(variable_dtype: str) -> keras.DTypePolicy:
+    """Computes in float32; a layer casts its variables only where the policy says that they have another type."""
+    policy = keras.DTypePolicy("float32")
+    policy._variable_dtype = variable_dtype
+    return policy
+
+
+@contextmanager
+def without_added_losses(*models: Any) -> Iterator[None]:
+    """Has regularisers and `add_loss` add nothing to the losses of models meanwhile."""
+    overrides = [model._losses_override for model in models]
+    try:
+        for model in models:
+            vars(model)["_losses_override"] = [ops.zeros(())]
+        yield
+    finally:
+        for model, override in zip(models, overrides, strict=True):
+            vars(model)["_losses_override"] = override

@@ -1,0 +1,130 @@
+"""Private parts of `fit`: where it begins, the callbacks it calls, and the state it carries on JAX.
+
+On JAX a step's values live in lists that `fit` hands from step to step, while the variables are empty.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import keras
+
+_BEGINNING = "_assert_compile_called"
+"""What every backend's `fit` calls first, with its own name."""
+
+_OPTIMIZER = 2
+"""Place of the optimizer's values in the state of a train step on JAX, as documented for custom ones."""
+
+
+def undo_at_next_fit(model: keras.Model, undo: Callable[[], None]) -> None:
+    """Calls `undo` when the next `fit` of a model begins, unless `forget` comes first.
+
+    Keras tells a callback nothing when `fit` ends with an exception, so that masks, gradient buffers and hooks stay.
+    """
+    hook = vars(model).get(_BEGINNING)
+    if hook is None:
+        # Past Keras's __setattr__, which would track it.
+        hook = vars(model)[_BEGINNING] = _Beginning(model)
+    hook.undos.append(undo)
+
+
+def forget(model: keras.Model, undo: Callable[[], None]) -> None:
+    """Takes `undo` off the list; without any left the model is a stock model again."""
+    hook = vars(model).get(_BEGINNING)
+    if hook is None:
+        return
+    hook.undos = [known for known in hook.undos if known != undo]
+    if not hook.undos:
+        vars(model).pop(_BEGINNING)
+
+
+class _Beginning:
+    def __init__(self, model: keras.Model):
+        self._model = model
+        self.undos: list[Callable[[], None]] = []
+
+    def __call__(self, method_name: str | None = None) -> Any:
+        if method_name == "fit":
+            for undo in list(self.undos):
+                undo()
+        return getattr(type(self._model), _BEGINNING)(self._model, method_name)
+
+
+def refresh(callback: keras.callbacks.Callback) -> keras.Model:
+    """A callback's model, whose variables are brought up to date on JAX."""
+    return callback.model
+
+
+def model_of(callback: keras.callbacks.Callback) -> keras.Model:
+    """A callback's model as it is: amid an epoch on JAX its variables are empty, which costs nothing."""
+    return callback._model
+
+
+def keep_edits(model: keras.Model) -> None:
+    """Makes edits between two batches last on JAX, where a step that finds no more data puts the old state back."""
+    if getattr(model, "_jax_state", None):
+        kinds = ("trainable_variables", "non_trainable_variables", "metrics_variables")
+        state = {kind: [v.value for v in getattr(model, kind)] for kind in kinds}
+        model._jax_state = state | {"optimizer_variables": [v.value for v in model.optimizer.variables]}
+
+
+def assign_between_steps(model: keras.Model, variable: Any, value: float) -> None:
+    """Assigns one variable of a model's optimizer; the next step of `fit` uses the new value.
+
+    Bringing all variables up to date on JAX for the sake of one number can cost more than a step does, so the number is
+    changed in the list, where that can be found.
+    """
+    known = (getattr(model, "_jax_state", None) or {}).get("optimizer_variables")
+    variables = model.optimizer.variables if known else []
+    if not known or len(known) != len(variables):
+        variable.assign(value)
+        return
+    index = next(i for i, other in enumerate(variables) if other is variable)
+    live = None if model._jax_state_synced else _live_values(model)
+    found = live is not None and live[index] is known[index]
+    # Here too, since it is put back after a step that finds no more data.
+    known[index] = keras.ops.convert_to_tensor(value, variable.dtype)
+    if model._jax_state_synced:
+        variable.assign(value)
+    elif live is not None and found:
+        live[index] = known[index]
+    else:
+        # It lost its prefix in 3.16.
+        (getattr(model, "state_sync", None) or model.jax_state_sync)()
+
+
+def _live_values(model: keras.Model) -> list[Any] | None:
+    """The optimizer's values that JAX's `fit` is about to hand to the next step."""
+    for frame in callers():
+        if frame.f_code.co_name == "fit" and frame.f_locals.get("self") is model:
+            state = frame.f_locals.get("state")
+            values = state[_OPTIMIZER] if isinstance(state, tuple) and len(state) > _OPTIMIZER else None
+            return values if isinstance(values, list) else None
+    return None
+
+
+def callbacks_beside(callback: keras.callbacks.Callback) -> tuple[list[Any], list[Any]]:
+    """The callbacks before and after one in its list, while the list is calling it.
+
+    Keras tells a callback nothing of the others; the list that calls it is found on the stack.
+    """
+    for frame in callers():
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, keras.callbacks.CallbackList) and callback in caller.callbacks:
+            place = caller.callbacks.index(callback)
+            return caller.callbacks[:place], caller.callbacks[place + 1 :]
+    return [], []
+
+
+def callers() -> Iterator[FrameType]:
+    """The frames on the stack, from the one on that called the caller of this function."""
+    here = inspect.currentframe()
+    caller = here and here.f_back
+    return _outward(caller and caller.f_back)
+
+
+def _outward(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame:
+        yield frame
+        frame = frame.f_back
