@@ -73,19 +73,19 @@ class LonePruner(Pruner):
             self.resources.fit(len(grads))
             damp = self._options.damping(squares / (len(grads) * grads.shape[1]))
             with meter.phase("inverse", len(blocks), "block") as advance:
-                fisher = BlockFisher(grads, blocks, damp, self.resources.kernels, advance)
-                diagonal = fisher.inverse_diagonal()
+                diagonal = BlockFisher(grads, blocks, damp, self.resources.kernels).inverse_diagonal(advance)
             scores = saliencies(weights, keep, diagonal)
 
             def change(level: float) -> LoneChange:
                 new = self._at(scores, level)
                 prune = new[keep]
                 touched = [block for block in blocks if prune[block].any()]
+                fisher = BlockFisher(grads, touched, damp, self.resources.kernels)
                 with meter.phase(f"update at {level:g}", 2 * len(touched), "block") as advance:
-                    fisher = BlockFisher(grads, touched, damp, self.resources.kernels, advance)
-                    moved = fisher.update(weights[keep], prune, diagonal, self._options.update == "joint")
+                    joint = self._options.update == "joint"
+                    moved = fisher.update(weights[keep], prune, diagonal, joint, advance)
                     moved[prune] = -weights[keep][prune]
-                    costs = fisher.costs(moved, source.square_scale)
+                    costs = fisher.costs(moved, source.square_scale, advance)
                 delta = np.zeros(weights.shape)
                 delta[keep] = moved
                 return self._change(weights, delta, new, self._by_variable(touched, costs))

@@ -15,7 +15,7 @@ from keras_woodfisher.model.restoring import restored_on_failure
 from keras_woodfisher.model.targets import Target, find_targets
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.corrections import BlockCorrector, Corrector, Removal
-from keras_woodfisher.pruning.fisher import BlockFisher, block_slices
+from keras_woodfisher.pruning.fisher import Advance, BlockFisher, block_slices, no_progress
 from keras_woodfisher.pruning.group_masks import grows, select
 from keras_woodfisher.pruning.groups import Structure, arranged, structure_of
 from keras_woodfisher.pruning.masks import count, grow, saliencies
@@ -190,9 +190,9 @@ class Pruner:
             resources.fit(len(grads))
             mean_diagonal = squares / (len(grads) * grads.shape[1])
             damp = self._options.damping(mean_diagonal)
+            fisher = BlockFisher(grads, blocks, damp, resources.kernels)
             with meter.phase("inverse", len(blocks), "block") as advance:
-                fisher = BlockFisher(grads, blocks, damp, resources.kernels, advance)
-                new = self._select(weights, fisher, sparsity)
+                new = self._select(weights, fisher, sparsity, advance)
             assert resources.memory is not None
             removal = Removal(
                 grads,
@@ -202,7 +202,6 @@ class Pruner:
                 keep,
                 prune=new[keep],
                 fisher=fisher,
-                damp=damp,
                 mean_diagonal=mean_diagonal,
                 draw=draw[1],
                 examples=resources.memory.chunk * self._options.grad_batch_size,
@@ -213,20 +212,28 @@ class Pruner:
         delta[keep] = change
         return new, delta, StageReport(0.0, samples, damp, chosen)
 
-    def _select(self, weights: np.ndarray, fisher: BlockFisher | None, sparsity: Sequence[float]) -> np.ndarray:
+    def _select(
+        self,
+        weights: np.ndarray,
+        fisher: BlockFisher | None,
+        sparsity: Sequence[float],
+        advance: Advance = no_progress,
+    ) -> np.ndarray:
         """The next set of pruned weights: scores and choice.
 
         Args:
             weights: All weights, in weight order.
             fisher: Of the unpruned ones; None for magnitudes.
             sparsity: As in `update`.
+            advance: Called after each block of the Fisher.
         """
         pruned = np.concatenate(self.pruned)
         if self.structure is not None:
-            return select(self.structure, weights, pruned, fisher, sparsity, self._options.global_sparsity)
+            together = self._options.global_sparsity
+            return select(self.structure, weights, pruned, fisher, sparsity, together, advance)
         if fisher is None:
             return self._grow(np.abs(weights), sparsity)
-        return self._grow(saliencies(weights, ~pruned, fisher.inverse_diagonal()), sparsity)
+        return self._grow(saliencies(weights, ~pruned, fisher.inverse_diagonal(advance)), sparsity)
 
     def _grow(self, scores: np.ndarray, sparsity: Sequence[float]) -> np.ndarray:
         sizes = [p.size for p in self.pruned]
