@@ -1,13 +1,13 @@
 """What pruning each variable by itself would make of it, planned for all of them side by side; nothing is written."""
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from keras_woodfisher.gradients.sources import SampledGradients
-from keras_woodfisher.pruning.fisher import BlockFisher, block_slices
+from keras_woodfisher.pruning.fisher import BlockFisher
 from keras_woodfisher.pruning.masks import saliencies
 from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.reports.meter import Meter
@@ -50,30 +50,26 @@ def per_variable_changes(
         still = np.zeros(weights.shape)
         yield lambda level: _change(pruner, weights, still, _chosen(pruner, np.abs(weights), level), None), 0
         return
-    kept = [~pruned for pruned in pruner.pruned]
-    keep = np.concatenate(kept)
-    blocks = block_slices([int(mask.sum()) for mask in kept], pruner.options.fisher_block_size)
-    store, squares = pruner.resources.gradients(source, kept, blocks, rows, 0, meter)
-    with closing(store) as grads:
-        pruner.resources.fit(len(grads))
-        kernels = pruner.resources.kernels
-        damp = pruner.options.damping(squares / (len(grads) * grads.shape[1]))
+    keep = ~np.concatenate(pruner.pruned)
+    with pruner.gradients(source, rows, 0, meter) as (grads, blocks, mean_diagonal):
+        kernels, damp = pruner.resources.kernels, pruner.options.damping(mean_diagonal)
         with meter.phase("inverse", len(blocks), "block") as advance:
-            diagonal = BlockFisher(grads, blocks, damp, kernels, advance).inverse_diagonal()
+            diagonal = BlockFisher(grads, blocks, damp, kernels).inverse_diagonal(advance)
         scores = saliencies(weights, keep, diagonal)
 
         def change(level: float) -> PerVariableChange:
             new = _chosen(pruner, scores, level)
             prune = new[keep]
             touched = [block for block in blocks if prune[block].any()]
+            fisher = BlockFisher(grads, touched, damp, kernels)
             with meter.phase(f"update at {level:g}", 2 * len(touched), "block") as advance:
-                fisher = BlockFisher(grads, touched, damp, kernels, advance)
-                moved = fisher.update(weights[keep], prune, diagonal, pruner.options.update == "joint")
+                joint = pruner.options.update == "joint"
+                moved = fisher.update(weights[keep], prune, diagonal, joint, advance)
                 moved[prune] = -weights[keep][prune]
-                costs = fisher.costs(moved, source.square_scale)
+                costs = fisher.costs(moved, source.square_scale, advance)
             delta = np.zeros(weights.shape)
             delta[keep] = moved
-            return _change(pruner, weights, delta, new, _by_variable(kept, touched, costs))
+            return _change(pruner, weights, delta, new, _by_variable(pruner, touched, costs))
 
         yield change, len(grads)
 
@@ -90,7 +86,7 @@ def _change(
     return PerVariableChange(np.split(changed, edges), np.split(new, edges), costs)
 
 
-def _by_variable(kept: list[np.ndarray], blocks: list[slice], costs: np.ndarray) -> list[float]:
-    stops = np.cumsum([int(mask.sum()) for mask in kept])
+def _by_variable(pruner: Pruner, blocks: list[slice], costs: np.ndarray) -> list[float]:
+    stops = np.cumsum([int((~pruned).sum()) for pruned in pruner.pruned])
     owners = np.searchsorted(stops, [block.start for block in blocks], side="right")
-    return [float(costs[owners == place].sum()) for place in range(len(kept))]
+    return [float(costs[owners == place].sum()) for place in range(len(stops))]

@@ -71,3 +71,9 @@ def saliencies(weights: np.ndarray, keep: np.ndarray, diagonal: np.ndarray) -> n
     scores = np.zeros(weights.shape)
     scores[keep] = values
     return scores
+
+
+def zeros_of(target: Target) -> np.ndarray:
+    """The weights of a variable that are zero, in weight order; none if all of them are."""
+    zero = target.read() == 0
+    return np.zeros_like(zero) if zero.all() else zero

@@ -11,14 +11,15 @@ from keras_woodfisher_backends.protocol import Backend
 from keras_woodfisher.gradients.footprint import Footprint
 from keras_woodfisher.gradients.sources import GradientSource
 from keras_woodfisher.memory.plan import MemoryPlan
+from keras_woodfisher.memory.store import GradientStore
 from keras_woodfisher.model.restoring import restored_on_failure
 from keras_woodfisher.model.targets import Target, find_targets
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.corrections import BlockCorrector, Corrector, Removal
-from keras_woodfisher.pruning.fisher import BlockFisher, block_slices
+from keras_woodfisher.pruning.fisher import Advance, BlockFisher, block_slices, no_progress
 from keras_woodfisher.pruning.group_masks import grows, select
 from keras_woodfisher.pruning.groups import Structure, arranged, structure_of
-from keras_woodfisher.pruning.masks import count, grow, saliencies
+from keras_woodfisher.pruning.masks import count, grow, saliencies, zeros_of
 from keras_woodfisher.pruning.workspace import Resources
 from keras_woodfisher.reports.meter import Meter
 from keras_woodfisher.reports.pruning_report import StageReport
@@ -193,6 +194,26 @@ class Pruner:
         self._write(changed, new)
         return replace(done, sparsity=self.sparsity, phases=tuple(meter.phases))
 
+    @contextmanager
+    def gradients(
+        self, source: GradientSource, rows: int, draw: int, meter: Meter
+    ) -> Iterator[tuple[GradientStore, list[slice], float]]:
+        """Gradient samples of the unpruned weights, their blocks, and the mean of the diagonal of `(1/m) G^T G`.
+
+        Args:
+            source: Where gradients come from.
+            rows: How many gradient samples to use.
+            draw: Number of the update.
+            meter: Tells of progress.
+        """
+        kept = [~pruned for pruned in self.pruned]
+        labels = None if self.structure is None else self.structure.labels[np.concatenate(kept)]
+        blocks = block_slices([int(mask.sum()) for mask in kept], self.options.fisher_block_size, labels)
+        store, squares = self.resources.gradients(source, kept, blocks, rows, draw, meter)
+        with closing(store) as grads:
+            self.resources.fit(len(grads))
+            yield grads, blocks, squares / (len(grads) * grads.shape[1])
+
     def _second_order(
         self,
         weights: np.ndarray,
@@ -203,19 +224,13 @@ class Pruner:
         corrector: Corrector,
         meter: Meter,
     ) -> tuple[np.ndarray, np.ndarray, StageReport]:
-        kept = [~p for p in self.pruned]
-        keep = np.concatenate(kept)
-        labels = None if self.structure is None else self.structure.labels[keep]
-        blocks = block_slices([int(k.sum()) for k in kept], self.options.fisher_block_size, labels)
+        keep = ~np.concatenate(self.pruned)
         resources = self.resources
-        store, squares = resources.gradients(source, kept, blocks, rows, draw, meter)
-        with closing(store) as grads:
-            resources.fit(len(grads))
-            mean_diagonal = squares / (len(grads) * grads.shape[1])
+        with self.gradients(source, rows, draw, meter) as (grads, blocks, mean_diagonal):
             damp = self.options.damping(mean_diagonal)
+            fisher = BlockFisher(grads, blocks, damp, resources.kernels)
             with meter.phase("inverse", len(blocks), "block") as advance:
-                fisher = BlockFisher(grads, blocks, damp, resources.kernels, advance)
-                new = self._select(weights, fisher, sparsity)
+                new = self._select(weights, fisher, sparsity, advance)
             assert resources.memory is not None
             removal = Removal(
                 grads,
@@ -225,7 +240,6 @@ class Pruner:
                 keep,
                 prune=new[keep],
                 fisher=fisher,
-                damp=damp,
                 mean_diagonal=mean_diagonal,
                 draw=draw,
                 examples=resources.memory.chunk * self.options.grad_batch_size,
@@ -236,20 +250,28 @@ class Pruner:
         delta[keep] = change
         return new, delta, StageReport(0.0, samples, damp, chosen)
 
-    def _select(self, weights: np.ndarray, fisher: BlockFisher | None, sparsity: Sequence[float]) -> np.ndarray:
+    def _select(
+        self,
+        weights: np.ndarray,
+        fisher: BlockFisher | None,
+        sparsity: Sequence[float],
+        advance: Advance = no_progress,
+    ) -> np.ndarray:
         """The next set of pruned weights: scores and choice.
 
         Args:
             weights: All weights, in weight order.
             fisher: Of the unpruned ones; None for magnitudes.
             sparsity: As in `update`.
+            advance: Called after each block of the Fisher.
         """
         pruned = np.concatenate(self.pruned)
         if self.structure is not None:
-            return select(self.structure, weights, pruned, fisher, sparsity, self.options.global_sparsity)
+            together = self.options.global_sparsity
+            return select(self.structure, weights, pruned, fisher, sparsity, together, advance)
         if fisher is None:
             return self.choose(np.abs(weights), sparsity)
-        return self.choose(saliencies(weights, ~pruned, fisher.inverse_diagonal()), sparsity)
+        return self.choose(saliencies(weights, ~pruned, fisher.inverse_diagonal(advance)), sparsity)
 
     def choose(self, scores: np.ndarray, sparsity: Sequence[float]) -> np.ndarray:
         """The set of pruned weights at a sparsity: those that are pruned now, and the ones of the lowest scores.
@@ -277,19 +299,3 @@ class Pruner:
         # Training logs them at each step.
         self.zeros = [int(p.sum()) for p in pruned]
         self.sparsity = sum(self.zeros) / sum(p.size for p in pruned)
-
-
-def zeros_of(target: Target) -> np.ndarray:
-    """The weights of a variable that are zero, in weight order; none if all of them are."""
-    zero = target.read() == 0
-    return np.zeros_like(zero) if zero.all() else zero
-
-
-def sparsity_of(pruners: Sequence[Pruner]) -> float:
-    """The fraction of zeros over all variables that pruners prune, together or one after the other."""
-    zeros: dict[int, tuple[int, int]] = {}
-    for pruner in pruners:
-        for target, number in zip(pruner.targets, pruner.zeros, strict=True):
-            known = zeros.get(id(target.variable), (0, 0))
-            zeros[id(target.variable)] = max(known, (number, target.size))
-    return sum(number for number, _ in zeros.values()) / sum(size for _, size in zeros.values())
