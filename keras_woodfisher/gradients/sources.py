@@ -254,22 +254,39 @@ class SampledGradients:
 
 
 class BufferedGradients:
-    """The most recent gradients of the training run, one row a step."""
+    """The most recent gradients of the training run, one row a step, from `attach` to `detach`.
+
+    Args:
+        model: A compiled model.
+        targets: Variables whose gradients are kept.
+        capacity: How many rows are kept (m).
+        backend: Writes them.
+
+    Attributes:
+        ring: Where they are; None before `attach`.
+    """
 
     slow_layers = None
 
     def __init__(self, model: keras.Model, targets: Sequence[Target], capacity: int, backend: Backend):
-        gpus = [device for device in backend.devices() if not device.startswith("cpu")]
-        if gpus:
-            check_device_memory(capacity, sum(t.size for t in targets), gpus[0], backend.free_memory(gpus[0]))
+        self._model = model
         self._targets = list(targets)
-        self._buffer = GradientBuffer(model, targets, capacity, backend)
+        self._capacity = capacity
+        self._backend = backend
+        self.ring: GradientBuffer | None = None
+
+    def attach(self) -> None:
+        """Begins buffering."""
+        self.ring = GradientBuffer(self._model, self._targets, self._capacity, self._backend)
 
     def check(self, rows: int) -> None:
-        pass
+        gpus = [device for device in self._backend.devices() if not device.startswith("cpu")]
+        if gpus:
+            width, free = sum(target.size for target in self._targets), self._backend.free_memory(gpus[0])
+            check_device_memory(self._capacity, width, gpus[0], free)
 
     def footprint(self, rows: int) -> Footprint:
-        return buffered_footprint(self._targets, self._buffer.capacity)
+        return buffered_footprint(self._targets, self._capacity)
 
     def fill(
         self,
@@ -279,8 +296,8 @@ class BufferedGradients:
         draw: int,
         advance: Callable[[int], None],
     ) -> float:
-        filled = self._buffer.filled
-        if filled == 0:
+        filled = 0 if self.ring is None else self.ring.filled
+        if self.ring is None or filled == 0:
             raise RuntimeError(
                 "No gradient has been buffered yet: no training step came before this update. "
                 "Set a later start_epoch, or give data=."
@@ -291,7 +308,7 @@ class BufferedGradients:
                 stacklevel=2,
             )
         columns, dropped, total = np.concatenate(kept), 0, 0.0
-        for part in self._buffer.latest(rows, store.chunk):
+        for part in self.ring.latest(rows, store.chunk):
             into = store.room(len(part))
             np.compress(columns, part, axis=1, out=into)
             good, squares = usable_rows(into)
@@ -304,4 +321,6 @@ class BufferedGradients:
 
     def detach(self) -> None:
         """Stops buffering and frees the memory."""
-        self._buffer.detach()
+        if self.ring is not None:
+            self.ring.detach()
+            self.ring = None

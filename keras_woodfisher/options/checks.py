@@ -152,3 +152,10 @@ def as_number(key: Any) -> Any:
         return float(key) if isinstance(key, str) else key
     except ValueError:
         return key
+
+
+def as_json(value: Any) -> Any:
+    """An option as JSON has it, and as the user's own copy: lists for tuples."""
+    if isinstance(value, Mapping):
+        return {key: as_json(item) for key, item in value.items()}
+    return [as_json(item) for item in value] if isinstance(value, (list, tuple)) else value

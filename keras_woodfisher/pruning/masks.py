@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keras_woodfisher.model.targets import Target
+
 
 def count(sparsity: float, total: int) -> int:
     """How many of `total` weights are zero at a sparsity: `floor(s N + 0.5)`.

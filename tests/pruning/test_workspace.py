@@ -269,7 +269,7 @@ def test_buffered_gradients_under_a_limit(wide, place):
         keras.utils.set_random_seed(1)
         callback = kw.WoodFisherPruning(0.6, end_epoch=1, num_grads=12, verbose=0, **options)
         model.fit(*data, epochs=1, batch_size=5, verbose=0, shuffle=False, callbacks=[callback])
-        plan = callback._run.pruner.memory
+        plan = callback.run.pruner.memory
         assert plan.ring == 4 * 12 * WEIGHTS
         results.append((model.get_weights(), plan))
     assert [plan.storage for _, plan in results] == ["memory", "disk"]
