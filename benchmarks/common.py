@@ -12,6 +12,8 @@ import keras
 import numpy as np
 from threadpoolctl import threadpool_info
 
+from keras_woodfisher.memory.store import MemoryStore
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -47,6 +49,14 @@ def compile_model(model: keras.Model, optimizer: object = "sgd") -> None:
 def accuracy(model: keras.Model, data: tuple) -> float:
     """Accuracy in per cent."""
     return 100.0 * float(model.evaluate(*data, batch_size=500, verbose=0, return_dict=True)["accuracy"])
+
+
+def stored(grads: np.ndarray) -> MemoryStore:
+    """A store of samples (m, d)."""
+    store = MemoryStore(grads.shape, len(grads))
+    store.room(len(grads))[...] = grads
+    store.keep(np.ones(len(grads), bool))
+    return store
 
 
 def augmented(x: np.ndarray, seed: int, pad: int = 4) -> np.ndarray:

@@ -10,9 +10,10 @@ from functools import partial
 
 import keras
 import numpy as np
-from common import interleaved, median_spread, record
+from common import interleaved, median_spread, record, stored
 from keras_woodfisher_backends import get_backend
 
+from keras_woodfisher.memory.store import MemoryStore
 from keras_woodfisher.pruning.fisher import BlockFisher, block_slices
 
 DAMP = 1e-2
@@ -36,7 +37,8 @@ def main() -> None:
         count = args.weights // width
         grads = np.random.default_rng(0).normal(size=(m, width * count)).astype(np.float32)
         blocks = block_slices([grads.shape[1]], width)
-        work = {"kernel": partial(_diagonal, grads, blocks, kernel), "host": partial(_diagonal, grads, blocks, host)}
+        store = stored(grads)
+        work = {"kernel": partial(_diagonal, store, blocks, kernel), "host": partial(_diagonal, store, blocks, host)}
         if torch:
             work["recurrence"] = partial(_recurrence, grads, width, args.device)
         start = time.perf_counter()
@@ -60,7 +62,7 @@ def main() -> None:
     record("gpu_speed", {"device": _name(args.device), "weights": args.weights, "shapes": table})
 
 
-def _diagonal(grads: np.ndarray, blocks: list[slice], kernel: object) -> np.ndarray:
+def _diagonal(grads: MemoryStore, blocks: list[slice], kernel: object) -> np.ndarray:
     return BlockFisher(grads, blocks, DAMP, [kernel]).inverse_diagonal()
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from batched import batched_pass
 from common import interleaved, load, median_spread, parser, record
 
+from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.gradients.sources import SampledGradients
 from keras_woodfisher.memory.store import MemoryStore
 from keras_woodfisher.options.pruning_options import PruningOptions
@@ -39,7 +40,7 @@ def _measured(model: keras.Model, train: tuple, b: int, args: argparse.Namespace
     rows = args.examples // b
     options = PruningOptions(num_grads=rows, grad_batch_size=b, verbose=0)
     pruner = Pruner(model, options)
-    source = SampledGradients(model, pruner.targets, options, pruner.backend, train)
+    source = SampledGradients(model, pruner.targets, options, pruner.backend, open_examples(train))
     source.check(rows)
     kept = [~pruned for pruned in pruner.pruned]
 

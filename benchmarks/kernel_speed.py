@@ -10,11 +10,12 @@ from functools import partial
 
 import keras
 import numpy as np
-from common import interleaved, median_spread, record
+from common import interleaved, median_spread, record, stored
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
 from keras_woodfisher_backends.kernel.numpy_operators import host_kernel
 from recurrence import RankOneRecurrence
 
+from keras_woodfisher.memory.store import MemoryStore
 from keras_woodfisher.pruning.fisher import BlockFisher, block_slices
 
 DAMP = 1e-2
@@ -39,12 +40,12 @@ def main() -> None:
         m = int(shape.partition("x")[0])
         width = args.weights if shape.endswith("all") else int(shape.partition("x")[2])
         count = max(1, min(args.weights, args.most_mib * 2**18 // m) // width)
-        grads = np.random.default_rng(0).normal(size=(m, width * count)).astype(np.float32)
+        grads = stored(np.random.default_rng(0).normal(size=(m, width * count)).astype(np.float32))
         blocks = block_slices([grads.shape[1]], width)
         kernels = {"kernel": kernel, "recurrence": recurrence}
         # A new one each time: it computes its diagonal only once.
         work = {name: partial(_diagonal, grads, blocks, one) for name, one in kernels.items()}
-        errors = _errors(grads[:, blocks[0]], {name: run()[blocks[0]] for name, run in work.items()})
+        errors = _errors(grads.block(blocks[0]), {name: run()[blocks[0]] for name, run in work.items()})
         assert max(errors.values()) < 1e-3, errors
         # The recurrence over one block takes many seconds, the others are short.
         seconds = interleaved(work | gemms, args.rounds if m * width < 10**7 else 3, warm_up=1, pause=0.1)
@@ -66,7 +67,7 @@ def main() -> None:
     record(args.name, {"lanes": kernel.lanes, "weights": args.weights, "shapes": table})
 
 
-def _diagonal(grads: np.ndarray, blocks: list[slice], kernel: BlockKernel) -> np.ndarray:
+def _diagonal(grads: MemoryStore, blocks: list[slice], kernel: BlockKernel) -> np.ndarray:
     return BlockFisher(grads, blocks, DAMP, [kernel]).inverse_diagonal()
 
 

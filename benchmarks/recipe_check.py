@@ -7,6 +7,7 @@ import numpy as np
 from common import load, median_spread, parser, record
 
 import keras_woodfisher as kw
+from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.gradients.sources import SampledGradients
 from keras_woodfisher.memory.store import MemoryStore
 from keras_woodfisher.options.pruning_options import PruningOptions
@@ -55,7 +56,7 @@ def _collect(model: object, data: tuple, rows: int) -> tuple[float, int]:
     """Seconds and bytes of so many gradients, compilation apart."""
     options = PruningOptions(num_grads=rows, verbose=0)
     pruner = Pruner(model, options)
-    source = SampledGradients(model, pruner.targets, options, pruner.backend, data)
+    source = SampledGradients(model, pruner.targets, options, pruner.backend, open_examples(data))
     kept = [np.ones(target.size, bool) for target in pruner.targets]
     size = sum(target.size for target in pruner.targets)
     chunk = pruner.backend.chunk_groups(1)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
+from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.gradients.footprint import Footprint
 from keras_woodfisher.gradients.sources import SampledGradients
 from keras_woodfisher.memory.store import GradientStore, MemoryStore, add_rows
@@ -17,7 +18,7 @@ def gradients(model: keras.Model, data: tuple, rows: int, seed: int = 0) -> tupl
     options = PruningOptions(num_grads=rows, seed=seed, verbose=0)
     pruner = Pruner(model, options)
     pruner.find_zeros()
-    source = SampledGradients(model, pruner.targets, options, pruner.backend, data)
+    source = SampledGradients(model, pruner.targets, options, pruner.backend, open_examples(data))
     source.check(rows)
     kept = [~pruned for pruned in pruner.pruned]
     store = MemoryStore((rows, int(sum(mask.sum() for mask in kept))), rows)

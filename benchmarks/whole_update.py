@@ -13,6 +13,7 @@ from batched import batched_pass
 from common import load, median_spread, parser, record
 from update_cost import useful
 
+from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.gradients.sources import SampledGradients
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.fisher import block_slices
@@ -31,7 +32,7 @@ def main() -> None:
     dense = model.get_weights()
     options = PruningOptions(num_grads=m, fisher_block_size=args.fisher_block_size, damp=args.damp, verbose=0)
     pruner = Pruner(model, options)
-    source = SampledGradients(model, pruner.targets, options, pruner.backend, train)
+    source = SampledGradients(model, pruner.targets, options, pruner.backend, open_examples(train))
     source.check(m)
     sizes = [target.size for target in pruner.targets]
     flops = sum(useful(m, b.stop - b.start) for b in block_slices(sizes, args.fisher_block_size))

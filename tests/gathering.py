@@ -13,6 +13,14 @@ def gathered(source, kept, rows, draw=0, chunk=None):
     return store.block(slice(0, store.shape[1]))
 
 
+def stored(grads):
+    """A store of samples (m, d)."""
+    store = MemoryStore(grads.shape, max(len(grads), 1))
+    store.room(len(grads))[...] = grads
+    store.keep(np.ones(len(grads), bool))
+    return store
+
+
 class GivenGradients:
     """A source whose G is known to the test: (m, all weights) in weight order."""
 

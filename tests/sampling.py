@@ -6,6 +6,7 @@ from autodiff import plain_gradients
 from gathering import gathered
 from keras import layers, ops, tree
 
+from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.gradients.sources import SampledGradients
 from keras_woodfisher.model.targets import find_targets
 from keras_woodfisher.options.pruning_options import PruningOptions
@@ -18,7 +19,7 @@ SEED = 0
 def source_of(backend, model, data, count, b=1, params="__ALL_PRUNABLE__", loss=None, seed=SEED):
     options = PruningOptions(params=params, num_grads=count, grad_batch_size=b, verbose=0, seed=seed)
     targets = find_targets(model, options.params)
-    return SampledGradients(model, targets, options, backend, data, loss), targets
+    return SampledGradients(model, targets, options, backend, open_examples(data), loss), targets
 
 
 def collect(source, targets, count, backend, draw=0):

@@ -21,7 +21,7 @@ def warn(message: str) -> None:
     warnings.warn(message, stacklevel=2 + sum(1 for _ in inside))
 
 
-def warn_about_neighbours(beside: tuple[list[Any], list[Any]], end: float, final_epoch: int) -> None:
+def warn_about_others(beside: tuple[list[Any], list[Any]], end: float, final_epoch: int) -> None:
     """Warns of an order, or of other callbacks, by which the outcome may be less sparse than wanted.
 
     Args:
@@ -30,10 +30,10 @@ def warn_about_neighbours(beside: tuple[list[Any], list[Any]], end: float, final
         final_epoch: Index of the first epoch at whose end the final sparsity is reached.
     """
     before, after = beside
-    strangers = [c for c in before if not isinstance(c, (History, ProgbarLogger)) and not hasattr(c, MAY_COME_FIRST)]
-    if strangers:
+    unknown = [c for c in before if not isinstance(c, (History, ProgbarLogger)) and not hasattr(c, MAY_COME_FIRST)]
+    if unknown:
         warn(
-            f"{type(strangers[0]).__name__} comes before WoodFisherPruning in the list of callbacks, so it doesn't "
+            f"{type(unknown[0]).__name__} comes before WoodFisherPruning in the list of callbacks, so it doesn't "
             "see the sparsity, nor the last update. Put WoodFisherPruning first."
         )
     for other in [*before, *after]:

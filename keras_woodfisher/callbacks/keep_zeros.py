@@ -10,8 +10,8 @@ from keras_woodfisher_backends.keras_internals.training import keep_edits, model
 from keras_woodfisher.callbacks.mask_callback import HoldingCallback
 from keras_woodfisher.callbacks.progress import Progress
 from keras_woodfisher.model.targets import Target, find_targets
-from keras_woodfisher.options.checks import names, number
-from keras_woodfisher.pruning.pruner import zeros_of
+from keras_woodfisher.options.checks import as_json, names, number
+from keras_woodfisher.pruning.masks import zeros_of
 
 
 class KeepZeros(HoldingCallback):
@@ -54,8 +54,8 @@ class KeepZeros(HoldingCallback):
     def get_config(self) -> dict[str, Any]:
         """The arguments, for `from_config`."""
         return {
-            "params": _plain(self._params_wanted),
-            "exclude": _plain(self._exclude),
+            "params": as_json(self._params_wanted),
+            "exclude": as_json(self._exclude),
             "start_epoch": self._start_epoch,
             "end_epoch": self._end_epoch,
         }
@@ -121,15 +121,15 @@ class KeepZeros(HoldingCallback):
     def _hold_now(self) -> None:
         refresh(self)
         self._holds = True
-        if self._enforcement is not None:
-            self._enforcement.hold(self._zeros())
+        if self.enforcement is not None:
+            self.enforcement.hold(self._zeros())
         keep_edits(model_of(self))
 
     def _let_grow(self) -> None:
         refresh(self)
         self._released = True
-        if self._enforcement is not None:
-            self._enforcement.release()
+        if self.enforcement is not None:
+            self.enforcement.release()
         keep_edits(model_of(self))
 
     def _zeros(self) -> list[np.ndarray]:
@@ -141,7 +141,3 @@ def _position(name: str, value: Any) -> float:
     if value < 0 and value != -1:
         raise ValueError(f"{name} must be at least 0, or -1, got {value:g}.")
     return value
-
-
-def _plain(value: str | tuple[str, ...]) -> str | list[str]:
-    return value if isinstance(value, str) else list(value)

@@ -19,7 +19,7 @@ class HoldingCallback(keras.callbacks.Callback):
 
     def __init__(self) -> None:
         super().__init__()
-        self._enforcement: Enforcement | None = None
+        self.enforcement: Enforcement | None = None
         self._started = False
         self._released = False
         self._warned = False
@@ -32,21 +32,21 @@ class HoldingCallback(keras.callbacks.Callback):
         try:
             targets = self._prepare(model)
             self._warn_about_others()
-            self._enforcement = Enforcement(model, targets, self._window())
-            self._enforcement.attach(_in_force(callbacks_beside(self)))
+            self.enforcement = Enforcement(model, targets, self._window())
+            self.enforcement.attach(_in_force(callbacks_beside(self)))
         except BaseException:
             self._let_go()
             raise
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        if self._started or self._enforcement is None:
+        if self._started or self.enforcement is None:
             return
         # Only now: a BackupAndRestore further down the list has restored its weights by then.
         self._started = True
         refresh(self)
         try:
-            self._enforcement.hold(self._start(epoch))
-            self._enforcement.apply()
+            self.enforcement.hold(self._start(epoch))
+            self.enforcement.apply()
         except BaseException:
             self._let_go()
             raise
@@ -57,10 +57,10 @@ class HoldingCallback(keras.callbacks.Callback):
             self.on_epoch_begin(0)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        if self._enforcement is None or not self._started or self._released:
+        if self.enforcement is None or not self._started or self._released:
             return
         refresh(self)
-        changed = self._enforcement.apply()
+        changed = self.enforcement.apply()
         if changed:
             keep_edits(model_of(self))
         if changed and not self._warned:
@@ -72,19 +72,19 @@ class HoldingCallback(keras.callbacks.Callback):
             )
 
     def on_train_end(self, logs: Any = None) -> None:
-        if self._enforcement is None:
+        if self.enforcement is None:
             return
         refresh(self)
         if not self._released:
             # Averages (use_ema) or restored weights may have replaced the masked ones.
-            self._enforcement.apply()
+            self.enforcement.apply()
         self._let_go()
 
     def _let_go(self) -> None:
         """Takes everything out of the model and its optimizer; the variables must be up to date."""
-        if self._enforcement is not None:
-            self._enforcement.detach()
-            self._enforcement = None
+        if self.enforcement is not None:
+            self.enforcement.detach()
+            self.enforcement = None
 
     def _prepare(self, model: keras.Model) -> list[Target]:
         """Checks everything that can be checked, and says which variables are held."""
@@ -104,7 +104,7 @@ class HoldingCallback(keras.callbacks.Callback):
 
 def _in_force(beside: tuple[list[Any], list[Any]]) -> list[Enforcement]:
     holding = [c for callbacks in beside for c in callbacks if isinstance(c, HoldingCallback)]
-    return [callback._enforcement for callback in holding if callback._enforcement is not None]
+    return [callback.enforcement for callback in holding if callback.enforcement is not None]
 
 
 def check_trainable_here(model: keras.Model) -> None:

@@ -51,7 +51,7 @@ class Enforcement:
     def __init__(self, model: keras.Model, targets: Sequence[Target], window: tuple[float, float] = (0.0, 0.0)):
         self._model = model
         self._targets = list(targets)
-        self._window = window
+        self.window = window
         self._masks: list[Any] = []
         self._hidden: HiddenVariables | None = None
 
@@ -152,13 +152,13 @@ class Enforcement:
                 elif self._overlaps(mask.owner):
                     raise ValueError(
                         f"Two pruning callbacks of one `fit` prune {target.name!r} at the same time, from epoch "
-                        f"{max(self._window[0], mask.owner._window[0]):g} on. Give each its own variables with "
+                        f"{max(self.window[0], mask.owner.window[0]):g} on. Give each its own variables with "
                         "`params` or `exclude`, or let one start where the other ends; "
                         "KeepZeros isn't needed beside WoodFisherPruning."
                     )
 
     def _overlaps(self, other: "Enforcement") -> bool:
-        return self._window[0] < other._window[1] and other._window[0] < self._window[1]
+        return self.window[0] < other.window[1] and other.window[0] < self.window[1]
 
 
 def _chain(variable: Any) -> list[Any]:

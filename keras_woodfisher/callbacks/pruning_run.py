@@ -1,77 +1,23 @@
 """One training run of a pruning callback: what is pruned, how far by when, with which gradients, and what was done."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_woodfisher.callbacks.progress import Progress
+from keras_woodfisher.callbacks.pruning_task import Task
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate, Ramps, check_buffer
-from keras_woodfisher.gradients.footprint import buffered_footprint
+from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.gradients.sources import BufferedGradients, GradientSource, SampledGradients
 from keras_woodfisher.model.targets import Target, finals_of
-from keras_woodfisher.options.pruning_options import PruningOptions
-from keras_woodfisher.options.schedule import Schedule
-from keras_woodfisher.pruning.pruner import Pruner, zeros_of
-from keras_woodfisher.pruning.stages import update_in_stages
+from keras_woodfisher.pruning.masks import zeros_of
+from keras_woodfisher.pruning.pruner import Pruner
+from keras_woodfisher.pruning.stages import StagedUpdates
 from keras_woodfisher.reports.pruning_report import PruningReport, StageReport, merged
 from keras_woodfisher.reports.zeros import count_zeros
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a callback was told, whatever the model.
-
-    Attributes:
-        options: How updates work.
-        schedule: When they are, and how far they go.
-        levels: A final sparsity for each variable, or None: the schedule's for all.
-        from_zeros: Whether the ramps begin at the zeros that are there.
-        data: Where to sample gradients from; None buffers those of training.
-    """
-
-    options: PruningOptions
-    schedule: Schedule
-    levels: tuple[tuple[float, tuple[str, ...]], ...] | None
-    from_zeros: bool
-    data: Any
-
-    def check_epochs(self, epochs: int | None) -> None:
-        """Refuses a run that ends too early.
-
-        Raises:
-            ValueError: If the last update lies after its last epoch.
-        """
-        if epochs is not None and self.schedule.end > epochs:
-            raise ValueError(
-                f"end_epoch={self.schedule.end:g} lies after the last epoch ({epochs}), so the final sparsity "
-                f"would never be reached. Train for epochs={math.ceil(self.schedule.end)}, or lower end_epoch."
-            )
-
-    def check_buffered(self) -> None:
-        """Refuses what the gradients of training can't give.
-
-        Raises:
-            ValueError: If an option needs data to sample from.
-        """
-        for name, plain in (("grad_batch_size", 1), ("fisher", "empirical"), ("num_recomputations", 1)):
-            if getattr(self.options, name) != plain:
-                raise ValueError(
-                    f"{name}={getattr(self.options, name)!r} needs data to sample from: give data=(x, y). Without "
-                    "data, each step of training gives one gradient, averaged over its batch."
-                )
-
-    def check_plan(
-        self, updates: Sequence[PlannedUpdate], steps: int | None, epochs: int | None, first_epoch: int
-    ) -> None:
-        """Refuses a run that can't do what was planned; see `WoodFisherPruning.check_plan`."""
-        self.check_epochs(epochs)
-        if self.options.second_order and self.data is None:
-            self.check_buffered()
-            check_buffer(updates, steps, epochs, first_epoch, self.schedule.start)
 
 
 class Run:
@@ -82,23 +28,28 @@ class Run:
         model: A built model.
 
     Attributes:
+        task: See above.
         pruner: Does the updates.
-        buffer: The gradients of training, where those are used.
+        source: Where gradients come from; None for magnitude pruning, and before it is opened.
+        buffer: The same, where the gradients of training are used.
+        done: Position on the grid of the last update that was made.
 
     Raises:
         ValueError, KeyError: See `Pruner`.
     """
 
     def __init__(self, task: Task, model: keras.Model):
-        self._task = task
+        self.task = task
         self._model = model
         self.pruner = Pruner(model, task.options)
         targets = self.pruner.targets
         finals = [task.schedule.final] * len(targets) if task.levels is None else finals_of(targets, task.levels)
         sizes = [target.size for target in targets]
         self._ramps = Ramps(task.schedule, finals, sizes, task.options, self.pruner.coverage)
-        self._source: GradientSource | None = None
+        self.source: GradientSource | None = None
         self.buffer: BufferedGradients | None = None
+        self.done: float | None = None
+        self._first_epoch = 0
         self._stages: list[StageReport] = []
 
     @property
@@ -118,53 +69,72 @@ class Run:
         self._begin_ramps(zeros)
         return self._ramps.plan(zeros, steps, epochs, first_epoch)
 
-    def open_source(self, progress: Progress) -> None:
-        """Finds out where gradients come from and where they will be kept, and checks both.
+    def open_source(self, updates: Sequence[PlannedUpdate], loss: Any = None) -> None:
+        """Finds out where gradients come from and where they will be kept, and checks both; nothing is changed.
+
+        Args:
+            updates: The plan.
+            loss: A Keras loss instead of the compiled one.
 
         Raises:
             ValueError, TypeError: If the data doesn't fit the model or the options.
             MemoryError: If the gradients don't fit.
         """
-        options = self._task.options
+        options, backend = self.task.options, self.pruner.backend
         if not options.second_order:
             return
-        if self._task.data is None:
-            self._task.check_buffered()
-        planned = self.plan(progress.steps, progress.epochs)
-        uses = [(update.num_grads, update.kept) for update in planned if update.num_grads]
-        if self._task.data is None:
-            footprint = buffered_footprint(self.targets, options.most_gradients)
-            self.pruner.plan_memory(footprint, uses or [(options.most_gradients, 1)])
-            backend = self.pruner.backend
-            self._source = self.buffer = BufferedGradients(self._model, self.targets, options.most_gradients, backend)
+        uses = [(update.num_grads, update.kept) for update in updates if update.num_grads]
+        if self.task.buffers:
+            self.source = self.buffer = BufferedGradients(self._model, self.targets, options.most_gradients, backend)
+            uses = uses or [(options.most_gradients, 1)]
+        else:
+            examples = open_examples(self.task.data)
+            self.source = SampledGradients(self._model, self.targets, options, backend, examples, loss)
+        self.pruner.open_source(self.source, options.most_gradients, uses)
+
+    def prepare(self, progress: Progress) -> None:
+        """To be called before training: whatever can't work fails here, and buffering begins where it is needed.
+
+        Raises:
+            ValueError, TypeError, MemoryError: See `open_source`.
+        """
+        if not self.task.options.second_order:
             return
-        source = SampledGradients(self._model, self.targets, options, self.pruner.backend, self._task.data)
-        source.check(options.most_gradients)
-        if uses:
-            self.pruner.plan_memory(source.footprint(max(rows for rows, _ in uses)), uses)
-        self._source = source
+        self.task.check_buffered()
+        self.open_source(self.plan(progress.steps, progress.epochs))
+        if self.buffer is not None:
+            self.buffer.attach()
+
+    def begin(self, progress: Progress, siblings: Sequence["Run"]) -> None:
+        """To be called in the first epoch, when weights are what training begins with.
+
+        Args:
+            progress: Of training.
+            siblings: Runs of the other callbacks of this `fit` that prune.
+
+        Raises:
+            ValueError: If the gradients of training, where they are buffered, aren't enough for an update.
+        """
+        self._first_epoch = progress.epoch
+        self.find_zeros()
+        if self.buffer is not None:
+            self._check_buffer(progress, siblings)
 
     def find_zeros(self) -> None:
         """Takes the zeros that are there as pruned, and begins the ramps with them where the task says so."""
         self.pruner.find_zeros()
         self._begin_ramps(self.pruner.zeros)
 
-    def check_buffer(self, progress: Progress, epoch: int, expected: Mapping[int, int]) -> None:
-        """Finds out whether the gradients of training, where they are buffered, are enough for each update.
-
-        Args:
-            progress: Of the run.
-            epoch: Index of its first epoch.
-            expected: Zeros that other callbacks will have left in variables by their turn, by `id(variable)`.
-
-        Raises:
-            ValueError: If it doesn't.
-        """
+    def _check_buffer(self, progress: Progress, siblings: Sequence["Run"]) -> None:
+        expected: dict[int, int] = {}
+        for other in siblings:
+            if other.task.leave_enabled and other.task.schedule.end <= self.task.schedule.start:
+                expected |= other.zeros_at_the_end()
         pairs = zip(self.targets, self.pruner.zeros, strict=True)
         zeros = [max(zeros, expected.get(id(target.variable), 0)) for target, zeros in pairs]
         self._begin_ramps(zeros)
-        updates = self._ramps.plan(zeros, progress.steps, progress.epochs, epoch)
-        check_buffer(updates, progress.steps, progress.epochs, epoch, self._task.schedule.start)
+        updates = self._ramps.plan(zeros, progress.steps, progress.epochs, progress.epoch)
+        check_buffer(updates, progress.steps, progress.epochs, progress.epoch, self.task.schedule.start)
 
     def zeros_at_the_end(self) -> dict[int, int]:
         """About how many zeros each variable will have, by `id(variable)`."""
@@ -174,21 +144,33 @@ class Run:
         """Gradient samples that the next update uses."""
         return self._ramps.gradients_after(sum(self.pruner.zeros))
 
+    def due(self, position: float) -> float | None:
+        """The position on the grid of the update that is due at a position, if it isn't done yet."""
+        due = self.task.schedule.due(position)
+        return None if due is None or (self.done is not None and due <= self.done) else due
+
+    def waits(self, rows: int, steps: int) -> bool:
+        """Whether the buffer is too empty: that of a resumed run was, when the updates of an earlier one came."""
+        return self.buffer is not None and self._first_epoch > self.task.schedule.start and steps < rows
+
     def prunes(self, due: float) -> bool:
         """Whether the update that is due at a position would prune anything."""
         return self.pruner.prunes(self._ramps.at(due))
 
-    def update(self, due: float, rows: int, draw: int, position: float) -> None:
+    def update(self, due: float, rows: int, progress: Progress, position: float) -> None:
         """Makes an update.
 
         Args:
             due: Its position on the grid, in epochs.
             rows: As `rows` has it.
-            draw: Its number.
+            progress: Of training.
             position: Where training is.
         """
-        stages = self._task.options.num_recomputations
-        done = update_in_stages(self.pruner, self._ramps.at(due), self._source, lambda _: rows, stages, draw)
+        # A resumed run draws what an unbroken one would have drawn.
+        gap = self.task.schedule.frequency or 1.0 / (progress.steps or 1)
+        draw = round((due - self.task.schedule.start) / gap)
+        updates = StagedUpdates(self.pruner, self.source, self.task.options.num_recomputations)
+        done = updates.update(self._ramps.at(due), lambda _: rows, draw)
         self._stages += [replace(stage, epoch=position) for stage in done]
 
     def masks(self) -> list[np.ndarray]:
@@ -203,15 +185,25 @@ class Run:
             sum(stage.samples for stage in self._stages),
             (self.pruner.note,) if self.pruner.note else (),
             tuple(self._stages),
-            self._task.options.settings(),
+            self.task.options.settings(),
         )
 
     def close(self) -> None:
         """Ends buffering."""
         if self.buffer is not None:
             self.buffer.detach()
-            self.buffer = self._source = None
+            self.buffer = self.source = None
 
     def _begin_ramps(self, zeros: Sequence[int]) -> None:
-        if self._task.from_zeros:
+        if self.task.from_zeros:
             self._ramps.start_from(zeros)
+
+
+def sparsity_of(runs: Sequence[Run]) -> float:
+    """The fraction of zeros over all variables that runs prune, together or one after the other."""
+    zeros: dict[int, tuple[int, int]] = {}
+    for pruner in (run.pruner for run in runs):
+        for target, number in zip(pruner.targets, pruner.zeros, strict=True):
+            known = zeros.get(id(target.variable), (0, 0))
+            zeros[id(target.variable)] = max(known, (number, target.size))
+    return sum(number for number, _ in zeros.values()) / sum(size for _, size in zeros.values())

@@ -11,7 +11,7 @@ from keras_woodfisher.callbacks.freezing import Participation, Plan
 from keras_woodfisher.callbacks.woodfisher_pruning import WoodFisherPruning
 from keras_woodfisher.model.optimizer_roster import check_growth
 from keras_woodfisher.model.targets import ALL, Target, all_targets, named_targets
-from keras_woodfisher.options.checks import flag, names
+from keras_woodfisher.options.checks import as_json, flag, names
 
 
 class TrainableParams(Companion):
@@ -63,9 +63,7 @@ class TrainableParams(Companion):
 
     def get_config(self) -> dict[str, Any]:
         """The arguments, for `from_config`."""
-        params = self._params_wanted
-        plain = params if isinstance(params, str) else list(params)
-        return {"params": plain, "trainable": self._value} | self._written
+        return {"params": as_json(self._params_wanted), "trainable": self._value} | self._written
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_begin(epoch, logs)
@@ -142,15 +140,14 @@ def _quantised(target: Target) -> bool:
 
 
 def _refuse_pruning_of_frozen(callback: WoodFisherPruning, participation: Participation) -> None:
-    start, end = callback._schedule.start, callback._schedule.end
-    if callback._active.buffer is not None:
-        # Without data, gradients are collected from the first step on.
-        start = 0.0
-    for target in callback._active.targets:
+    task = callback.run.task
+    # Without data, gradients are collected from the first step on.
+    start, end = 0.0 if task.buffers else task.schedule.start, task.schedule.end
+    for target in callback.run.targets:
         frozen = participation.frozen_at(target.variable, start, end)
         if frozen is not None:
             raise ValueError(
                 f"{target.name!r} is frozen at epoch {frozen:g} by TrainableParams, while WoodFisherPruning "
-                f"{'collects its gradients or ' if callback._active.buffer is not None else ''}prunes it from epoch "
+                f"{'collects its gradients or ' if task.buffers else ''}prunes it from epoch "
                 f"{start:g} to {end:g}. Freeze it at other times, or put it in `exclude`."
             )

@@ -1,27 +1,21 @@
 """WoodFisherPruning: knows when to prune; the pruner knows what, the backend how."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 import keras
 import numpy as np
 from keras_woodfisher_backends.keras_internals.training import callbacks_beside, keep_edits, model_of, refresh
 
-from keras_woodfisher.callbacks.callback_list import warn, warn_about_neighbours
+from keras_woodfisher.callbacks.callback_list import warn, warn_about_others
 from keras_woodfisher.callbacks.mask_callback import HoldingCallback
 from keras_woodfisher.callbacks.progress import Progress
-from keras_woodfisher.callbacks.pruning_run import Run, Task
+from keras_woodfisher.callbacks.pruning_run import Run, sparsity_of
+from keras_woodfisher.callbacks.pruning_task import Task
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate
 from keras_woodfisher.model.targets import Target
-from keras_woodfisher.options.checks import flag
-from keras_woodfisher.options.mask_types import check_final
-from keras_woodfisher.options.pruning_options import CALIBRATED, PruningOptions
-from keras_woodfisher.options.schedule import FROM_PARAM, checked_schedule
-from keras_woodfisher.options.sparsity_levels import arguments_of, checked_levels
-from keras_woodfisher.pruning.pruner import sparsity_of
-from keras_woodfisher.reports.meter import say
+from keras_woodfisher.options.pruning_options import PruningOptions
+from keras_woodfisher.reports.meter import announce, say
 from keras_woodfisher.reports.pruning_report import PruningReport
 
 
@@ -120,78 +114,38 @@ class WoodFisherPruning(HoldingCallback):
         seed: int | None = 0,
         verbose: int = 1,
     ):
+        # All arguments by name; Task.of says what they mean, and checks them.
+        given = {name: value for name, value in locals().items() if name not in ("self", "data", "__class__")}
         super().__init__()
-        levels = checked_levels(final_sparsity) if isinstance(final_sparsity, Mapping) else None
-        if levels is not None:
-            params, global_sparsity = arguments_of(levels, params, global_sparsity)
-            final_sparsity = min(final for final, _ in levels)
-        options = PruningOptions.of(
-            params=params,
-            exclude=exclude,
-            method=method,
-            mask_type=mask_type,
-            update=update,
-            global_sparsity=global_sparsity,
-            num_grads=num_grads,
-            grad_batch_size=grad_batch_size,
-            fisher=fisher,
-            damp=damp,
-            num_recomputations=num_recomputations,
-            fisher_block_size=fisher_block_size,
-            available_gpus=available_gpus,
-            memory_limit=memory_limit,
-            grads_device=grads_device,
-            grads_dtype=grads_dtype,
-            num_pages=num_pages,
-            seed=seed,
-            verbose=verbose,
-        )
-        if update == CALIBRATED:
-            raise ValueError(
-                "update='calibrated' is for prune, in one shot; got it in a callback. Use 'joint' or 'independent'."
-            )
-        flag("leave_enabled", leave_enabled)
-        self._leave_enabled = leave_enabled
+        self.task = Task.of(given, data)
         self._progress = Progress(None)
-        self._kin: list[WoodFisherPruning] = [self]
+        self._siblings: list[WoodFisherPruning] = []
         self._run: Run | None = None
-        schedule = checked_schedule(init_sparsity, final_sparsity, start_epoch, end_epoch, update_frequency, inter_func)
-        check_final(options.mask_type, schedule.final if levels is None else max(final for final, _ in levels))
-        self._options, self._schedule = options, schedule
-        self._task = Task(options, schedule, levels, init_sparsity == FROM_PARAM, data)
-        self._written = {
-            "start_epoch": float(start_epoch),
-            "end_epoch": float(end_epoch),
-            "update_frequency": float(update_frequency),
-        }
 
     def get_config(self) -> dict[str, Any]:
         """All arguments but `data`, for `from_config`."""
-        options = {f.name: getattr(self._options, f.name) for f in fields(self._options)}
-        options = {k: _plain(v) for k, v in options.items()}
-        return options | {
-            **self._written,
-            "final_sparsity": self._schedule.final,
-            **self._written_levels(),
-            "init_sparsity": FROM_PARAM if self._task.from_zeros else self._schedule.init,
-            "inter_func": self._schedule.interpolation,
-            "leave_enabled": self._leave_enabled,
-        }
+        return self.task.config()
 
     @classmethod
     def from_config(cls, config: dict[str, Any], data: Any = None) -> "WoodFisherPruning":
         """A callback with the arguments of `get_config`."""
         return cls(**config, data=data)
 
-    def _written_levels(self) -> dict[str, Any]:
-        if self._task.levels is None:
-            return {}
-        return {"final_sparsity": {final: list(listed) for final, listed in self._task.levels}, "params": None}
-
     @property
     def options(self) -> PruningOptions:
         """How its updates work."""
-        return self._options
+        return self.task.options
+
+    @property
+    def run(self) -> Run:
+        """The present training run, or the last one.
+
+        Raises:
+            RuntimeError: Before training has begun.
+        """
+        if self._run is None:
+            raise RuntimeError("The sparsity is known once training has begun; sparsity_report tells it of any model.")
+        return self._run
 
     @property
     def sparsity(self) -> float:
@@ -200,7 +154,7 @@ class WoodFisherPruning(HoldingCallback):
         Raises:
             RuntimeError: Before training has begun.
         """
-        return self._active.pruner.sparsity
+        return self.run.pruner.sparsity
 
     def report(self) -> PruningReport:
         """What the updates of this training run, or of the last one, did and chose; `print` it.
@@ -210,12 +164,10 @@ class WoodFisherPruning(HoldingCallback):
         Raises:
             RuntimeError: Before training has begun.
         """
-        return self._active.report()
+        return self.run.report()
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._run = None
-        self._done: float | None = None
-        self._first_epoch = 0
         self._progress = Progress(self.params)
         super().on_train_begin(logs)
 
@@ -236,7 +188,7 @@ class WoodFisherPruning(HoldingCallback):
     def on_test_begin(self, logs: Any = None) -> None:
         # The last chance before validation, where the number of steps wasn't known.
         progress = self._progress
-        if self._enforcement is not None and progress.is_last_epoch() and progress.is_whole_epoch(self._stopped):
+        if self.enforcement is not None and progress.is_last_epoch() and progress.is_whole_epoch(self._stopped):
             self._prune_if_due(progress.epoch + 1.0, last=True)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -245,35 +197,29 @@ class WoodFisherPruning(HoldingCallback):
         if self._progress.is_last_epoch() and self._progress.ended > epoch:
             self._prune_if_due(self._progress.ended, last=True)
         if self._released:
-            self._active.pruner.find_zeros()
+            self.run.pruner.find_zeros()
         self._log(logs)
 
     def on_train_end(self, logs: Any = None) -> None:
-        if self._enforcement is None:
+        if self.enforcement is None:
             return
         # Training that was stopped early may end where the last update is due.
-        if self._progress.ended >= self._schedule.end:
+        if self._progress.ended >= self.task.schedule.end:
             self._prune_if_due(self._progress.ended, last=True)
         super().on_train_end(logs)
-        if self._done != self._schedule.end:
+        if self.run.done != self.task.schedule.end:
             warn(
-                f"Training ended before end_epoch={self._schedule.end:g}: the model is at sparsity "
+                f"Training ended before end_epoch={self.task.schedule.end:g}: the model is at sparsity "
                 f"{self.sparsity:.3f}, not at {self.get_config()['final_sparsity']}. With EarlyStopping, set "
-                f"start_from_epoch={self._first_final_epoch()}."
+                f"start_from_epoch={self.task.first_final_epoch(self._progress.epochs)}."
             )
 
-    @property
-    def _active(self) -> Run:
-        if self._run is None:
-            raise RuntimeError("The sparsity is known once training has begun; sparsity_report tells it of any model.")
-        return self._run
-
     def _prepare(self, model: keras.Model) -> list[Target]:
-        self._task.check_epochs(self._progress.epochs)
-        run = self._run = Run(self._task, model)
-        if run.pruner.note and self._options.verbose:
+        self.task.check_epochs(self._progress.epochs)
+        run = self._run = Run(self.task, model)
+        if run.pruner.note and self.options.verbose:
             say(run.pruner.note)
-        run.open_source(self._progress)
+        run.prepare(self._progress)
         return run.targets
 
     def plan(
@@ -297,71 +243,37 @@ class WoodFisherPruning(HoldingCallback):
             ValueError: If there is nothing to prune.
             KeyError: If a name matches no variable.
         """
-        return Run(self._task, model).plan(steps_per_epoch, epochs, initial_epoch, pruned)
-
-    def check_plan(
-        self, updates: Sequence[PlannedUpdate], steps_per_epoch: int | None, epochs: int | None, initial_epoch: int = 0
-    ) -> None:
-        """Refuses a training run that can't do what was planned.
-
-        Raises:
-            ValueError: If training ends before `end_epoch`, or (with the number of steps and without data) the buffer
-                can't hold enough gradients at an update.
-        """
-        self._task.check_plan(updates, steps_per_epoch, epochs, initial_epoch)
+        return Run(self.task, model).plan(steps_per_epoch, epochs, initial_epoch, pruned)
 
     def _start(self, epoch: int) -> list[np.ndarray]:
-        self._first_epoch = epoch
-        self._active.find_zeros()
-        if self._active.buffer is not None:
-            self._active.check_buffer(self._progress, epoch, self._expected_zeros())
-        return self._active.masks()
-
-    def _expected_zeros(self) -> dict[int, int]:
-        """Zeros that other callbacks will have left by the time this one begins, by `id(variable)`."""
-        expected: dict[int, int] = {}
-        for other in self._kin:
-            if other is not self and other._leave_enabled and other._schedule.end <= self._schedule.start:
-                expected |= other._active.zeros_at_the_end()
-        return expected
-
-    def _is_resumed(self) -> bool:
-        """Whether updates are behind that an earlier run has made: this run's buffer starts empty, though."""
-        return self._first_epoch > self._schedule.start
+        self.run.begin(self._progress, [other.run for other in self._siblings])
+        return self.run.masks()
 
     def _prune_if_due(self, position: float, last: bool = False) -> None:
         """Makes the update that is due; `last` where training ends and nothing can wait."""
-        due = self._schedule.due(position)
-        if due is None or (self._done is not None and due <= self._done):
+        run, enforcement = self.run, self.enforcement
+        due = run.due(position)
+        if due is None:
             return
-        if self._done is None and self._enforcement is not None and self._enforcement.is_shared():
+        if run.done is None and enforcement is not None and enforcement.is_shared():
             # Another callback may have pruned the same variables before this one's turn.
-            self._active.find_zeros()
-        run, rows = self._active, self._active.rows()
-        prunes = run.prunes(due)
-        if prunes and run.buffer is not None and self._is_resumed() and self._progress.total < rows and not last:
+            run.find_zeros()
+        rows, prunes = run.rows(), run.prunes(due)
+        if prunes and run.waits(rows, self._progress.total) and not last:
             return
         refresh(self)
         if prunes:
-            self._update(due, rows, position)
-            if self._options.verbose:
-                say(f"WoodFisher pruning: epoch {position:.3g}, sparsity {self.sparsity:.4f}")
-        self._done = due
-        if due == self._schedule.end and not self._leave_enabled and self._enforcement is not None:
-            self._enforcement.release()
+            run.update(due, rows, self._progress, position)
+            if enforcement is not None:
+                enforcement.hold(run.masks())
+                enforcement.constrain()
+            if self.options.verbose:
+                announce(f"epoch {position:.3g}, sparsity {self.sparsity:.4f}")
+        run.done = due
+        if due == self.task.schedule.end and not self.task.leave_enabled and enforcement is not None:
+            enforcement.release()
             self._released = True
         keep_edits(model_of(self))
-
-    def _update(self, due: float, rows: int, position: float) -> None:
-        self._active.update(due, rows, self._draw(due), position)
-        if self._enforcement is not None:
-            self._enforcement.hold(self._active.masks())
-            self._enforcement.constrain()
-
-    def _draw(self, due: float) -> int:
-        """The number of an update on the grid: a resumed run draws what an unbroken one would have drawn."""
-        gap = self._schedule.frequency or 1.0 / (self._progress.steps or 1)
-        return round((due - self._schedule.start) / gap)
 
     @property
     def _stopped(self) -> bool:
@@ -369,9 +281,8 @@ class WoodFisherPruning(HoldingCallback):
 
     def _log(self, logs: Any) -> None:
         if logs is not None:
-            logs["sparsity"] = (
-                self.sparsity if len(self._kin) == 1 else sparsity_of([kin._active.pruner for kin in self._kin])
-            )
+            runs = [self.run, *(other.run for other in self._siblings)]
+            logs["sparsity"] = self.sparsity if len(runs) == 1 else sparsity_of(runs)
 
     def _let_go(self) -> None:
         super()._let_go()
@@ -379,21 +290,9 @@ class WoodFisherPruning(HoldingCallback):
             self._run.close()
 
     def _window(self) -> tuple[float, float]:
-        return self._schedule.start, self._schedule.end
+        return self.task.schedule.start, self.task.schedule.end
 
     def _warn_about_others(self) -> None:
         before, after = beside = callbacks_beside(self)
-        self._kin = [c for c in [*before, self, *after] if isinstance(c, WoodFisherPruning)]
-        warn_about_neighbours(beside, self._schedule.end, self._first_final_epoch())
-
-    def _first_final_epoch(self) -> int:
-        """The index of the first epoch at whose end the final sparsity is reached."""
-        epoch, epochs = math.floor(self._schedule.end), self._progress.epochs
-        return epoch if epochs is None else min(epoch, epochs - 1)
-
-
-def _plain(value: Any) -> Any:
-    """An option as JSON has it, and as the user's own copy."""
-    if isinstance(value, tuple):
-        return list(value)
-    return dict(value) if isinstance(value, Mapping) else value
+        self._siblings = [c for c in [*before, *after] if isinstance(c, WoodFisherPruning)]
+        warn_about_others(beside, self.task.schedule.end, self.task.first_final_epoch(self._progress.epochs))

@@ -8,15 +8,16 @@ import numpy as np
 from keras_woodfisher_backends.nest import arrays, map_arrays, take
 from keras_woodfisher_backends.protocol import Backend
 
-from keras_woodfisher.data.examples import Batch, open_examples
+from keras_woodfisher.data.batch import Batch, length
+from keras_woodfisher.data.examples import Examples
 from keras_woodfisher.options.checks import count
 
 
-def read_batches(data: Any, num_examples: int | None, batch_size: int, seed: Any) -> list[Batch]:
+def read_batches(examples: Examples, num_examples: int | None, batch_size: int, seed: Any) -> list[Batch]:
     """Some of the examples, the same at each look even if reading shuffles or augments them.
 
     Args:
-        data: Whatever `fit` takes; labels may be missing.
+        examples: Where to read; labels may be missing.
         num_examples: The most to read, or None for all: of arrays drawn with the seed, else the first ones.
         batch_size: Examples of one batch at most.
         seed: Of the choice from arrays.
@@ -29,7 +30,6 @@ def read_batches(data: Any, num_examples: int | None, batch_size: int, seed: Any
     """
     most = sys.maxsize if num_examples is None else count("num_examples", num_examples, "None means all.")
     size = count("batch_size", batch_size)
-    examples = open_examples(data)
     if examples.available is not None:
         most = min(most, examples.available)
     batches: list[Batch] = []
@@ -44,11 +44,6 @@ def cut(batch: Batch, size: int) -> Iterator[Batch]:
     """A batch in parts of `size` examples; the last one may be smaller."""
     for start in range(0, length(batch), size):
         yield take(batch, slice(start, start + size))
-
-
-def length(batch: Batch) -> int:
-    """How many examples a batch holds."""
-    return len(arrays(batch)[0])
 
 
 _CHUNK_BYTES = 256 * 2**20

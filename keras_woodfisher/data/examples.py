@@ -11,8 +11,10 @@ import numpy as np
 from keras import tree
 from keras_woodfisher_backends.nest import arrays, map_arrays, take
 
-Batch = tuple[Any, Any, Any]
-"""(x, y, sample_weight), each an array, None, or a nest of arrays."""
+from keras_woodfisher.data.batch import Batch, as_batch, as_numpy, length, lengths, unpacked
+
+GROUPS_AT_A_TIME = 256
+"""Groups that are gathered from arrays at a time."""
 
 
 class Examples(Protocol):
@@ -55,7 +57,7 @@ def open_examples(data: Any) -> Examples:
     if _is_loader(data):
         return StreamedExamples(lambda: iter(data), _length_of_loader(data))
     if isinstance(data, (tuple, list, Mapping)) or _is_array(data):
-        return ArrayExamples(_unpack(data if not isinstance(data, list) else tuple(data)))
+        return ArrayExamples(unpacked(data if not isinstance(data, list) else tuple(data)))
     if callable(data):
         return StreamedExamples(lambda: _fresh(data), None)
     if isinstance(data, Iterator):
@@ -75,7 +77,7 @@ def count_up_to(examples: Examples, most: int) -> int | None:
     """How many examples there are; of a stream, which is read to find out, None if there are `most` or more."""
     if examples.available is not None:
         return examples.available
-    number = sum(_length(part) for part in examples.groups(most, 1, None))
+    number = sum(length(part) for part in examples.groups(most, 1, None))
     return number if number < most else None
 
 
@@ -88,14 +90,14 @@ class ArrayExamples:
     """
 
     def __init__(self, batch: Batch, rows: np.ndarray | None = None):
-        self._batch = map_arrays(_to_numpy, batch)
-        lengths = _lengths(self._batch)
-        if len(lengths) != 1 or 0 in lengths:
+        self._batch = map_arrays(as_numpy, batch)
+        found = lengths(self._batch)
+        if len(found) != 1 or 0 in found:
             raise ValueError(
-                f"The arrays in data hold {sorted(lengths)} examples. "
+                f"The arrays in data hold {sorted(found)} examples. "
                 "Give x, y and sample_weight with the same, positive number of rows."
             )
-        self._rows = np.arange(lengths.pop()) if rows is None else rows
+        self._rows = np.arange(found.pop()) if rows is None else rows
 
     @property
     def available(self) -> int | None:
@@ -104,8 +106,8 @@ class ArrayExamples:
     def groups(self, count: int, size: int, seed: Any) -> Iterator[Batch]:
         drawn = self._rows[np.random.default_rng(seed).permutation(len(self._rows))[: count * size]]
         groups = drawn[: len(drawn) // size * size].reshape(-1, size)
-        for start in range(0, len(groups), _READ):
-            yield take(self._batch, groups[start : start + _READ])
+        for start in range(0, len(groups), GROUPS_AT_A_TIME):
+            yield take(self._batch, groups[start : start + GROUPS_AT_A_TIME])
 
     def hold_out(self, count: int, seed: Any) -> tuple[list[Batch], "Examples"]:
         if len(self._rows) <= count:
@@ -117,10 +119,6 @@ class ArrayExamples:
 
 _HELD_OUT = 2**32 - 1
 """Number of the draw of what is held out: no update has it."""
-
-
-_READ = 256
-"""Groups that are gathered from arrays at a time."""
 
 
 _PATIENCE = 16
@@ -152,13 +150,13 @@ class StreamedExamples:
         patience = _PATIENCE * (count * size + len(self._held))
         with _random_state_kept():
             for item in self._start():
-                batch = _checked(map_arrays(_to_numpy, _unpack(item)))
-                patience -= _length(batch)
+                batch = as_batch(item)
+                patience -= length(batch)
                 if self._held:
                     batch = take(batch, np.flatnonzero([key not in self._held for key in _keys(batch)]))
                 # Batches may be padded to different lengths: groups never mix them.
                 batch = _joined(rest, batch) if _fits(rest, batch) else batch
-                number = min(_length(batch) // size, count)
+                number = min(length(batch) // size, count)
                 cut = number * size
                 if number:
                     yield _grouped(take(batch, slice(cut)), size)
@@ -175,10 +173,10 @@ class StreamedExamples:
         for part in self.groups(count + 1, 1, seed):
             batch = map_arrays(lambda array: array[:, 0], part)
             held.append(take(batch, slice(count - found)))
-            found += _length(batch)
+            found += length(batch)
         if found <= count:
             raise _none_left(count, found)
-        held = [batch for batch in held if _length(batch)]
+        held = [batch for batch in held if length(batch)]
         left = None if self._available is None else self._available - count
         keys = frozenset(key for batch in held for key in _keys(batch))
         return held, StreamedExamples(self._start, left, self._held | keys)
@@ -194,33 +192,11 @@ def _none_left(count: int, there: int) -> ValueError:
 def _keys(batch: Batch) -> list[int]:
     """What tells the examples of a batch from others: their content, since streams may shuffle anew at each reading."""
     leaves = arrays(batch[:2])
-    return [hash(tuple(leaf[place].tobytes() for leaf in leaves)) for place in range(_length(batch))]
-
-
-def _grouped(batch: Batch, size: int) -> Batch:
-    return map_arrays(lambda array: array.reshape(-1, size, *array.shape[1:]), batch)
-
-
-def _lengths(batch: Batch) -> set[int]:
-    return {leaf.shape[0] if leaf.ndim else 0 for leaf in arrays(batch)}
-
-
-def _checked(batch: Batch) -> Batch:
-    lengths = _lengths(batch)
-    if len(lengths) != 1:
-        raise ValueError(
-            f"The arrays of a batch in data hold {sorted(lengths)} examples. Give batches, with the same number of "
-            "rows in x, y and sample_weight (a dataset of single examples needs `.batch(...)`)."
-        )
-    return batch
-
-
-def _length(batch: Batch) -> int:
-    return len(arrays(batch)[0])
+    return [hash(tuple(leaf[place].tobytes() for leaf in leaves)) for place in range(length(batch))]
 
 
 def _fits(rest: Batch | None, batch: Batch) -> bool:
-    if rest is None or _length(rest) == 0:
+    if rest is None or length(rest) == 0:
         return False
     pairs = zip(tree.flatten(rest), tree.flatten(batch), strict=True)
     return all(a is b or (a is not None and b is not None and a.shape[1:] == b.shape[1:]) for a, b in pairs)
@@ -230,15 +206,8 @@ def _joined(rest: Batch | None, batch: Batch) -> Batch:
     return map_arrays(lambda a, b: np.concatenate([a, b]), rest, batch)
 
 
-def _unpack(item: Any) -> Batch:
-    if isinstance(item, list):
-        item = tuple(item)
-    if isinstance(item, tuple) and not 1 <= len(item) <= 3:
-        raise ValueError(
-            f"data must give (x, y) or (x, y, sample_weight), got {len(item)} parts. "
-            "Put several inputs into one list or dictionary x."
-        )
-    return keras.utils.unpack_x_y_sample_weight(item)
+def _grouped(batch: Batch, size: int) -> Batch:
+    return map_arrays(lambda array: array.reshape(-1, size, *array.shape[1:]), batch)
 
 
 def _fresh(make: Callable[[], Any]) -> Iterator[Any]:
@@ -259,7 +228,7 @@ def _length_of_pydataset(data: keras.utils.PyDataset) -> int | None:
         return number
     # All batches but the last are as long as the first; the last one may be shorter.
     with _random_state_kept():
-        sizes = [_length(_unpack(data[i])) for i in sorted({0, number - 1})]
+        sizes = [length(unpacked(data[i])) for i in sorted({0, number - 1})]
     return sizes[0] * (number - 1) + sizes[-1]
 
 
@@ -285,22 +254,6 @@ def _is_loader(data: Any) -> bool:
 
 def _is_array(data: Any) -> bool:
     return hasattr(data, "shape") and hasattr(data, "__array__")
-
-
-def _to_numpy(leaf: Any) -> np.ndarray:
-    if hasattr(leaf, "detach"):  # a torch tensor, on any backend
-        leaf = leaf.detach().cpu()
-    if hasattr(leaf, "dense_shape") or hasattr(leaf, "row_splits"):
-        raise TypeError("data holds sparse or ragged tensors. Convert them to dense ones first.")
-    if isinstance(leaf, (int, float, bool)):
-        raise TypeError(f"data holds the plain number {leaf!r}, perhaps within lists. Convert lists by numpy.asarray.")
-    array = np.asarray(leaf)
-    if array.dtype.kind in "OSU":
-        raise TypeError(
-            f"data holds a {type(leaf).__name__} of {array.dtype}, which isn't a dense array of numbers. "
-            "Convert it first; text is to be tokenised outside the model."
-        )
-    return array.astype(keras.config.floatx()) if array.dtype == np.float64 else array
 
 
 @contextmanager

@@ -13,14 +13,11 @@ from keras_woodfisher_backends.nest import arrays
 from keras_woodfisher_backends.protocol import Backend
 
 from keras_woodfisher.data.batches import chunk_size
+from keras_woodfisher.data.examples import GROUPS_AT_A_TIME
 from keras_woodfisher.model.targets import Target
 
 _OUTPUTS = 2.5
 """A pass forward and back over the bytes of all layers' outputs (at most 2.3 on three backends and three models)."""
-
-
-_READ = 256
-"""Groups that are gathered from arrays at a time, twice: as they come, and joined with what was left over."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,8 @@ def sampled_footprint(targets: list[Target], backend: Backend, rows: int, first:
     chunk = min(rows, chunk_size(backend, [target.variable for target in targets], leaves[0].shape[1]))
     # All gradients in the framework and on the host, and of one variable at a time what they are made of.
     sample = 4 * (2 * sum(sizes) + 2 * max(sizes)) + int(_OUTPUTS * outputs)
-    return Footprint(chunk, sample, 2 * min(rows, _READ) * sum(leaf.nbytes for leaf in leaves))
+    # Groups that are gathered from arrays at a time are there twice: as they come, and joined with what was left over.
+    return Footprint(chunk, sample, 2 * min(rows, GROUPS_AT_A_TIME) * sum(leaf.nbytes for leaf in leaves))
 
 
 def buffered_footprint(targets: list[Target], rows: int) -> Footprint:

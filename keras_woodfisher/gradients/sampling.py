@@ -8,27 +8,30 @@ import numpy as np
 from keras_woodfisher_backends.nest import arrays, take
 from keras_woodfisher_backends.protocol import Backend, Sampler, SlowLayers
 
+from keras_woodfisher.data.batch import Batch
 from keras_woodfisher.data.batches import chunk_size, even_chunks
-from keras_woodfisher.data.examples import Batch
 from keras_woodfisher.gradients.loss import ModelLoss
 from keras_woodfisher.memory.store import GradientStore
 from keras_woodfisher.model.targets import Target
 
 
 class HalvingSampler:
-    """A sampler that takes a chunk in parts where it doesn't fit as a whole.
+    """Gradients of a loss, a chunk of groups at a time, and in parts where a chunk doesn't fit as a whole.
 
     A part that doesn't fit is halved and taken again; later chunks are taken in parts of that size from the beginning.
 
     Args:
-        sampler: The backend's own.
-        backend: Tells whether an error means that memory is full.
+        loss: What to differentiate.
+        sampler: The backend's own, of that loss.
+        backend: Tells how many groups a chunk should hold, and whether an error means that memory is full.
 
     Attributes:
+        loss: See above.
         sampler: See above.
     """
 
-    def __init__(self, sampler: Sampler, backend: Backend):
+    def __init__(self, loss: ModelLoss, sampler: Sampler, backend: Backend):
+        self.loss = loss
         self.sampler = sampler
         self._backend = backend
         self._most: int | None = None
@@ -51,6 +54,10 @@ class HalvingSampler:
                 start += size
         return parts[0] if len(parts) == 1 else [np.concatenate(rows) for rows in zip(*parts, strict=True)]
 
+    def chunk(self, values: Sequence[Any], examples: int) -> int:
+        """How many groups of so many examples should be taken at a time."""
+        return chunk_size(self._backend, values, examples)
+
     def _sample(self, values: Sequence[Any], others: Sequence[Any], part: Any, size: int) -> list[np.ndarray] | None:
         """None where there is no memory for so many; then `_most` is half of it."""
         try:
@@ -71,9 +78,7 @@ _: type[Sampler] = HalvingSampler
 
 
 def sample_gradients(
-    loss: ModelLoss,
-    sampler: Sampler,
-    backend: Backend,
+    sampler: HalvingSampler,
     groups: Iterator[Batch],
     kept: Sequence[tuple[Target, np.ndarray]],
     wanted: int,
@@ -84,9 +89,7 @@ def sample_gradients(
     """Fills G with the samples that are finite and not zero.
 
     Args:
-        loss: What to differentiate.
-        sampler: Gradients of a chunk of groups, from the backend.
-        backend: Tells how many groups a chunk should hold.
+        sampler: Gives the gradients of a chunk of groups.
         groups: Chunks of any size, leaves (n, b, ...).
         kept: Each variable with the bool mask of its unpruned weights, in weight order.
         wanted: How many samples there should be (m).
@@ -100,10 +103,10 @@ def sample_gradients(
     Raises:
         ValueError: If no usable sample is left.
     """
-    values, others = loss.values()
+    values, others = sampler.loss.values()
     dropped, total = 0, 0.0
-    with loss.sampling_mode():
-        for batch, number in even_chunks(groups, lambda b: min(store.chunk, chunk_size(backend, values, b))):
+    with sampler.loss.sampling_mode():
+        for batch, number in even_chunks(groups, lambda b: min(store.chunk, sampler.chunk(values, b))):
             rows = sampler(values, others, batch if prepare is None else prepare(batch))
             into = store.room(number)
             start = 0

@@ -8,8 +8,9 @@ import keras
 import numpy as np
 from keras_woodfisher_backends.protocol import Backend, SlowLayers
 
+from keras_woodfisher.data.batch import Batch
 from keras_woodfisher.data.batches import even_chunks
-from keras_woodfisher.data.examples import Batch, open_examples
+from keras_woodfisher.data.examples import Examples
 from keras_woodfisher.gradients.buffer import GradientBuffer
 from keras_woodfisher.gradients.footprint import Footprint, buffered_footprint, counted_outputs, sampled_footprint
 from keras_woodfisher.gradients.gauss_newton import GaussNewtonLoss
@@ -71,6 +72,14 @@ _SIGNS, _GRADIENTS = 1, 2
 class SampledGradients:
     """Samples taken from data at the present weights.
 
+    Args:
+        model: A built model.
+        targets: The variables to differentiate.
+        options: How samples are taken.
+        backend: Takes them.
+        examples: What they are taken of.
+        loss: A Keras loss instead of the compiled one.
+
     Attributes:
         targets: The variables to differentiate.
         loss: The loss of the model.
@@ -82,7 +91,7 @@ class SampledGradients:
         targets: Sequence[Target],
         options: PruningOptions,
         backend: Backend,
-        data: Any,
+        examples: Examples,
         loss: Any = None,
     ):
         self.targets = list(targets)
@@ -90,9 +99,9 @@ class SampledGradients:
         self._options = options
         self._backend = backend
         self._model = model
-        # Data may be read several times: without a seed one is drawn, for all of them.
+        # Examples may be read several times: without a seed one is drawn, for all of them.
         self._seed = int(np.random.default_rng().integers(2**32)) if options.seed is None else options.seed
-        self._examples = open_examples(data)
+        self._examples = examples
         self._curvature = GaussNewtonLoss(model, targets, loss) if options.fisher == "ggn" else None
         self._samplers: dict[int, HalvingSampler] = {}
         self._probed: tuple[Any, int] | None = None
@@ -179,19 +188,19 @@ class SampledGradients:
         loss, prepare = self.loss, None
         if self._curvature is not None:
             loss, prepare = self._curvature, self._curvature.signs(self._stream(draw, _SIGNS))
-        sampler = self._sampler_of(loss)
-        return sample_gradients(loss, sampler, self._backend, groups, pairs, rows, store, advance, prepare)
+        return sample_gradients(self._sampler_of(loss), groups, pairs, rows, store, advance, prepare)
 
     def mean_gradient(
-        self, weights: np.ndarray, kept: Sequence[np.ndarray], draw: tuple[int, int], size: int
+        self, weights: np.ndarray, kept: Sequence[np.ndarray], draw: int, number: int, size: int
     ) -> tuple[np.ndarray, int]:
         """The gradient of the mean loss at other weights than the model's.
 
         Args:
             weights: (N,) all chosen weights, in weight order.
             kept: As in `fill`.
-            draw: Number of the update, and of the gradient within it: of arrays each has examples of its own; a stream
-                is read from its beginning.
+            draw: Number of the update.
+            number: Number of the gradient within it: of arrays each has examples of its own; a stream is read from its
+                beginning.
             size: Examples to differentiate at a time, fewer where memory is full.
 
         Returns:
@@ -205,9 +214,9 @@ class SampledGradients:
         size = min(size, examples)
         while True:
             try:
-                total, number = self._sum(weights, kept, self._stream(draw[0], _GRADIENTS + draw[1]), examples, size)
-                if number:
-                    return total / (number * size if self.loss.summed else number), number * size
+                total, groups = self._sum(weights, kept, self._stream(draw, _GRADIENTS + number), examples, size)
+                if groups:
+                    return total / (groups * size if self.loss.summed else groups), groups * size
                 # So many examples of one shape never follow each other in a stream.
                 if size == 1:
                     raise ValueError("data gave no example to take a gradient of, though it did before.")
@@ -240,27 +249,44 @@ class SampledGradients:
     def _sampler_of(self, loss: ModelLoss) -> HalvingSampler:
         if id(loss) not in self._samplers:
             sampler = self._backend.sampler(loss, self._model, [t.variable for t in self.targets])
-            self._samplers[id(loss)] = HalvingSampler(sampler, self._backend)
+            self._samplers[id(loss)] = HalvingSampler(loss, sampler, self._backend)
         return self._samplers[id(loss)]
 
 
 class BufferedGradients:
-    """The most recent gradients of the training run, one row a step."""
+    """The most recent gradients of the training run, one row a step, from `attach` to `detach`.
+
+    Args:
+        model: A compiled model.
+        targets: Variables whose gradients are kept.
+        capacity: How many rows are kept (m).
+        backend: Writes them.
+
+    Attributes:
+        ring: Where they are; None before `attach`.
+    """
 
     slow_layers = None
 
     def __init__(self, model: keras.Model, targets: Sequence[Target], capacity: int, backend: Backend):
-        gpus = [device for device in backend.devices() if not device.startswith("cpu")]
-        if gpus:
-            check_device_memory(capacity, sum(t.size for t in targets), gpus[0], backend.free_memory(gpus[0]))
+        self._model = model
         self._targets = list(targets)
-        self._buffer = GradientBuffer(model, targets, capacity, backend)
+        self._capacity = capacity
+        self._backend = backend
+        self.ring: GradientBuffer | None = None
+
+    def attach(self) -> None:
+        """Begins buffering."""
+        self.ring = GradientBuffer(self._model, self._targets, self._capacity, self._backend)
 
     def check(self, rows: int) -> None:
-        pass
+        gpus = [device for device in self._backend.devices() if not device.startswith("cpu")]
+        if gpus:
+            width, free = sum(target.size for target in self._targets), self._backend.free_memory(gpus[0])
+            check_device_memory(self._capacity, width, gpus[0], free)
 
     def footprint(self, rows: int) -> Footprint:
-        return buffered_footprint(self._targets, self._buffer.capacity)
+        return buffered_footprint(self._targets, self._capacity)
 
     def fill(
         self,
@@ -270,8 +296,8 @@ class BufferedGradients:
         draw: int,
         advance: Callable[[int], None],
     ) -> float:
-        filled = self._buffer.filled
-        if filled == 0:
+        filled = 0 if self.ring is None else self.ring.filled
+        if self.ring is None or filled == 0:
             raise RuntimeError(
                 "No gradient has been buffered yet: no training step came before this update. "
                 "Set a later start_epoch, or give data=."
@@ -282,7 +308,7 @@ class BufferedGradients:
                 stacklevel=2,
             )
         columns, dropped, total = np.concatenate(kept), 0, 0.0
-        for part in self._buffer.latest(rows, store.chunk):
+        for part in self.ring.latest(rows, store.chunk):
             into = store.room(len(part))
             np.compress(columns, part, axis=1, out=into)
             good, squares = usable_rows(into)
@@ -295,4 +321,6 @@ class BufferedGradients:
 
     def detach(self) -> None:
         """Stops buffering and frees the memory."""
-        self._buffer.detach()
+        if self.ring is not None:
+            self.ring.detach()
+            self.ring = None

@@ -65,13 +65,6 @@ class MemoryStore:
         self._array: np.ndarray = np.empty(shape, np.float32)
         self._filled = 0
 
-    @classmethod
-    def of(cls, array: np.ndarray) -> "MemoryStore":
-        """A store that holds an array (m, d) already."""
-        store = cls((0, 0), 1)
-        store._array, store._filled = array, len(array)
-        return store
-
     @property
     def shape(self) -> tuple[int, int]:
         return self._filled, self._array.shape[1]
@@ -108,11 +101,6 @@ class MemoryStore:
 
 
 _: type[GradientStore] = MemoryStore
-
-
-def as_store(grads: "np.ndarray | GradientStore") -> GradientStore:
-    """A store of what may be an array (m, d)."""
-    return MemoryStore.of(grads) if isinstance(grads, np.ndarray) else grads
 
 
 def add_rows(store: GradientStore, rows: np.ndarray, good: np.ndarray) -> None:

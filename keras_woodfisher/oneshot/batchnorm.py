@@ -8,7 +8,9 @@ import keras
 import numpy as np
 from keras_woodfisher_backends.nest import map_arrays
 
-from keras_woodfisher.data.batches import length, read_batches
+from keras_woodfisher.data.batch import length
+from keras_woodfisher.data.batches import read_batches
+from keras_woodfisher.data.examples import Examples, open_examples
 from keras_woodfisher.gradients.loss import ModelLoss, has_loss, mean_loss
 from keras_woodfisher.model.restoring import restored, restored_on_failure
 from keras_woodfisher.oneshot.batchnorm_statistics import batchnorm_layers, call_order, measure, name_of
@@ -71,7 +73,7 @@ def reestimate_batchnorm(
             is changed then, nor if the work is interrupted.
     """
     one_of("verbose", verbose, (0, 1, 2))
-    work = Reestimation(model, data, num_examples, batch_size, seed)
+    work = Reestimation(model, open_examples(data), num_examples, batch_size, seed)
     if verbose:
         say("BatchNorm re-estimation")
     passes = 1 if dense is None else 2
@@ -86,7 +88,7 @@ class Reestimation:
 
     Args:
         model: As in `reestimate_batchnorm`, like all that follow.
-        data: Training examples.
+        examples: Training examples.
         num_examples: How many to use.
         batch_size: Examples in one batch.
         seed: Of the choice of examples from arrays.
@@ -98,11 +100,11 @@ class Reestimation:
         ValueError: If there is nothing to measure.
     """
 
-    def __init__(self, model: keras.Model, data: Any, num_examples: int | None, batch_size: int, seed: Any):
+    def __init__(self, model: keras.Model, examples: Examples, num_examples: int | None, batch_size: int, seed: Any):
         self._model = model
         found = batchnorm_layers(model)
         _check_layers(model, found)
-        self._batches = read_batches(data, num_examples, batch_size, seed)
+        self._batches = read_batches(examples, num_examples, batch_size, seed)
         trained = [layer for layer in found if layer.trainable]
         self._order = call_order(model, trained, self._batches[0])
         if not self._order:
@@ -170,15 +172,20 @@ class Reestimation:
         return BatchNormReport(done, self._left_alone, sum(map(length, self._batches)), self._dense_loss)
 
 
+def takes_data(wanted: Any) -> bool:
+    """Whether `prune(reestimate_batchnorm=wanted)` measures statistics on the examples that gradients are taken of."""
+    return isinstance(wanted, (bool, np.bool_)) and bool(wanted)
+
+
 def reestimation_of(
-    model: keras.Model, wanted: Any, data: Any, loss: Any, seed: Any, meter: Meter
+    model: keras.Model, wanted: Any, examples: Examples | None, loss: Any, seed: Any, meter: Meter
 ) -> Reestimation | None:
     """What `prune` is to re-estimate after pruning, with its dense model checked; None for nothing.
 
     Args:
         model: The dense model.
-        wanted: True, False, or examples to use instead of `data`.
-        data: The examples that gradients are taken of.
+        wanted: True, False, or data to use instead of `examples`.
+        examples: Those that gradients are taken of.
         loss: A Keras loss instead of the compiled one.
         seed: Of the choice of examples from arrays.
         meter: Tells of progress.
@@ -186,18 +193,19 @@ def reestimation_of(
     Raises:
         ValueError, TypeError: If it can't be done.
     """
-    if isinstance(wanted, (bool, np.bool_)):
-        if not wanted:
-            return None
-        if data is None:
+    if takes_data(wanted):
+        if examples is None:
             raise ValueError(
                 "reestimate_batchnorm=True needs data to measure statistics on: give data=(x, y), or "
                 "reestimate_batchnorm=(x, y)."
             )
-        wanted = data
+    elif isinstance(wanted, (bool, np.bool_)):
+        return None
     elif wanted is None or isinstance(wanted, (int, float, str)):
         raise TypeError(f"reestimate_batchnorm must be True, False, or training examples, got {wanted!r}.")
-    work = Reestimation(model, wanted, EXAMPLES, 256, seed)
+    else:
+        examples = open_examples(wanted)
+    work = Reestimation(model, examples, EXAMPLES, 256, seed)
     with meter.phase("batchnorm of the dense model", work.total, "layer") as advance:
         work.check_dense(model, loss, advance)
     return work

@@ -1,19 +1,20 @@
 """Presets of `prune`: how much work to spend on accuracy."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from numbers import Integral
 from typing import Any
 
 from keras_woodfisher.options.checks import count, one_of
-from keras_woodfisher.options.pruning_options import CALIBRATED, checked_num_grads
+from keras_woodfisher.options.mask_types import UNSTRUCTURED, mask_text
+from keras_woodfisher.options.pruning_options import CALIBRATED, PruningOptions, checked_num_grads
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quality:
+class Settings:
     """The options that a preset chooses. See `prune` for what each means."""
 
-    stages: int
+    num_recomputations: int
     num_grads: int | Mapping[float, int]
     grad_batch_size: int
     fisher: str
@@ -21,6 +22,20 @@ class Quality:
     update: str
     calibration: Any
     newton_steps: int
+
+    def options(self) -> dict[str, Any]:
+        """Those that are options of every update."""
+        names = {field.name for field in fields(PruningOptions)}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name in names}
+
+    def report(self, quality: str, options: PruningOptions) -> dict[str, Any]:
+        """What a report says of them, and of some options: by the names of the arguments of `prune`."""
+        found = {_spelled(field.name): getattr(self, field.name) for field in fields(self)}
+        if not isinstance(self.calibration, int):
+            found["calibration"] = "given"
+        if options.mask_type != UNSTRUCTURED:
+            found["mask_type"] = mask_text(options.mask_type)
+        return {"quality": quality, **found, "fisher_block_size": options.fisher_block_size, "seed": options.seed}
 
     @property
     def most_gradients(self) -> int:
@@ -37,9 +52,9 @@ _HELD_OUT = 500
 """Examples that are held out to choose by, where a preset doesn't say."""
 
 
-PRESETS: Mapping[str, Quality] = {
-    "fast": Quality(
-        stages=1,
+PRESETS: Mapping[str, Settings] = {
+    "fast": Settings(
+        num_recomputations=1,
         num_grads=512,
         grad_batch_size=1,
         fisher="empirical",
@@ -48,8 +63,8 @@ PRESETS: Mapping[str, Quality] = {
         calibration=0,
         newton_steps=0,
     ),
-    "balanced": Quality(
-        stages=4,
+    "balanced": Settings(
+        num_recomputations=4,
         num_grads=512,
         grad_batch_size=4,
         fisher="ggn",
@@ -58,8 +73,8 @@ PRESETS: Mapping[str, Quality] = {
         calibration=250,
         newton_steps=6,
     ),
-    "best": Quality(
-        stages=14,
+    "best": Settings(
+        num_recomputations=14,
         num_grads=512,
         grad_batch_size=8,
         fisher="ggn",
@@ -79,7 +94,7 @@ FEWEST = 200
 """With fewer examples than this, so few are held out that presets choose nothing by them."""
 
 
-def chosen(name: str, given: Mapping[str, Any], available: int | None) -> Quality:
+def chosen(name: str, given: Mapping[str, Any], available: int | None) -> Settings:
     """A preset with what was given in place of its own choices, made to fit the data.
 
     Args:
@@ -91,10 +106,11 @@ def chosen(name: str, given: Mapping[str, Any], available: int | None) -> Qualit
         ValueError, TypeError: If there is no such preset, or an option is wrong or doesn't fit the others.
     """
     one_of("quality", name, tuple(PRESETS))
-    explicit = {key: value for key, value in given.items() if value is not None}
-    for key in ("stages", "grad_batch_size"):
+    fields_given = {name: given.get(_spelled(name)) for name in Settings.__dataclass_fields__}
+    explicit = {name: value for name, value in fields_given.items() if value is not None}
+    for key in ("num_recomputations", "grad_batch_size"):
         if key in explicit:
-            explicit[key] = count(key, explicit[key])
+            explicit[key] = count(_spelled(key), explicit[key])
     if "num_grads" in explicit:
         explicit["num_grads"] = checked_num_grads(explicit["num_grads"])
     if "newton_steps" in explicit:
@@ -116,13 +132,77 @@ def chosen(name: str, given: Mapping[str, Any], available: int | None) -> Qualit
     return quality
 
 
-def plenty(quality: Quality) -> int:
+@dataclass(frozen=True)
+class Circumstances:
+    """What the choice of a preset depends on, beside what was given.
+
+    Attributes:
+        second_order: Whether gradients are taken at all.
+        available: Examples that the data holds; None where there are plenty, or their number makes no difference.
+        unknown_curvature: Why Gauss-Newton samples can't be taken of the loss, or None.
+        batchnorm: Whether BatchNorm layers are re-estimated.
+    """
+
+    second_order: bool = True
+    available: int | None = None
+    unknown_curvature: str | None = None
+    batchnorm: bool = False
+
+
+def resolve(name: str, given: Mapping[str, Any], circumstances: Circumstances) -> tuple[Settings, tuple[str, ...]]:
+    """The settings of `prune`, and notes on what they don't do.
+
+    Args:
+        name: Of the preset.
+        given: Options by name; None means that the preset chooses.
+        circumstances: What else it depends on.
+
+    Raises:
+        ValueError, TypeError: See `chosen`.
+    """
+    quality = chosen(name, given, circumstances.available)
+    if circumstances.batchnorm and given.get("newton_steps") is None:
+        # Steps fit the weights to the statistics that they find.
+        quality = replace(quality, newton_steps=0)
+    if not circumstances.second_order:
+        idle = ", ".join(key for key, value in given.items() if value is not None)
+        note = f"method='magnitude' takes no gradients and corrects nothing: {idle} had no effect."
+        return quality, (note,) if idle else ()
+    notes: tuple[str, ...] = ()
+    if given.get("update") is None and quality.update != PRESETS[name].update:
+        notes += (
+            f"as with quality='fast' instead of {name!r}: data holds fewer than {FEWEST} examples, too few to hold "
+            "some out and choose corrections by them.",
+        )
+    if given.get("fisher") is None and quality.fisher == "ggn" and circumstances.unknown_curvature:
+        quality = replace(quality, fisher="empirical")
+        notes += (f"fisher='empirical' instead of 'ggn': {circumstances.unknown_curvature}",)
+    return quality, notes
+
+
+def examples_to_count(name: str, given: Mapping[str, Any]) -> int:
+    """How many examples are to be counted, at most, before `resolve`; 0 where their number makes no difference.
+
+    Raises:
+        ValueError, TypeError: See `chosen`.
+    """
+    quality = chosen(name, given, None)
+    # Whatever has to be smaller for some number of examples has to be for one.
+    return 0 if chosen(name, given, 1) == quality else plenty(quality)
+
+
+def _spelled(field: str) -> str:
+    """The argument of `prune` that gives a field."""
+    return "stages" if field == "num_recomputations" else field
+
+
+def plenty(quality: Settings) -> int:
     """With so many examples, or more, nothing has to be made smaller."""
     sampled = quality.most_gradients * quality.grad_batch_size
     return max(FEWEST, sampled + quality.held_out, _LARGEST_SHARE * quality.held_out)
 
 
-def _checked(quality: Quality, explicit: Mapping[str, Any]) -> Quality:
+def _checked(quality: Settings, explicit: Mapping[str, Any]) -> Settings:
     """The same, with examples to calibrate on if, and only if, something is chosen by them."""
     if quality.update == CALIBRATED:
         if "calibration" not in explicit:

@@ -1,7 +1,6 @@
 """One-shot pruning: no training, no compiled model needed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
 from typing import Any
 
 import keras
@@ -13,16 +12,16 @@ from keras_woodfisher.gradients.gauss_newton import curvature_problem
 from keras_woodfisher.gradients.loss import MeanLoss
 from keras_woodfisher.gradients.sources import SampledGradients
 from keras_woodfisher.model.targets import finals_of
-from keras_woodfisher.oneshot.batchnorm import reestimation_of
-from keras_woodfisher.oneshot.presets import FEWEST, PRESETS, Quality, chosen, plenty
+from keras_woodfisher.oneshot.batchnorm import reestimation_of, takes_data
+from keras_woodfisher.oneshot.presets import Circumstances, Settings, examples_to_count, resolve
 from keras_woodfisher.options.checks import fraction
-from keras_woodfisher.options.mask_types import UNSTRUCTURED, check_final, mask_text
+from keras_woodfisher.options.mask_types import check_final
 from keras_woodfisher.options.pruning_options import AUTO, CALIBRATED, PruningOptions
 from keras_woodfisher.options.sparsity_levels import arguments_of, checked_levels
 from keras_woodfisher.pruning.calibration import HeldOutLoss
 from keras_woodfisher.pruning.corrections import CalibratedCorrector, Corrector
 from keras_woodfisher.pruning.pruner import Pruner
-from keras_woodfisher.pruning.stages import update_in_stages
+from keras_woodfisher.pruning.stages import StagedUpdates
 from keras_woodfisher.reports.meter import Meter
 from keras_woodfisher.reports.pruning_report import PruningReport, merged
 from keras_woodfisher.reports.zeros import count_zeros
@@ -131,6 +130,12 @@ def prune(
     final = 0.0 if isinstance(sparsity, Mapping) else fraction("sparsity", sparsity)
     if levels is not None:
         params, global_sparsity = arguments_of(levels, params, global_sparsity)
+    second_order = method != "magnitude"
+    if second_order and data is None:
+        raise ValueError(
+            "prune needs data to take gradients of: data=(x, y), or whatever fit takes. "
+            "Only method='magnitude' works without."
+        )
     given = {
         "stages": stages,
         "num_grads": num_grads,
@@ -141,39 +146,18 @@ def prune(
         "calibration": calibration,
         "newton_steps": newton_steps,
     }
-    second_order = method != "magnitude"
-    idle = [name for name, value in given.items() if value is not None]
-    if newton_steps is None and reestimate_batchnorm is not False:
-        # Steps fit the weights to the statistics that they find.
-        given["newton_steps"] = 0
-    if second_order and data is None:
-        raise ValueError(
-            "prune needs data to take gradients of: data=(x, y), or whatever fit takes. "
-            "Only method='magnitude' works without."
-        )
-    used = chosen(quality, given, None)
-    notes: tuple[str, ...] = ()
-    if not second_order and idle:
-        notes = (f"method='magnitude' takes no gradients and corrects nothing: {', '.join(idle)} had no effect.",)
-    if second_order:
-        used = chosen(quality, given, count_up_to(open_examples(data), plenty(used)))
-        if update is None and used.update != PRESETS[quality].update:
-            notes = (
-                f"as with quality='fast' instead of {quality!r}: data holds fewer than {FEWEST} examples, too few to "
-                "hold some out and choose corrections by them.",
-            )
+    most = examples_to_count(quality, given)
+    examples = open_examples(data) if second_order or (takes_data(reestimate_batchnorm) and data is not None) else None
+    available = count_up_to(examples, most) if examples is not None and second_order and most else None
+    problem = curvature_problem(model, loss) if second_order and fisher is None else None
+    circumstances = Circumstances(second_order, available, problem, reestimate_batchnorm is not False)
+    used, notes = resolve(quality, given, circumstances)
     options = PruningOptions.of(
         params=params,
         exclude=exclude,
         method=method,
-        update=used.update,
         mask_type=mask_type,
         global_sparsity=global_sparsity,
-        num_grads=used.num_grads,
-        grad_batch_size=used.grad_batch_size,
-        fisher=used.fisher,
-        damp=used.damp,
-        num_recomputations=used.stages,
         fisher_block_size=fisher_block_size,
         available_gpus=available_gpus,
         memory_limit=memory_limit,
@@ -182,32 +166,27 @@ def prune(
         num_pages=num_pages,
         seed=seed,
         verbose=verbose,
+        **used.options(),
     )
     check_final(options.mask_type, final if levels is None else max(level for level, _ in levels))
-    if second_order and fisher is None and used.fisher == "ggn" and (problem := curvature_problem(model, loss)):
-        options, used = replace(options, fisher="empirical"), replace(used, fisher="empirical")
-        notes += (f"fisher='empirical' instead of 'ggn': {problem}",)
     pruner = Pruner(model, options)
     finals = [final] * len(pruner.targets) if levels is None else finals_of(pruner.targets, levels)
     pruner.find_zeros()
     if not pruner.prunes(finals):
         notes += (f"nothing was left to prune: the chosen weights were at sparsity {pruner.sparsity:.4f} before.",)
-    rows = options.most_gradients_between(pruner.sparsity, max(finals))
     source = corrector = None
     if second_order:
-        source = SampledGradients(model, pruner.targets, options, pruner.backend, data, loss)
-        corrector = _corrector(pruner, source, used, options)
-        source.check(rows)
-        kept = sum(p.size - zeros for p, zeros in zip(pruner.pruned, pruner.zeros, strict=True))
-        if pruner.prunes(finals):
-            pruner.plan_memory(source.footprint(rows), [(rows, kept)])
+        assert examples is not None
+        source = SampledGradients(model, pruner.targets, options, pruner.backend, examples, loss)
+        corrector = _corrector(pruner, source, used)
+        rows = options.most_gradients_between(pruner.sparsity, max(finals))
+        pruner.open_source(source, rows, [(rows, pruner.kept)] if pruner.prunes(finals) else [])
+    updates = StagedUpdates(pruner, source, used.num_recomputations if source else 1, corrector, options.verbose)
     meter = Meter(pruner.backend, pruner.backend.devices(), options.verbose)
-    reestimation = reestimation_of(model, reestimate_batchnorm, data, loss, seed, meter)
+    reestimation = reestimation_of(model, reestimate_batchnorm, examples, loss, seed, meter)
     batchnorm = None
     with pruner.all_or_nothing():
-        done = update_in_stages(
-            pruner, finals, source, options.gradients_at, used.stages if source else 1, 0, corrector, verbose
-        )
+        done = updates.update(finals, options.gradients_at)
         _constrain(pruner)
         if reestimation is not None:
             with meter.phase("batchnorm", reestimation.total, "layer") as advance:
@@ -218,19 +197,19 @@ def prune(
         sum(stage.samples for stage in done),
         (*notes, pruner.note) if pruner.note else notes,
         tuple(done),
-        _settings(quality, used, options) if second_order else {},
+        used.report(quality, options) if second_order else {},
         batchnorm,
     )
 
 
-def _corrector(pruner: Pruner, source: SampledGradients, used: Quality, options: PruningOptions) -> Corrector | None:
+def _corrector(pruner: Pruner, source: SampledGradients, used: Settings) -> Corrector | None:
     """The corrector that is calibrated, with its examples; None where corrections are made block by block."""
-    if options.update != CALIBRATED:
+    if used.update != CALIBRATED:
         return None
     if isinstance(used.calibration, int):
         held_out = source.hold_out(used.calibration)
     else:
-        held_out = read_batches(used.calibration, _MOST_HELD_OUT, _MOST_HELD_OUT, options.seed)
+        held_out = read_batches(open_examples(used.calibration), _MOST_HELD_OUT, _MOST_HELD_OUT, pruner.options.seed)
         try:
             source.loss.probe(map_arrays(lambda array: array[None], held_out[0]))
         except ValueError as error:
@@ -238,16 +217,6 @@ def _corrector(pruner: Pruner, source: SampledGradients, used: Quality, options:
     damp = None if used.damp == AUTO else float(used.damp)
     loss = HeldOutLoss(MeanLoss(source.loss, pruner.backend.compiled), pruner.targets, held_out)
     return CalibratedCorrector(source, loss, used.newton_steps, damp)
-
-
-def _settings(quality: str, used: Quality, options: PruningOptions) -> dict[str, Any]:
-    """What the report says of how it was done."""
-    settings = {field.name: getattr(used, field.name) for field in fields(used)}
-    if not isinstance(used.calibration, int):
-        settings["calibration"] = "given"
-    if options.mask_type != UNSTRUCTURED:
-        settings["mask_type"] = mask_text(options.mask_type)
-    return {"quality": quality, **settings, "fisher_block_size": options.fisher_block_size, "seed": options.seed}
 
 
 def _constrain(pruner: Pruner) -> None:

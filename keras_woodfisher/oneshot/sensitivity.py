@@ -1,9 +1,7 @@
 """Sensitivity analysis: what pruning each variable alone does to the loss, predicted and measured."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -11,100 +9,17 @@ import numpy as np
 from keras import ops
 from keras_woodfisher_backends.nest import map_arrays
 
-from keras_woodfisher.data.batches import length, read_batches
-from keras_woodfisher.data.examples import Batch
+from keras_woodfisher.data.batch import Batch, length
+from keras_woodfisher.data.batches import read_batches
+from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.gradients.loss import MeanLoss, ModelLoss, has_loss
 from keras_woodfisher.gradients.sources import SampledGradients
+from keras_woodfisher.oneshot.per_variable import per_variable_changes
 from keras_woodfisher.options.checks import fraction, one_of
 from keras_woodfisher.options.pruning_options import UPDATES, PruningOptions
-from keras_woodfisher.pruning.fisher import BlockFisher, block_slices
-from keras_woodfisher.pruning.masks import saliencies
 from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.reports.meter import Meter
 from keras_woodfisher.reports.sensitivity_report import Sensitivity, SensitivityReport
-
-
-@dataclass(frozen=True)
-class LoneChange:
-    """What pruning each variable to one level would make of it.
-
-    Attributes:
-        weights: For each variable its weights then, in weight order.
-        pruned: For each variable its pruned weights, bool.
-        costs: For each variable the predicted increase of the loss; None for magnitude pruning.
-    """
-
-    weights: list[np.ndarray]
-    pruned: list[np.ndarray]
-    costs: list[float] | None
-
-
-class LonePruner(Pruner):
-    """Plans how each variable would be pruned; writes nothing.
-
-    The blocks of the Fisher mustn't span variables, and `global_sparsity` is off. Then the update of all variables is
-    that of each of them alone, side by side.
-    """
-
-    @contextmanager
-    def changes(
-        self, source: SampledGradients | None, rows: int, meter: Meter
-    ) -> Iterator[tuple[Callable[[float], LoneChange], int]]:
-        """Takes gradients and inverts, once; gives a function of the level, and the number of samples.
-
-        Args:
-            source: Where gradients come from; None for magnitude pruning.
-            rows: How many gradient samples to use.
-            meter: Tells of progress.
-
-        Raises:
-            FloatingPointError: If a weight or score isn't finite.
-        """
-        weights = self.check_weights()
-        if source is None:
-            still = np.zeros(weights.shape)
-            yield lambda level: self._change(weights, still, self._at(np.abs(weights), level), None), 0
-            return
-        kept = [~pruned for pruned in self.pruned]
-        keep = np.concatenate(kept)
-        blocks = block_slices([int(mask.sum()) for mask in kept], self._options.fisher_block_size)
-        store, squares = self.resources.gradients(source, kept, blocks, (rows, 0), meter)
-        with closing(store) as grads:
-            self.resources.fit(len(grads))
-            damp = self._options.damping(squares / (len(grads) * grads.shape[1]))
-            with meter.phase("inverse", len(blocks), "block") as advance:
-                fisher = BlockFisher(grads, blocks, damp, self.resources.kernels, advance)
-                diagonal = fisher.inverse_diagonal()
-            scores = saliencies(weights, keep, diagonal)
-
-            def change(level: float) -> LoneChange:
-                new = self._at(scores, level)
-                prune = new[keep]
-                touched = [block for block in blocks if prune[block].any()]
-                with meter.phase(f"update at {level:g}", 2 * len(touched), "block") as advance:
-                    fisher = BlockFisher(grads, touched, damp, self.resources.kernels, advance)
-                    moved = fisher.update(weights[keep], prune, diagonal, self._options.update == "joint")
-                    moved[prune] = -weights[keep][prune]
-                    costs = fisher.costs(moved, source.square_scale)
-                delta = np.zeros(weights.shape)
-                delta[keep] = moved
-                return self._change(weights, delta, new, self._by_variable(touched, costs))
-
-            yield change, len(grads)
-
-    def _at(self, scores: np.ndarray, level: float) -> np.ndarray:
-        return self._grow(scores, [level] * len(self.targets))
-
-    def _change(self, weights: np.ndarray, delta: np.ndarray, new: np.ndarray, costs: list[float] | None) -> LoneChange:
-        edges = np.cumsum([target.size for target in self.targets])[:-1]
-        changed = np.where(new, 0.0, weights + delta).astype(weights.dtype)
-        return LoneChange(np.split(changed, edges), np.split(new, edges), costs)
-
-    def _by_variable(self, blocks: list[slice], costs: np.ndarray) -> list[float]:
-        stops = np.cumsum([int((~pruned).sum()) for pruned in self.pruned])
-        owners = np.searchsorted(stops, [block.start for block in blocks], side="right")
-        return [float(costs[owners == place].sum()) for place in range(len(self.targets))]
-
 
 _GRADIENTS = 512
 
@@ -202,7 +117,7 @@ def sensitivity(
         seed=seed,
         verbose=verbose,
     )
-    pruner = LonePruner(model, options)
+    pruner = Pruner(model, options)
     pruner.find_zeros()
     if options.second_order and data is None:
         raise ValueError(
@@ -211,15 +126,23 @@ def sensitivity(
         )
     if data is None and eval_data is None:
         raise ValueError("sensitivity needs examples to measure losses on: give eval_data=(x, y), or data.")
-    batches = read_batches(data if eval_data is None else eval_data, num_examples, batch_size, seed)
+    examples = open_examples(data) if options.second_order or eval_data is None else None
+    judged = examples if eval_data is None else open_examples(eval_data)
+    assert judged is not None
+    batches = read_batches(judged, num_examples, batch_size, seed)
     judge = _Judge(model, pruner, loss, batches)
     source, rows = None, 0
     if options.second_order:
-        source, rows = _source(model, pruner, options, data, loss, num_grads is None)
+        assert examples is not None
+        source = SampledGradients(model, pruner.targets, options, pruner.backend, examples, loss)
+        rows = options.most_gradients
+        if num_grads is None and source.available is not None:
+            rows = max(1, min(rows, source.available))
+        pruner.open_source(source, rows, [(rows, pruner.kept)])
     meter = Meter(pruner.backend, pruner.backend.devices(), options.verbose)
     dense = judge.dense_loss()
     found: list[list[Sensitivity]] = []
-    with pruner.changes(source, rows, meter) as (change, samples):
+    with per_variable_changes(pruner, source, rows, meter) as (change, samples):
         for level in wanted:
             outcome = change(level)
             costs: Sequence[float | None] = outcome.costs or [None] * len(pruner.targets)
@@ -240,7 +163,7 @@ def sensitivity(
 class _Judge:
     """Measures the model's loss with one variable changed; the model itself isn't."""
 
-    def __init__(self, model: keras.Model, pruner: LonePruner, loss: Any, batches: list[Batch]):
+    def __init__(self, model: keras.Model, pruner: Pruner, loss: Any, batches: list[Batch]):
         if loss is None and not has_loss(model):
             raise ValueError(
                 f"The model {model.name!r} isn't compiled with a loss, so there is nothing to measure. Compile it, or "
@@ -281,19 +204,6 @@ class _Judge:
             values = ops.convert_to_tensor(target.constrained(values, target.unflatten(pruned)))
         others = self._values[:place], self._values[place + 1 :]
         return self._loss([*others[0], values, *others[1]], self._batches)
-
-
-def _source(
-    model: keras.Model, pruner: LonePruner, options: PruningOptions, data: Any, loss: Any, as_many_as_fit: bool
-) -> tuple[SampledGradients, int]:
-    """Where gradients come from, and how many to take; what can't work fails here."""
-    source = SampledGradients(model, pruner.targets, options, pruner.backend, data, loss)
-    rows = options.most_gradients
-    if as_many_as_fit and source.available is not None:
-        rows = max(1, min(rows, source.available))
-    source.check(rows)
-    pruner.plan_memory(source.footprint(rows), [(rows, sum(p.size for p in pruner.pruned) - sum(pruner.zeros))])
-    return source, rows
 
 
 def _checked_levels(levels: Any) -> tuple[float, ...]:

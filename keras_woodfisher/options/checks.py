@@ -161,3 +161,10 @@ def checked_num_grads(value: Any) -> int | Mapping[float, int]:
     if 0.0 not in parsed:
         raise ValueError(f"num_grads as a dictionary needs the key 0.0 (the count to begin with), got {value!r}.")
     return dict(sorted(parsed.items()))
+
+
+def as_json(value: Any) -> Any:
+    """An option as JSON has it, and as the user's own copy: lists for tuples."""
+    if isinstance(value, Mapping):
+        return {key: as_json(item) for key, item in value.items()}
+    return [as_json(item) for item in value] if isinstance(value, (list, tuple)) else value

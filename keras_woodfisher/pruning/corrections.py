@@ -82,7 +82,6 @@ class Removal:
         keep: (N,) bool, those that were unpruned before.
         prune: (d,) bool, those of the unpruned ones that are removed now.
         fisher: The block-wise Fisher of the scores.
-        damp: The ridge of the scores.
         mean_diagonal: Mean of the diagonal of `(1/m) G^T G`.
         draw: Number of the update.
         examples: How many are differentiated at a time.
@@ -95,7 +94,6 @@ class Removal:
     keep: np.ndarray
     prune: np.ndarray
     fisher: BlockFisher
-    damp: float
     mean_diagonal: float
     draw: int
     examples: int
@@ -121,8 +119,8 @@ class BlockCorrector:
         diagonal = None if self._joint else removal.fisher.inverse_diagonal()
         work = sum(bool(removal.prune[block].any()) for block in removal.blocks)
         with meter.phase("update", work, "block") as advance:
-            fisher = BlockFisher(removal.grads, removal.blocks, removal.damp, removal.kernels, advance)
-            return fisher.update(removal.weights[removal.keep], removal.prune, diagonal, self._joint), None
+            weights = removal.weights[removal.keep]
+            return removal.fisher.update(weights, removal.prune, diagonal, self._joint, advance), None
 
 
 class CalibratedCorrector:
@@ -192,7 +190,7 @@ class CalibratedCorrector:
     def _gradient(self, removal: Removal, weights: np.ndarray, number: int, meter: Meter) -> tuple[np.ndarray, int]:
         kept = np.split(removal.keep, np.cumsum([target.size for target in self._source.targets])[:-1])
         with meter.phase("gradients", 1, "gradient") as advance:
-            gradient, examples = self._source.mean_gradient(weights, kept, (removal.draw, number), removal.examples)
+            gradient, examples = self._source.mean_gradient(weights, kept, removal.draw, number, removal.examples)
             advance()
         return gradient, examples
 

@@ -10,7 +10,7 @@ from keras_woodfisher_backends.kernel.block_kernel import BlockKernel, Stack
 from keras_woodfisher_backends.kernel.host_blas import host_threads
 from keras_woodfisher_backends.kernel.lanes import deal
 
-from keras_woodfisher.memory.store import GradientStore, MemoryStore, as_store
+from keras_woodfisher.memory.store import GradientStore, MemoryStore
 
 
 def block_slices(kept: Sequence[int], size: int | None, labels: np.ndarray | None = None) -> list[slice]:
@@ -42,6 +42,14 @@ def block_slices(kept: Sequence[int], size: int | None, labels: np.ndarray | Non
     return blocks
 
 
+Advance = Callable[[], None]
+"""Called after each block that is done, for a progress bar."""
+
+
+def no_progress() -> None:
+    pass
+
+
 class BlockFisher:
     """`F = damp I + (1/m) G^T G`, block by block, with the blocks dealt out over devices.
 
@@ -49,35 +57,28 @@ class BlockFisher:
     2004.14340, section 3), M-FAC (arXiv 2107.03356).
 
     Args:
-        grads: (m, d) float32 gradient samples of the unpruned weights: an array, or the store that they are in.
+        grads: The gradient samples (m, d) of the unpruned weights.
         blocks: Columns of each block.
         damp: Ridge on the diagonal of the Fisher.
         kernels: One kernel a device.
-        advance: Called after each block, for a progress bar.
     """
 
-    def __init__(
-        self,
-        grads: np.ndarray | GradientStore,
-        blocks: Sequence[slice],
-        damp: float,
-        kernels: Sequence[BlockKernel],
-        advance: Callable[[], None] = lambda: None,
-    ):
-        self._grads = as_store(grads)
+    def __init__(self, grads: GradientStore, blocks: Sequence[slice], damp: float, kernels: Sequence[BlockKernel]):
+        self._grads = grads
         self._blocks = blocks
         self._damp = damp
         self._kernels = kernels
-        self._advance = advance
         self._diagonal: np.ndarray | None = None
 
-    def inverse_diagonal(self) -> np.ndarray:
+    def inverse_diagonal(self, advance: Advance = no_progress) -> np.ndarray:
         """`diag(F^-1)`, (d,) float64; computed once."""
         if self._diagonal is None:
-            self._diagonal = self._inverse_diagonal()
+            self._diagonal = self._inverse_diagonal(advance)
         return self._diagonal
 
-    def group_costs(self, weights: np.ndarray, labels: np.ndarray, number: int) -> np.ndarray:
+    def group_costs(
+        self, weights: np.ndarray, labels: np.ndarray, number: int, advance: Advance = no_progress
+    ) -> np.ndarray:
         """What removing each group costs, `1/2 w_S^T ([F^-1]_SS)^-1 w_S`.
 
         F is block-diagonal, so the cost of a group that lies in several blocks is the sum of those of its parts.
@@ -86,6 +87,7 @@ class BlockFisher:
             weights: (d,) unpruned weights.
             labels: (d,) int, the group of each, -1 where it has none.
             number: How many groups there are (n).
+            advance: Called after each block.
 
         Returns:
             (n,) float64; zero for groups without a weight.
@@ -99,7 +101,7 @@ class BlockFisher:
             parts[block.start] = kernel.group_costs(grads, self._damp, weights[block], labels[block], alone=alone)
 
         for blocks in self._grads.groups(self._blocks):
-            self._each(work, blocks)
+            self._each(work, blocks, advance)
         out = np.zeros(number)
         # In the order of the blocks, whichever was done first: rounding is always the same.
         for start in sorted(parts):
@@ -107,13 +109,16 @@ class BlockFisher:
             out[found] += costs
         return out
 
-    def cheapest_sets(self, weights: np.ndarray, members: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    def cheapest_sets(
+        self, weights: np.ndarray, members: np.ndarray, most: int, advance: Advance = no_progress
+    ) -> tuple[np.ndarray, np.ndarray]:
         """For each group the sets of 1, 2, ... of its weights whose removal costs least.
 
         Args:
             weights: (d,) unpruned weights.
             members: (n, M) int, the columns of each group, all in one block; -1 where a weight was pruned earlier.
             most: The largest number of weights to remove of a group.
+            advance: Called after each block.
 
         Returns:
             Costs (n, most) float64, infinite where a group has fewer weights, and the sets (n, most, M) bool.
@@ -136,10 +141,10 @@ class BlockFisher:
                 costs[chosen], sets[chosen] = kernel.cheapest_sets(*args, alone=alone)
 
         for blocks in self._grads.groups(self._blocks):
-            self._each(work, blocks)
+            self._each(work, blocks, advance)
         return costs, sets
 
-    def _inverse_diagonal(self) -> np.ndarray:
+    def _inverse_diagonal(self, advance: Advance) -> np.ndarray:
         out = np.empty(self._grads.shape[1])
         alone = len(self._blocks) == 1
 
@@ -149,10 +154,17 @@ class BlockFisher:
                 out[block] = diagonal
 
         for blocks in self._grads.groups(self._blocks):
-            self._each(work, blocks, together=True)
+            self._each(work, blocks, advance, together=True)
         return out
 
-    def update(self, weights: np.ndarray, prune: np.ndarray, diagonal: np.ndarray | None, joint: bool) -> np.ndarray:
+    def update(
+        self,
+        weights: np.ndarray,
+        prune: np.ndarray,
+        diagonal: np.ndarray | None,
+        joint: bool,
+        advance: Advance = no_progress,
+    ) -> np.ndarray:
         """The change of the kept weights when `prune` is removed.
 
         Args:
@@ -160,6 +172,7 @@ class BlockFisher:
             prune: (d,) bool, those to remove now.
             diagonal: (d,) from `inverse_diagonal`, for the independent update.
             joint: The exact update for the set in each block, or the sum of single updates.
+            advance: Called after each block that has weights to remove.
 
         Returns:
             (d,) float64, zero where `prune`.
@@ -180,15 +193,16 @@ class BlockFisher:
                 out[block] = change
 
         for group in self._grads.groups(blocks):
-            self._each(work, group, together=True)
+            self._each(work, group, advance, together=True)
         return out
 
-    def costs(self, change: np.ndarray, scale: float = 1.0) -> np.ndarray:
+    def costs(self, change: np.ndarray, scale: float = 1.0, advance: Advance = no_progress) -> np.ndarray:
         """The increase of the loss that a change of the weights stands for, `1/2 delta^T F delta` in each block.
 
         Args:
             change: (d,) delta of all weights.
             scale: Factor of `(1/m) G^T G`.
+            advance: Called after each block.
 
         Returns:
             One float64 a block.
@@ -203,24 +217,29 @@ class BlockFisher:
             found[block.start] = 0.5 * (self._damp * np.square(delta).sum() + scale * fit)
 
         for group in self._grads.groups(self._blocks):
-            self._each(work, group)
+            self._each(work, group, advance)
         return np.array([found[block.start] for block in self._blocks])
 
     def _each(
-        self, work: Callable[[BlockKernel, Sequence[slice]], Any], blocks: Sequence[slice], together: bool = False
+        self,
+        work: Callable[[BlockKernel, Sequence[slice]], Any],
+        blocks: Sequence[slice],
+        advance: Advance,
+        together: bool = False,
     ) -> None:
         """Deals blocks out: whichever lane of whichever device is free takes the next one.
 
         Args:
             work: Called with blocks.
             blocks: All of them.
+            advance: Called after each block.
             together: Devices that take several of one width at a time get as many.
         """
 
         def do(kernel: BlockKernel, job: Sequence[slice]) -> None:
             work(kernel, job)
             for _ in job:
-                self._advance()
+                advance()
 
         # The first lane of each device, then the second ones: few blocks use all devices.
         most = max(kernel.lanes for kernel in self._kernels)

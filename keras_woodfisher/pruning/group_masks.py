@@ -7,7 +7,7 @@ import numpy as np
 from keras_woodfisher_backends.kernel.removal_sets import cheapest_sets
 
 from keras_woodfisher.options.mask_types import TOLERANCE, highest
-from keras_woodfisher.pruning.fisher import BlockFisher
+from keras_woodfisher.pruning.fisher import Advance, BlockFisher
 from keras_woodfisher.pruning.groups import Structure
 
 _CHUNK = 4096
@@ -21,6 +21,7 @@ def select(
     fisher: BlockFisher | None,
     sparsity: Sequence[float],
     together: bool,
+    advance: Advance,
 ) -> np.ndarray:
     """The next set of pruned weights.
 
@@ -31,13 +32,15 @@ def select(
         fisher: Of the others, for the costs of Optimal Brain Surgeon; None: the cost is the sum of squares.
         sparsity: The fraction to reach of the weights that belong to a group, one a variable.
         together: All groups are ranked together (by the first sparsity), or those of each variable by themselves.
+        advance: Called after each block of the Fisher.
 
     Returns:
         (d,) bool.
     """
     if structure.pattern is None:
-        return grow_groups(structure, _group_costs(structure, weights, pruned, fisher), pruned, sparsity, together)
-    costs, sets = _cheapest_sets(structure, weights, pruned, fisher)
+        costs = _group_costs(structure, weights, pruned, fisher, advance)
+        return grow_groups(structure, costs, pruned, sparsity, together)
+    costs, sets = _cheapest_sets(structure, weights, pruned, fisher, advance)
     return grow_patterns(structure, costs, sets, pruned, sparsity, together)
 
 
@@ -158,24 +161,24 @@ def marginal_costs(costs: np.ndarray) -> np.ndarray:
 
 
 def _group_costs(
-    structure: Structure, weights: np.ndarray, pruned: np.ndarray, fisher: BlockFisher | None
+    structure: Structure, weights: np.ndarray, pruned: np.ndarray, fisher: BlockFisher | None, advance: Advance
 ) -> np.ndarray:
     if fisher is not None:
         keep = ~pruned
-        return fisher.group_costs(weights[keep], structure.labels[keep], structure.number)
+        return fisher.group_costs(weights[keep], structure.labels[keep], structure.number, advance)
     inside = structure.labels >= 0
     squares = np.square(np.where(pruned, 0.0, weights)[inside], dtype=np.float64)
     return np.bincount(structure.labels[inside], squares, structure.number)
 
 
 def _cheapest_sets(
-    structure: Structure, weights: np.ndarray, pruned: np.ndarray, fisher: BlockFisher | None
+    structure: Structure, weights: np.ndarray, pruned: np.ndarray, fisher: BlockFisher | None, advance: Advance
 ) -> tuple[np.ndarray, np.ndarray]:
     members = structure.members
     if fisher is not None:
         keep = ~pruned
         columns = np.where(keep, np.cumsum(keep) - 1, -1)[members]
-        return fisher.cheapest_sets(weights[keep], columns, structure.most)
+        return fisher.cheapest_sets(weights[keep], columns, structure.most, advance)
     size = members.shape[1]
     costs, sets = np.empty((len(members), structure.most)), np.empty((len(members), structure.most, size), bool)
     for start in range(0, len(members), _CHUNK):

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keras_woodfisher.model.targets import Target
+
 
 def count(sparsity: float, total: int) -> int:
     """How many of `total` weights are zero at a sparsity: `floor(s N + 0.5)`.
@@ -71,3 +73,9 @@ def saliencies(weights: np.ndarray, keep: np.ndarray, diagonal: np.ndarray) -> n
     scores = np.zeros(weights.shape)
     scores[keep] = values
     return scores
+
+
+def zeros_of(target: Target) -> np.ndarray:
+    """The weights of a variable that are zero, in weight order; none if all of them are."""
+    zero = target.read() == 0
+    return np.zeros_like(zero) if zero.all() else zero

@@ -11,14 +11,15 @@ from keras_woodfisher_backends.protocol import Backend
 from keras_woodfisher.gradients.footprint import Footprint
 from keras_woodfisher.gradients.sources import GradientSource
 from keras_woodfisher.memory.plan import MemoryPlan
+from keras_woodfisher.memory.store import GradientStore
 from keras_woodfisher.model.restoring import restored_on_failure
 from keras_woodfisher.model.targets import Target, find_targets
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.corrections import BlockCorrector, Corrector, Removal
-from keras_woodfisher.pruning.fisher import BlockFisher, block_slices
+from keras_woodfisher.pruning.fisher import Advance, BlockFisher, block_slices, no_progress
 from keras_woodfisher.pruning.group_masks import grows, select
 from keras_woodfisher.pruning.groups import Structure, arranged, structure_of
-from keras_woodfisher.pruning.masks import count, grow, saliencies
+from keras_woodfisher.pruning.masks import count, grow, saliencies, zeros_of
 from keras_woodfisher.pruning.workspace import Resources
 from keras_woodfisher.reports.meter import Meter
 from keras_woodfisher.reports.pruning_report import StageReport
@@ -32,6 +33,7 @@ class Pruner:
         options: What to prune and how.
 
     Attributes:
+        options: See above.
         targets: The variables it prunes.
         pruned: For each variable, its pruned weights in weight order (bool).
         zeros: For each variable the number of its pruned weights.
@@ -45,7 +47,7 @@ class Pruner:
     """
 
     def __init__(self, model: keras.Model, options: PruningOptions):
-        self._options = options
+        self.options = options
         chosen = find_targets(model, options.params, options.exclude)
         self.targets: list[Target] = [arranged(target, options.mask_type) for target in chosen]
         self.structure: Structure | None = structure_of(self.targets, options.mask_type)
@@ -66,9 +68,30 @@ class Pruner:
         """See `Resources.plan`."""
         return self.resources.plan(footprint, uses)
 
+    def open_source(self, source: GradientSource, rows: int, uses: Sequence[tuple[int, int]]) -> None:
+        """Checks a source of gradients, and plans the memory of the updates that use it.
+
+        Args:
+            source: Gives gradients.
+            rows: The most samples that any update may ask for.
+            uses: For each update its samples (m) and unpruned weights (d); nothing is planned for none.
+
+        Raises:
+            ValueError: If the source doesn't fit the model or the options.
+            MemoryError: If the gradients don't fit.
+        """
+        source.check(rows)
+        if uses:
+            self.plan_memory(source.footprint(max(rows for rows, _ in uses)), uses)
+
     def find_zeros(self) -> None:
         """Takes the zeros that are there as pruned (but for a variable that is zero as a whole)."""
         self._set([zeros_of(target) for target in self.targets])
+
+    @property
+    def kept(self) -> int:
+        """How many weights aren't pruned."""
+        return sum(pruned.size for pruned in self.pruned) - sum(self.zeros)
 
     @property
     def coverage(self) -> list[int]:
@@ -83,7 +106,7 @@ class Pruner:
     @property
     def reached(self) -> list[float]:
         """The sparsity of each variable as fractions of `coverage` (the same one for all in global pruning)."""
-        if self._options.global_sparsity:
+        if self.options.global_sparsity:
             return [sum(self.zeros) / sum(self.coverage)] * len(self.pruned)
         return [zeros / max(size, 1) for zeros, size in zip(self.zeros, self.coverage, strict=True)]
 
@@ -119,9 +142,9 @@ class Pruner:
     def prunes(self, sparsity: Sequence[float]) -> bool:
         """Whether an update to a sparsity would prune anything."""
         if self.structure is not None:
-            return grows(self.structure, np.concatenate(self.pruned), sparsity, self._options.global_sparsity)
+            return grows(self.structure, np.concatenate(self.pruned), sparsity, self.options.global_sparsity)
         counts = self.zeros
-        if self._options.global_sparsity:
+        if self.options.global_sparsity:
             return count(sparsity[0], sum(p.size for p in self.pruned)) > sum(counts)
         wanted = (count(s, p.size) for s, p in zip(sparsity, self.pruned, strict=True))
         return any(number > now for number, now in zip(wanted, counts, strict=True))
@@ -155,14 +178,14 @@ class Pruner:
         """
         if not self.prunes(sparsity):
             return StageReport(self.sparsity)
-        meter = Meter(self.backend, self.resources.devices, self._options.verbose)
+        meter = Meter(self.backend, self.resources.devices, self.options.verbose)
         weights = self.check_weights()
         done = StageReport(0.0)
         if source is None:
             new, delta = self._select(weights, None, sparsity), np.zeros(weights.shape)
         else:
-            corrector = corrector or BlockCorrector(self._options.update == "joint")
-            new, delta, done = self._second_order(weights, sparsity, source, (rows, draw), corrector, meter)
+            corrector = corrector or BlockCorrector(self.options.update == "joint")
+            new, delta, done = self._second_order(weights, sparsity, source, rows, draw, corrector, meter)
         changed = np.where(new, 0.0, weights + delta).astype(weights.dtype)
         if not np.isfinite(changed).all():
             raise FloatingPointError(
@@ -171,28 +194,43 @@ class Pruner:
         self._write(changed, new)
         return replace(done, sparsity=self.sparsity, phases=tuple(meter.phases))
 
+    @contextmanager
+    def gradients(
+        self, source: GradientSource, rows: int, draw: int, meter: Meter
+    ) -> Iterator[tuple[GradientStore, list[slice], float]]:
+        """Gradient samples of the unpruned weights, their blocks, and the mean of the diagonal of `(1/m) G^T G`.
+
+        Args:
+            source: Where gradients come from.
+            rows: How many gradient samples to use.
+            draw: Number of the update.
+            meter: Tells of progress.
+        """
+        kept = [~pruned for pruned in self.pruned]
+        labels = None if self.structure is None else self.structure.labels[np.concatenate(kept)]
+        blocks = block_slices([int(mask.sum()) for mask in kept], self.options.fisher_block_size, labels)
+        store, squares = self.resources.gradients(source, kept, blocks, rows, draw, meter)
+        with closing(store) as grads:
+            self.resources.fit(len(grads))
+            yield grads, blocks, squares / (len(grads) * grads.shape[1])
+
     def _second_order(
         self,
         weights: np.ndarray,
         sparsity: Sequence[float],
         source: GradientSource,
-        draw: tuple[int, int],
+        rows: int,
+        draw: int,
         corrector: Corrector,
         meter: Meter,
     ) -> tuple[np.ndarray, np.ndarray, StageReport]:
-        kept = [~p for p in self.pruned]
-        keep = np.concatenate(kept)
-        labels = None if self.structure is None else self.structure.labels[keep]
-        blocks = block_slices([int(k.sum()) for k in kept], self._options.fisher_block_size, labels)
+        keep = ~np.concatenate(self.pruned)
         resources = self.resources
-        store, squares = resources.gradients(source, kept, blocks, draw, meter)
-        with closing(store) as grads:
-            resources.fit(len(grads))
-            mean_diagonal = squares / (len(grads) * grads.shape[1])
-            damp = self._options.damping(mean_diagonal)
+        with self.gradients(source, rows, draw, meter) as (grads, blocks, mean_diagonal):
+            damp = self.options.damping(mean_diagonal)
+            fisher = BlockFisher(grads, blocks, damp, resources.kernels)
             with meter.phase("inverse", len(blocks), "block") as advance:
-                fisher = BlockFisher(grads, blocks, damp, resources.kernels, advance)
-                new = self._select(weights, fisher, sparsity)
+                new = self._select(weights, fisher, sparsity, advance)
             assert resources.memory is not None
             removal = Removal(
                 grads,
@@ -202,10 +240,9 @@ class Pruner:
                 keep,
                 prune=new[keep],
                 fisher=fisher,
-                damp=damp,
                 mean_diagonal=mean_diagonal,
-                draw=draw[1],
-                examples=resources.memory.chunk * self._options.grad_batch_size,
+                draw=draw,
+                examples=resources.memory.chunk * self.options.grad_batch_size,
             )
             change, chosen = corrector(removal, meter)
             samples = len(grads)
@@ -213,24 +250,38 @@ class Pruner:
         delta[keep] = change
         return new, delta, StageReport(0.0, samples, damp, chosen)
 
-    def _select(self, weights: np.ndarray, fisher: BlockFisher | None, sparsity: Sequence[float]) -> np.ndarray:
+    def _select(
+        self,
+        weights: np.ndarray,
+        fisher: BlockFisher | None,
+        sparsity: Sequence[float],
+        advance: Advance = no_progress,
+    ) -> np.ndarray:
         """The next set of pruned weights: scores and choice.
 
         Args:
             weights: All weights, in weight order.
             fisher: Of the unpruned ones; None for magnitudes.
             sparsity: As in `update`.
+            advance: Called after each block of the Fisher.
         """
         pruned = np.concatenate(self.pruned)
         if self.structure is not None:
-            return select(self.structure, weights, pruned, fisher, sparsity, self._options.global_sparsity)
+            together = self.options.global_sparsity
+            return select(self.structure, weights, pruned, fisher, sparsity, together, advance)
         if fisher is None:
-            return self._grow(np.abs(weights), sparsity)
-        return self._grow(saliencies(weights, ~pruned, fisher.inverse_diagonal()), sparsity)
+            return self.choose(np.abs(weights), sparsity)
+        return self.choose(saliencies(weights, ~pruned, fisher.inverse_diagonal(advance)), sparsity)
 
-    def _grow(self, scores: np.ndarray, sparsity: Sequence[float]) -> np.ndarray:
+    def choose(self, scores: np.ndarray, sparsity: Sequence[float]) -> np.ndarray:
+        """The set of pruned weights at a sparsity: those that are pruned now, and the ones of the lowest scores.
+
+        Args:
+            scores: (N,) of all weights, in weight order.
+            sparsity: As in `update`.
+        """
         sizes = [p.size for p in self.pruned]
-        if self._options.global_sparsity:
+        if self.options.global_sparsity:
             groups = [(sum(sizes), sparsity[0])]
         else:
             groups = list(zip(sizes, sparsity, strict=True))
@@ -248,19 +299,3 @@ class Pruner:
         # Training logs them at each step.
         self.zeros = [int(p.sum()) for p in pruned]
         self.sparsity = sum(self.zeros) / sum(p.size for p in pruned)
-
-
-def zeros_of(target: Target) -> np.ndarray:
-    """The weights of a variable that are zero, in weight order; none if all of them are."""
-    zero = target.read() == 0
-    return np.zeros_like(zero) if zero.all() else zero
-
-
-def sparsity_of(pruners: Sequence[Pruner]) -> float:
-    """The fraction of zeros over all variables that pruners prune, together or one after the other."""
-    zeros: dict[int, tuple[int, int]] = {}
-    for pruner in pruners:
-        for target, number in zip(pruner.targets, pruner.zeros, strict=True):
-            known = zeros.get(id(target.variable), (0, 0))
-            zeros[id(target.variable)] = max(known, (number, target.size))
-    return sum(number for number, _ in zeros.values()) / sum(size for _, size in zeros.values())

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from keras_woodfisher.gradients.sources import GradientSource
 from keras_woodfisher.pruning.corrections import Corrector
 from keras_woodfisher.pruning.pruner import Pruner
-from keras_woodfisher.reports.meter import say
+from keras_woodfisher.reports.meter import announce
 from keras_woodfisher.reports.pruning_report import StageReport
 
 
@@ -29,41 +29,51 @@ def stage_sparsities(now: float, final: float, stages: int) -> list[float]:
     return [1.0 - (1.0 - now) * ratio ** (stage / stages) for stage in range(1, stages)] + [final]
 
 
-def update_in_stages(
-    pruner: Pruner,
-    sparsity: Sequence[float],
-    source: GradientSource | None,
-    rows: Callable[[float], int],
-    stages: int,
-    draw: int = 0,
-    corrector: Corrector | None = None,
-    verbose: int = 0,
-) -> list[StageReport]:
-    """Prunes to a sparsity in stages; if one fails or is interrupted, all is as before the first.
+class StagedUpdates:
+    """Updates in several stages each; if one fails or is interrupted, all is as before its first stage.
 
     Args:
         pruner: Does each stage.
-        sparsity: As in `Pruner.update`, like all that follow.
-        source: Where gradients come from.
-        rows: How many samples a stage uses, as a function of the sparsity before it.
-        stages: How many stages there are.
-        draw: Number of the update.
-        corrector: How the weights that stay are corrected.
+        source: Where gradients come from; None for magnitude pruning.
+        stages: How many stages an update has.
+        corrector: How the weights that stay are corrected; by default block by block.
         verbose: Whether stages are announced.
-
-    Returns:
-        One report a stage that pruned anything.
     """
-    levels = zip(
-        *(stage_sparsities(now, final, stages) for now, final in zip(pruner.reached, sparsity, strict=True)),
-        strict=True,
-    )
-    done = []
-    with pruner.all_or_nothing():
-        for stage, level in enumerate(levels):
-            if not pruner.prunes(level):
-                continue
-            if verbose and stages > 1:
-                say(f"WoodFisher pruning: stage {stage + 1} of {stages}")
-            done.append(pruner.update(level, source, rows(pruner.sparsity), draw * stages + stage, corrector))
-    return done
+
+    def __init__(
+        self,
+        pruner: Pruner,
+        source: GradientSource | None,
+        stages: int,
+        corrector: Corrector | None = None,
+        verbose: int = 0,
+    ):
+        self._pruner = pruner
+        self._source = source
+        self._stages = stages
+        self._corrector = corrector
+        self._verbose = verbose
+
+    def update(self, sparsity: Sequence[float], rows: Callable[[float], int], draw: int = 0) -> list[StageReport]:
+        """Prunes to a sparsity.
+
+        Args:
+            sparsity: As in `Pruner.update`.
+            rows: How many samples a stage uses, as a function of the sparsity before it.
+            draw: Number of the update.
+
+        Returns:
+            One report a stage that pruned anything.
+        """
+        pruner, stages = self._pruner, self._stages
+        ramps = [stage_sparsities(now, final, stages) for now, final in zip(pruner.reached, sparsity, strict=True)]
+        done = []
+        with pruner.all_or_nothing():
+            for stage, level in enumerate(zip(*ramps, strict=True)):
+                if not pruner.prunes(level):
+                    continue
+                if self._verbose and stages > 1:
+                    announce(f"stage {stage + 1} of {stages}")
+                number = draw * stages + stage
+                done.append(pruner.update(level, self._source, rows(pruner.sparsity), number, self._corrector))
+        return done

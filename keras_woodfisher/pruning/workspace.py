@@ -198,7 +198,8 @@ class Resources:
         source: GradientSource,
         kept: list[np.ndarray],
         blocks: Sequence[slice],
-        draw: tuple[int, int],
+        rows: int,
+        draw: int,
         meter: Meter,
     ) -> tuple[GradientStore, float]:
         """The gradients, where the plan says, and the sum of their squares.
@@ -207,24 +208,29 @@ class Resources:
             source: Gives them.
             kept: For each variable its unpruned weights, bool.
             blocks: Their blocks.
-            draw: How many samples, and the number of the update.
+            rows: How many samples to use.
+            draw: Number of the update.
             meter: Tells of progress.
         """
-        shape = draw[0], int(sum(mask.sum() for mask in kept))
+        shape = rows, int(sum(mask.sum() for mask in kept))
         if self.memory is None or not self.memory.covers(*shape):
             # More than was foreseen: the same limit holds.
-            self.plan(source.footprint(draw[0]), [shape])
+            self.plan(source.footprint(rows), [shape])
         assert self.memory is not None
         if self._options.verbose and not self._told:
             say(str(self.memory))
             if (faster := advice()) and any(kernel.on_host for kernel in self.kernels):
                 say(faster)
             self._told = True
-        store = open_store(self.memory, shape, blocks, lambda s: source.fill(s, kept, *draw, lambda number: None))
+
+        def refill(store: GradientStore) -> None:
+            source.fill(store, kept, rows, draw, lambda number: None)
+
+        store = open_store(self.memory, shape, blocks, refill)
         squares = 0.0
         try:
-            with meter.phase("gradients", draw[0], "sample") as advance:
-                squares = source.fill(store, kept, *draw, advance)
+            with meter.phase("gradients", rows, "sample") as advance:
+                squares = source.fill(store, kept, rows, draw, advance)
                 store.finish()
             if source.slow_layers is not None:
                 meter.note(str(source.slow_layers))

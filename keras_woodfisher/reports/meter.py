@@ -41,7 +41,7 @@ class Meter:
                 bar.add(units)
 
         if self._verbose:
-            say(f"WoodFisher pruning: {name}")
+            announce(name)
         start = time.perf_counter()
         with _AnonymousGrowth() as growth:
             yield advance
@@ -51,7 +51,7 @@ class Meter:
     def note(self, text: str) -> None:
         """Tells the user something about a phase."""
         if self._verbose:
-            say(f"WoodFisher pruning: {text}")
+            announce(text)
 
     def _peak(self, host: int) -> int:
         peaks = [self._backend.peak_memory(device) for device in self._devices]
@@ -85,6 +85,11 @@ class _AnonymousGrowth:
     def _now(self) -> int:
         info = self._process.memory_info()
         return info.rss - getattr(info, "shared", 0)
+
+
+def announce(text: str) -> None:
+    """Says what pruning is doing."""
+    say(f"WoodFisher pruning: {text}")
 
 
 def say(text: str) -> None:

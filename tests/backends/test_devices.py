@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from exhausted import full
+from gathering import stored
 from keras_woodfisher_backends import devices, get_backend
 from keras_woodfisher_backends.kernel import panels
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
@@ -252,7 +253,7 @@ def test_threads_begin_operations_of_tensorflow_in_turn(backend, monkeypatch):
     plain = BlockKernel(backend.kernel("cpu:1")._ops, panel=8, lanes=2)
     for prune in (rng.random(240) < 0.3, rng.random(240) < 0.9):
         for devices_of, cut in ((kernels, blocks), ([plain, *kernels], blocks), ([plain], [slice(0, 240)])):
-            fisher = BlockFisher(grads, cut, DAMP, devices_of)
+            fisher = BlockFisher(stored(grads), cut, DAMP, devices_of)
             fisher.update(weights, prune, fisher.inverse_diagonal(), joint=True)
             fisher.group_costs(weights, np.arange(240) // 5, 48)
     assert len(most) > 1000 and max(most) == 1

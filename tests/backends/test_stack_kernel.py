@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from exhausted import full
+from gathering import stored
 from keras_woodfisher_backends import get_backend
 from keras_woodfisher_backends.kernel import block_kernel as kernel_module
 from keras_woodfisher_backends.kernel import stack_kernel as stacks
@@ -173,8 +174,10 @@ def test_a_host_beside_a_gpu_takes_block_after_block(kernel):
             return super().inverse_diagonals(stack, damp, alone)
 
     kernels = [kernel, Host(NumpyOperators(), on_host=True)]
-    found = BlockFisher(grads, blocks, DAMP, kernels).inverse_diagonal()
-    np.testing.assert_allclose(found, BlockFisher(grads, blocks, DAMP, [host_kernel()]).inverse_diagonal(), rtol=2e-6)
+    found = BlockFisher(stored(grads), blocks, DAMP, kernels).inverse_diagonal()
+    np.testing.assert_allclose(
+        found, BlockFisher(stored(grads), blocks, DAMP, [host_kernel()]).inverse_diagonal(), rtol=2e-6
+    )
 
 
 def test_the_users_own_settings_of_torch_change_nothing(kernel):
@@ -199,7 +202,7 @@ def test_blocks_of_one_width_are_dealt_out_together(kernel, monkeypatch):
     grads, weights, prune = problem(6, 100, 3)
     weights, prune = weights.ravel(), prune.ravel()
     blocks = block_slices([70, 100, 130], 30)  # widths 30 30 10, 30 30 30 10, 30 30 30 30 10
-    plain = BlockFisher(grads, blocks, DAMP, [host_kernel()])
+    plain = BlockFisher(stored(grads), blocks, DAMP, [host_kernel()])
     sizes = []
 
     class Watching(StackKernel):
@@ -207,7 +210,7 @@ def test_blocks_of_one_width_are_dealt_out_together(kernel, monkeypatch):
             sizes.append((stack.width, len(stack)))
             return super().inverse_diagonals(stack, damp, alone)
 
-    stacked = BlockFisher(grads, blocks, DAMP, [Watching(kernel._ops, lanes=2)])
+    stacked = BlockFisher(stored(grads), blocks, DAMP, [Watching(kernel._ops, lanes=2)])
     np.testing.assert_allclose(stacked.inverse_diagonal(), plain.inverse_diagonal(), rtol=2e-6)
     assert sorted(sizes) == [(10, 1), (10, 2), (30, 4), (30, 5)]
     for joint in (True, False):
@@ -215,7 +218,7 @@ def test_blocks_of_one_width_are_dealt_out_together(kernel, monkeypatch):
         np.testing.assert_allclose(stacked.update(*args), plain.update(*args), rtol=1e-5, atol=1e-6)
     monkeypatch.setattr(stacks, "STACK", room_for(kernel, 4, 6, 30))
     sizes.clear()
-    BlockFisher(grads, blocks, DAMP, [Watching(kernel._ops, lanes=2)]).inverse_diagonal()
+    BlockFisher(stored(grads), blocks, DAMP, [Watching(kernel._ops, lanes=2)]).inverse_diagonal()
     assert sorted(sizes) == [(10, 1), (10, 2), (30, 1), (30, 4), (30, 4)]
 
 

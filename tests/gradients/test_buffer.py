@@ -30,11 +30,11 @@ class Spy(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         assert self.model is not None
-        self.rows.append(np.concatenate(list(self._pruner._run.buffer._buffer.latest(self._count, 3))))
+        self.rows.append(np.concatenate(list(self._pruner.run.buffer.ring.latest(self._count, 3))))
 
     def _targets(self):
         assert self.model is not None
-        return self._pruner._active.targets
+        return self._pruner.run.targets
 
 
 def late(count, epochs, **kwargs):

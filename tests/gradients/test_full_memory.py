@@ -134,4 +134,4 @@ def test_errors_of_full_memory_are_known(backend):
 def test_it_says_what_makes_sampling_slow(backend, blobs, make_mlp):
     narrow = Narrow(backend, 1)
     narrow.slow_layers = object()
-    assert HalvingSampler(narrow, backend).slow_layers is narrow.slow_layers
+    assert HalvingSampler(None, narrow, backend).slow_layers is narrow.slow_layers

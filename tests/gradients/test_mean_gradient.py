@@ -42,7 +42,7 @@ def test_it_is_that_of_the_given_weights(backend, size, b):
     kept = [rng.random(target.size) < 0.7 for target in targets]
     weights = rng.normal(size=sum(target.size for target in targets)).astype("float32")
     before = model.get_weights()
-    found, examples = source.mean_gradient(weights, kept, (0, 0), size)
+    found, examples = source.mean_gradient(weights, kept, 0, 0, size)
     assert examples == len(data[0])
     for now, then in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(now, then)
@@ -66,7 +66,7 @@ def test_fewer_at_a_time_where_memory_is_full(backend, monkeypatch):
     FULL = RuntimeError("full")
     monkeypatch.setattr(type(backend), "is_out_of_memory", lambda self, error: error is FULL)
     monkeypatch.setattr(sampler, "sampler", small)
-    found, examples = source.mean_gradient(weights, kept, (0, 0), 24)
+    found, examples = source.mean_gradient(weights, kept, 0, 0, 24)
     assert examples == len(data[0])
     assert sizes[:3] == [24, 12, 6]
     np.testing.assert_allclose(found, truth_at(model, targets, weights, kept, data), rtol=1e-4, atol=1e-6)
@@ -85,7 +85,7 @@ def test_streams_whose_batches_differ_in_shape(backend):
     source, targets = source_of(backend, model, lambda: data, 2, b=1)
     kept = [np.ones(target.size, bool) for target in targets]
     weights = np.concatenate([target.read() for target in targets])
-    found, examples = source.mean_gradient(weights, kept, (0, 0), 16)
+    found, examples = source.mean_gradient(weights, kept, 0, 0, 16)
     assert examples == EXAMPLES
     truth = np.mean([truth_at(model, targets, weights, kept, part) for part in data], axis=0)
     np.testing.assert_allclose(found, truth, rtol=1e-4, atol=1e-6)
@@ -98,7 +98,7 @@ def test_of_a_sum_over_examples_it_is_their_mean_too(backend, size):
     source, targets = source_of(backend, model, data, 4)
     kept = [np.ones(target.size, bool) for target in targets]
     weights = np.concatenate([target.read() for target in targets])
-    found, _ = source.mean_gradient(weights, kept, (0, 0), size)
+    found, _ = source.mean_gradient(weights, kept, 0, 0, size)
     np.testing.assert_allclose(found, truth_at(model, targets, weights, kept, data), rtol=1e-4, atol=1e-6)
     batches = [(data[0][:5], data[1][:5]), (data[0][5:], data[1][5:])]
     whole = mean_loss(model, [(*data, None)])

@@ -23,7 +23,7 @@ from sampling import (
 )
 
 from keras_woodfisher.gradients.loss import ModelLoss
-from keras_woodfisher.gradients.sampling import checked, sample_gradients, usable_rows
+from keras_woodfisher.gradients.sampling import HalvingSampler, checked, sample_gradients, usable_rows
 from keras_woodfisher.memory.store import MemoryStore
 from keras_woodfisher.model.targets import find_targets
 
@@ -255,11 +255,11 @@ def test_sample_gradients_counts_rows_not_padding(backend, blobs, make_mlp):
     model = make_mlp()
     targets = find_targets(model, "__ALL_PRUNABLE__")
     loss = ModelLoss(model, targets)
-    sampler = backend.sampler(loss, model, [t.variable for t in targets])
+    sampler = HalvingSampler(loss, backend.sampler(loss, model, [t.variable for t in targets]), backend)
     x, y = blobs
     done = []
     groups = iter([(x[:3, None], y[:3, None], None), (x[3:40, None], y[3:40, None], None)])
     kept = [(t, np.ones(t.size, bool)) for t in targets]
     store = MemoryStore((40, sum(t.size for t in targets)), 40)
-    sample_gradients(loss, sampler, backend, groups, kept, 40, store, done.append)
+    sample_gradients(sampler, groups, kept, 40, store, done.append)
     assert sum(done) == len(store) == 40

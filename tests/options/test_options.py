@@ -183,7 +183,7 @@ def test_get_config_holds_what_was_given_and_goes_through_json(blobs):
     second = kw.WoodFisherPruning.from_config(read, data=blobs)
     assert second.get_config() == config
     assert second._options == first._options
-    assert second._schedule == first._schedule
+    assert second.task.schedule == first.task.schedule
 
 
 def test_the_defaults_go_through_json():

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from gathering import stored
 
 from keras_woodfisher.memory.disk import DiskStore
-from keras_woodfisher.memory.store import MemoryStore, add_rows
+from keras_woodfisher.memory.store import add_rows
 from keras_woodfisher.pruning.corrections import WholeCorrection
 
 M, D = 9, 40
@@ -12,7 +13,7 @@ M, D = 9, 40
 
 def stores(grads, page):
     blocks = [slice(0, 15), slice(15, 30), slice(30, D)]
-    yield MemoryStore.of(grads)
+    yield stored(grads)
     disk = DiskStore(grads.shape, 4, "float32", page, blocks)
     add_rows(disk, grads, np.ones(len(grads), bool))
     disk.finish()
@@ -54,5 +55,5 @@ def test_changes_are_those_of_the_dense_matrix(backend, device):
 
 def test_nothing_removed_needs_no_compensation(backend):
     grads, weights, prune, _ = problem(2)
-    correction = WholeCorrection(MemoryStore.of(grads), backend.kernel("cpu"), weights, np.zeros_like(prune))
+    correction = WholeCorrection(stored(grads), backend.kernel("cpu"), weights, np.zeros_like(prune))
     assert (correction.compensations([0.1]) == 0).all()

@@ -5,6 +5,7 @@ import threading
 import keras
 import numpy as np
 import pytest
+from gathering import stored
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
 from keras_woodfisher_backends.kernel.host_blas import host_threads
 from keras_woodfisher_backends.kernel.numpy_operators import NumpyOperators, host_kernel
@@ -65,7 +66,7 @@ def kernels_of(backend):
 def test_any_number_of_devices_gives_the_dense_result(backend, number, size):
     grads, _, weights, prune = problem()
     blocks = block_slices([7, 0, 23, 1], size)
-    fisher = BlockFisher(grads, blocks, DAMP, kernels_of(backend)[:number])
+    fisher = BlockFisher(stored(grads), blocks, DAMP, kernels_of(backend)[:number])
     inverse = np.linalg.inv(dense(grads, blocks))
     diagonal = fisher.inverse_diagonal()
     np.testing.assert_allclose(diagonal, np.diag(inverse), rtol=2e-6)
@@ -88,12 +89,12 @@ def test_progress_counts_the_blocks_that_are_worked_on(backend, number):
         with lock:
             done.append(1)
 
-    fisher = BlockFisher(grads, blocks, DAMP, kernels_of(backend)[:number], advance)
-    diagonal = fisher.inverse_diagonal()
+    fisher = BlockFisher(stored(grads), blocks, DAMP, kernels_of(backend)[:number])
+    diagonal = fisher.inverse_diagonal(advance)
     assert len(done) == len(blocks)
     done.clear()
     prune[blocks[1]] = False
-    fisher.update(weights, prune, diagonal, True)
+    fisher.update(weights, prune, diagonal, True, advance)
     assert len(done) == sum(prune[block].any() for block in blocks) < len(blocks)
 
 
@@ -101,7 +102,9 @@ def test_a_block_without_pruned_weights_isnt_touched():
     grads, blocks, weights, prune = problem()
     prune[:] = False
     prune[blocks[0].start] = True
-    change = BlockFisher(grads, blocks, DAMP, [host_kernel()]).update(weights, prune, np.ones(len(weights)), True)
+    change = BlockFisher(stored(grads), blocks, DAMP, [host_kernel()]).update(
+        weights, prune, np.ones(len(weights)), True
+    )
     assert change[blocks[0]].any()
     assert not change[blocks[0].stop :].any()
 
@@ -143,7 +146,7 @@ def test_a_failing_device_ends_the_work(first):
     grads = np.random.default_rng(0).normal(size=(4, 60)).astype(np.float32)
     blocks = block_slices([60], 3)
     with pytest.raises(MemoryError, match="this device is full"):
-        BlockFisher(grads, blocks, DAMP, kernels).inverse_diagonal()
+        BlockFisher(stored(grads), blocks, DAMP, kernels).inverse_diagonal()
     assert waiting.done <= 1
 
 
@@ -157,14 +160,14 @@ def test_workers_share_the_blocks_and_the_cores():
             return super().inverse_diagonal(grads, damp, alone)
 
     grads, blocks, _, _ = problem()
-    alone = BlockFisher(grads, blocks, DAMP, [BlockKernel(NumpyOperators())]).inverse_diagonal()
+    alone = BlockFisher(stored(grads), blocks, DAMP, [BlockKernel(NumpyOperators())]).inverse_diagonal()
     together = threading.Barrier(2)
     before = host_threads()
     for kept in (blocks[:4], blocks[:2]):
         seen.clear()
         width = kept[-1].stop
         shared = BlockFisher(
-            grads[:, :width], kept, DAMP, [Watching(NumpyOperators(), lanes=2, on_host=True)]
+            stored(grads[:, :width]), kept, DAMP, [Watching(NumpyOperators(), lanes=2, on_host=True)]
         ).inverse_diagonal()
         np.testing.assert_allclose(shared, alone[:width], rtol=1e-12)
         assert len({thread for thread, _ in seen}) == 2
@@ -183,7 +186,7 @@ def test_one_block_has_all_threads_of_blas():
 
     before = host_threads()
     BlockFisher(
-        grads, block_slices([31], None), DAMP, [Watching(NumpyOperators(), lanes=4, on_host=True)]
+        stored(grads), block_slices([31], None), DAMP, [Watching(NumpyOperators(), lanes=4, on_host=True)]
     ).inverse_diagonal()
     assert seen == [(True, before)]
 
@@ -191,7 +194,7 @@ def test_one_block_has_all_threads_of_blas():
 def test_gradients_are_left_unchanged(backend):
     grads, blocks, weights, prune = problem()
     before = grads.copy(), weights.copy(), prune.copy()
-    fisher = BlockFisher(grads, blocks, DAMP, kernels_of(backend))
+    fisher = BlockFisher(stored(grads), blocks, DAMP, kernels_of(backend))
     diagonal = fisher.inverse_diagonal()
     fisher.update(weights, prune, diagonal, False)
     for now, then in zip((grads, weights, prune), before, strict=True):

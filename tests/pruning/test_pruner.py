@@ -10,7 +10,8 @@ from keras import layers, ops
 
 from keras_woodfisher.model.targets import Target
 from keras_woodfisher.options.pruning_options import PruningOptions
-from keras_woodfisher.pruning.pruner import Pruner, zeros_of
+from keras_woodfisher.pruning.masks import zeros_of
+from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.reports.pruning_report import StageReport
 
 NAME = keras.backend.backend()

@@ -10,7 +10,7 @@ from keras import layers
 
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.pruner import Pruner
-from keras_woodfisher.pruning.stages import stage_sparsities, update_in_stages
+from keras_woodfisher.pruning.stages import StagedUpdates, stage_sparsities
 
 
 def pruner_of(**options):
@@ -52,7 +52,7 @@ def test_stages_prune_more_and_more_with_new_gradients():
             return super().fill(store, kept, rows, draw, advance)
 
     source = Watched(100)
-    done = update_in_stages(pruner, [0.8] * 2, source, lambda _: 8, 4, draw=2)
+    done = StagedUpdates(pruner, source, 4).update([0.8] * 2, lambda _: 8, draw=2)
     assert [draw for _, draw in source.asked] == [8, 9, 10, 11]
     assert pruner.zeros[0] + pruner.zeros[1] == 80
     assert [round(stage.sparsity, 2) for stage in done] == [0.33, 0.55, 0.7, 0.8]
@@ -63,7 +63,7 @@ def test_stages_prune_more_and_more_with_new_gradients():
 
 def test_each_variable_has_its_own_stages():
     pruner = pruner_of(global_sparsity=False)
-    update_in_stages(pruner, [0.5, 0.9], Drawn(100), lambda _: 8, 2)
+    StagedUpdates(pruner, Drawn(100), 2).update([0.5, 0.9], lambda _: 8)
     assert pruner.zeros == [30, 36]
 
 
@@ -71,7 +71,7 @@ def test_a_failed_stage_undoes_those_before():
     pruner = pruner_of()
     before = [target.read().copy() for target in pruner.targets]
     with pytest.raises(KeyboardInterrupt):
-        update_in_stages(pruner, [0.8] * 2, Drawn(100, fails_at=2), lambda _: 8, 3)
+        StagedUpdates(pruner, Drawn(100, fails_at=2), 3).update([0.8] * 2, lambda _: 8)
     for target, values in zip(pruner.targets, before, strict=True):
         np.testing.assert_array_equal(target.read(), values)
     assert pruner.zeros == [0, 0]

@@ -11,6 +11,7 @@ from keras_woodfisher_backends import get_backend
 from keras_woodfisher_backends.kernel.host_blas import blas_threads
 
 import keras_woodfisher as kw
+from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.gradients.footprint import buffered_footprint, counted_outputs
 from keras_woodfisher.gradients.sources import SampledGradients
 from keras_woodfisher.options.pruning_options import PruningOptions
@@ -70,7 +71,7 @@ def limit_for(storage, model, data, rows=ROWS, **kwargs):
     if data is None:
         footprint = buffered_footprint(pruner.targets, rows)
     else:
-        source = SampledGradients(model, pruner.targets, PruningOptions(verbose=0), pruner.backend, data)
+        source = SampledGradients(model, pruner.targets, PruningOptions(verbose=0), pruner.backend, open_examples(data))
         footprint = source.footprint(rows)
     uses = [(rows, sum(t.size for t in pruner.targets))]
     limit = pruner.plan_memory(footprint, uses).total
@@ -268,7 +269,7 @@ def test_buffered_gradients_under_a_limit(wide, place):
         keras.utils.set_random_seed(1)
         callback = kw.WoodFisherPruning(0.6, end_epoch=1, num_grads=12, verbose=0, **options)
         model.fit(*data, epochs=1, batch_size=5, verbose=0, shuffle=False, callbacks=[callback])
-        plan = callback._run.pruner.memory
+        plan = callback.run.pruner.memory
         assert plan.ring == 4 * 12 * WEIGHTS
         results.append((model.get_weights(), plan))
     assert [plan.storage for _, plan in results] == ["memory", "disk"]
@@ -288,7 +289,7 @@ def test_the_footprint_counts_what_layers_put_out(wide, backend):
     assert total == [4 * 3 * (WIDE + WIDE + 7)]
     assert not any("call" in vars(layer) for layer in model.layers)
     pruner = Pruner(model, PruningOptions(verbose=0))
-    source = SampledGradients(model, pruner.targets, PruningOptions(verbose=0), backend, data)
+    source = SampledGradients(model, pruner.targets, PruningOptions(verbose=0), backend, open_examples(data))
     source.check(ROWS)
     found = source.footprint(ROWS)
     assert found.chunk == min(ROWS, backend.chunk_groups(1))

@@ -638,7 +638,7 @@ def test_masks_that_a_recipe_refuses(make_mlp, blobs):
 def test_where_gradients_come_from(make_mlp, blobs, monkeypatch):
     def sources(data, **fields):
         (callback,) = kw.load_recipe(pruning(**fields)).callbacks(make_mlp(), data)
-        return callback._task.data is not None, callback.options.grad_batch_size
+        return callback.task.data is not None, callback.options.grad_batch_size
 
     sampler = {"grad_sampler_kwargs": {"batch_size": 4}}
     assert sources(blobs, **sampler) == (True, 4)

@@ -1,32 +1,26 @@
 """A dry run of a recipe: everything that can be known, and everything that would fail, before any training."""
 
-import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import keras
 from keras_woodfisher_backends import get_backend
 from keras_woodfisher_backends.devices import expand
-from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
-from keras_woodfisher_backends.protocol import SlowLayers
 
-from keras_woodfisher.callbacks.freezing import Participation, Plan
 from keras_woodfisher.callbacks.keep_zeros import KeepZeros
 from keras_woodfisher.callbacks.learning_rate import RateCallback
 from keras_woodfisher.callbacks.mask_callback import check_optimizer, check_trainable_here
+from keras_woodfisher.callbacks.pruning_run import Run
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate
-from keras_woodfisher.callbacks.woodfisher_pruning import WoodFisherPruning
-from keras_woodfisher.gradients.footprint import buffered_footprint
 from keras_woodfisher.gradients.loss import may_have_loss
-from keras_woodfisher.gradients.sources import SampledGradients
-from keras_woodfisher.model.targets import FROZEN, Target, all_targets
+from keras_woodfisher.model.targets import FROZEN, Target
 from keras_woodfisher.options.checks import count
-from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.recipe.callbacks import buffers, callback_of
-from keras_woodfisher.recipe.dry_run.costs import Cost, cost_of, probed_seconds
+from keras_woodfisher.recipe.dry_run.conflicts import conflicts
+from keras_woodfisher.recipe.dry_run.costs import cost_of, probed_seconds
 from keras_woodfisher.recipe.dry_run.report import CheckedModifier, Problem, RecipeCheck
 from keras_woodfisher.recipe.matching import frozen_targets, matched, near_misses, targets_of
 from keras_woodfisher.recipe.modifiers.pruning import (
@@ -35,58 +29,8 @@ from keras_woodfisher.recipe.modifiers.pruning import (
     PruningModifier,
     WoodFisherPruningModifier,
 )
-from keras_woodfisher.recipe.modifiers.training import TrainableParamsModifier
 from keras_woodfisher.recipe.recipe import Recipe
 from keras_woodfisher.reports.meter import say
-
-
-def conflicts(model: keras.Model, checked: Sequence[CheckedModifier]) -> Iterator[Problem]:
-    """The problems that no modifier has by itself."""
-    yield from _overlaps(checked)
-    yield from _frozen(model, checked)
-
-
-def _overlaps(checked: Sequence[CheckedModifier]) -> Iterator[Problem]:
-    """Two prunings of one variable at the same time."""
-    pruning = [e for e in checked if isinstance(e.modifier, (PruningModifier, ConstantPruningModifier))]
-    for place, one in enumerate(pruning):
-        for other in pruning[place + 1 :]:
-            (a, b), (c, d) = one.window, other.window
-            shared = set(one.keys) & set(other.keys)
-            if shared and a < d and c < b:
-                name = next(n for n, key in zip(one.variables, one.keys, strict=True) if key in shared)
-                yield Problem(
-                    other.label,
-                    f"{name!r} and {len(shared) - 1} other variables are pruned by {one.label} at the same "
-                    f"time, from epoch {max(a, c):g} on. Give each its own variables, or let one begin where the other "
-                    "ends.",
-                )
-
-
-def _frozen(model: keras.Model, checked: Sequence[CheckedModifier]) -> Iterator[Problem]:
-    """Variables that are frozen while they are pruned, or while their gradients are buffered for that."""
-    freezing = [(e, e.modifier) for e in checked if isinstance(e.modifier, TrainableParamsModifier) and e.keys]
-    if not freezing:
-        return
-    variables = {id(t.variable): t.variable for t in all_targets(model)}
-    participation = Participation(model)
-    for entry, freeze in freezing:
-        start, end = max(freeze.start_epoch, 0.0), math.inf if freeze.end_epoch == -1 else freeze.end_epoch
-        participation.join(Plan([variables[key] for key in entry.keys], freeze.trainable, start, end))
-    for entry in checked:
-        first, last = 0.0 if entry.source == "buffer" else entry.window[0], entry.window[1]
-        for name, key in zip(entry.variables, entry.keys, strict=True):
-            pruned = isinstance(entry.modifier, PruningModifier)
-            when = participation.frozen_at(variables[key], first, last) if pruned else None
-            if when is not None:
-                yield Problem(
-                    entry.label,
-                    f"{name!r} is frozen at epoch {when:g} by TrainableParamsModifier while it is pruned, or while "
-                    f"its gradients are collected (epochs {first:g} to {last:g}). Freeze it at another time, or leave "
-                    "it out of one of them.",
-                )
-                break
-
 
 _REFUSALS = (ValueError, TypeError, KeyError, MemoryError, FloatingPointError)
 
@@ -130,16 +74,16 @@ def check_recipe(
     epochs = recipe.epochs or None if epochs is None else count("epochs", epochs)
     if steps_per_epoch is not None:
         steps_per_epoch = count("steps_per_epoch", steps_per_epoch)
-    run = _Run(model, steps_per_epoch, epochs, data, loss)
+    training = _Training(model, steps_per_epoch, epochs, data, loss)
     # In the order in which they work, since what one leaves is where the next one begins.
     places = sorted(range(len(recipe.modifiers)), key=lambda i: getattr(recipe.modifiers[i], "start_epoch", 0.0))
     labels = _labels(recipe.modifiers)
     with warnings.catch_warnings():
         # The report says it.
         warnings.filterwarnings("ignore", FROZEN)
-        found = {place: run.checked(recipe.modifiers[place], labels[place]) for place in places}
+        found = {place: training.checked(recipe.modifiers[place], labels[place]) for place in places}
     checked = [found[place] for place in sorted(found)]
-    problems = [*run.problems_of_training(recipe.modifiers), *(p for entry in checked for p in entry.problems)]
+    problems = [*training.problems(recipe.modifiers), *(p for entry in checked for p in entry.problems)]
     problems += conflicts(model, checked)
     outcome = RecipeCheck(tuple(checked), tuple(problems), steps_per_epoch, epochs)
     if verbose:
@@ -147,7 +91,7 @@ def check_recipe(
     return outcome
 
 
-class _Run:
+class _Training:
     """One planned call of `fit`."""
 
     def __init__(self, model: keras.Model, steps: int | None, epochs: int | None, data: Any, loss: Any):
@@ -157,9 +101,8 @@ class _Run:
         self._data = data
         self._loss = loss
         self._zeros: dict[int, int] = {}
-        self._slow: SlowLayers | None = None
 
-    def problems_of_training(self, modifiers: Sequence[Modifier]) -> Iterator[Problem]:
+    def problems(self, modifiers: Sequence[Modifier]) -> Iterator[Problem]:
         model = self._model
         if not getattr(model, "compiled", False):
             if self._loss is None:
@@ -226,86 +169,66 @@ class _Run:
             yield _problem(modifier, error)
 
     def _pruning(self, modifier: PruningModifier, entry: CheckedModifier) -> CheckedModifier:
-        kernels, problems = self._devices(modifier)
-        # Devices that are missing are told above; the rest is checked as if they weren't.
-        known = {"available_gpus": None} if hasattr(modifier, "available_gpus") else {}
-        plain = modifier.model_copy(update=known)
-        updates: list[PlannedUpdate] = []
-        cost, dense = Cost(), ""
-        self._slow = None
+        problems: list[Problem] = []
         try:
-            callback = callback_of(plain, self._data, 0)
-            assert isinstance(callback, WoodFisherPruning)
-            pruner = Pruner(self._model, callback.options)
-            pruner.check_weights()
-            dense = pruner.note
-            updates = callback.plan(self._model, self._steps, self._epochs, pruned=self._zeros)
+            run = self._run_of(modifier, problems)
+            run.pruner.check_weights()
+            entry = replace(entry, dense=run.pruner.note)
+            updates = run.plan(self._steps, self._epochs, pruned=self._zeros)
+            entry = replace(entry, updates=tuple(updates), source=_source(run, updates))
             try:
-                callback.check_plan(updates, self._steps, self._epochs)
+                run.task.check_plan(updates, self._steps, self._epochs)
             except ValueError as error:
                 problems.append(_problem(modifier, error))
-            cost = self._cost(plain, callback, pruner, updates, kernels, problems)
-            if updates and modifier.leave_enabled:
-                # Taken to be spread evenly, which global pruning needn't do.
-                self._zeros |= {id(t.variable): round(updates[-1].sparsity * t.size) for t in pruner.targets}
-        except _REFUSALS as error:
-            problems.append(_problem(modifier, error))
-        source = "" if not any(u.num_grads for u in updates) else "buffer" if buffers(plain, self._data) else "data"
-        return replace(
-            entry,
-            updates=tuple(updates),
-            cost=cost,
-            source=source,
-            slow_layers=self._slow,
-            dense=dense,
-            problems=tuple(problems),
-        )
-
-    def _cost(
-        self,
-        modifier: PruningModifier,
-        callback: WoodFisherPruning,
-        pruner: Pruner,
-        updates: Sequence[PlannedUpdate],
-        kernels: Mapping[str, BlockKernel],
-        problems: list[Problem],
-    ) -> Cost:
-        options, buffered = callback.options, buffers(modifier, self._data)
-        uses = [(u.num_grads, u.kept) for u in updates if u.num_grads]
-        seconds = None
-        if options.second_order:
+            seconds = None
             try:
-                if buffered:
-                    footprint = buffered_footprint(pruner.targets, options.most_gradients)
-                    pruner.plan_memory(footprint, uses or [(options.most_gradients, 1)])
-                else:
-                    source = SampledGradients(
-                        self._model, pruner.targets, options, pruner.backend, self._data, self._loss
-                    )
-                    source.check(options.most_gradients)
-                    if uses:
-                        pruner.plan_memory(source.footprint(max(rows for rows, _ in uses)), uses)
-                        seconds = probed_seconds(source, pruner)
-                        self._slow = source.slow_layers
+                run.open_source(updates, self._loss)
+                seconds = probed_seconds(run) if entry.source == "data" else None
             except _REFUSALS as error:
                 problems.append(_problem(modifier, error))
-        return cost_of(updates, pruner, options, kernels, buffered, pruner.memory if uses else None, seconds)
-
-    def _devices(self, modifier: PruningModifier) -> tuple[dict[str, BlockKernel], list[Problem]]:
-        backend = get_backend(keras.backend.backend())
-        kernels: dict[str, BlockKernel] = {}
-        problems = []
-        try:
-            wanted = expand(getattr(modifier, "available_gpus", None) or (), backend.devices())
-        except ValueError as error:
-            wanted = ()
+            slow = None if run.source is None else run.source.slow_layers
+            entry = replace(entry, cost=cost_of(run, updates, seconds), slow_layers=slow)
+            if updates and modifier.leave_enabled:
+                # Taken to be spread evenly, which global pruning needn't do.
+                self._zeros |= {id(t.variable): round(updates[-1].sparsity * t.size) for t in run.targets}
+        except _REFUSALS as error:
             problems.append(_problem(modifier, error))
-        for name in wanted:
-            try:
-                kernels[name] = backend.kernel(name)
-            except ValueError as error:
-                problems.append(_problem(modifier, error))
-        return kernels or {"cpu": backend.kernel("cpu")}, problems
+        return replace(entry, problems=tuple(problems))
+
+    def _run_of(self, modifier: PruningModifier, problems: list[Problem]) -> Run:
+        """The run that a callback would make; devices that are missing are a problem, and left out of it."""
+        try:
+            return Run(callback_of(modifier, self._data, 0).task, self._model)
+        except ValueError:
+            existing, missing = _devices(modifier)
+            if not missing:
+                raise
+            problems += missing
+        modifier = modifier.model_copy(update={"available_gpus": existing or None})
+        return Run(callback_of(modifier, self._data, 0).task, self._model)
+
+
+def _source(run: Run, updates: Sequence[PlannedUpdate]) -> str:
+    if not any(update.num_grads for update in updates):
+        return ""
+    return "buffer" if run.task.buffers else "data"
+
+
+def _devices(modifier: PruningModifier) -> tuple[tuple[str, ...], list[Problem]]:
+    """The devices that a modifier wants and that exist, and a problem for each that doesn't."""
+    backend = get_backend(keras.backend.backend())
+    existing, problems = [], []
+    try:
+        wanted = expand(getattr(modifier, "available_gpus", None) or (), backend.devices())
+    except ValueError as error:
+        return (), [_problem(modifier, error)]
+    for name in wanted:
+        try:
+            backend.kernel(name)
+            existing.append(name)
+        except ValueError as error:
+            problems.append(_problem(modifier, error))
+    return tuple(existing), problems
 
 
 def _labels(modifiers: Sequence[Modifier]) -> list[str]:

@@ -5,15 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
 
+from keras_woodfisher.callbacks.pruning_run import Run
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate
 from keras_woodfisher.gradients.sources import SampledGradients
 from keras_woodfisher.memory.plan import RECOMPUTED, MemoryPlan
 from keras_woodfisher.memory.store import MemoryStore
-from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.fisher import block_slices
-from keras_woodfisher.pruning.pruner import Pruner
 
 _OVERHEAD = 1.8
 """Time of an update without its gradients over that of its useful arithmetic (benchmarks/update_cost.py)."""
@@ -46,29 +44,19 @@ class Cost:
     memory: MemoryPlan | None = None
 
 
-def cost_of(
-    updates: Sequence[PlannedUpdate],
-    pruner: Pruner,
-    options: PruningOptions,
-    kernels: Mapping[str, BlockKernel],
-    buffered: bool,
-    memory: MemoryPlan | None,
-    seconds_per_sample: float | None,
-) -> Cost:
-    """The cost of a modifier's updates.
+def cost_of(run: Run, updates: Sequence[PlannedUpdate], seconds_per_sample: float | None) -> Cost:
+    """The cost of a run's updates.
 
     Args:
-        updates: What will be done.
-        pruner: Knows the variables.
-        options: How updates work.
-        kernels: The kernels by device.
-        buffered: Whether gradients come from the training run.
-        memory: The plan for them, if one fits.
+        run: With its memory planned, where that is possible.
+        updates: What it will do.
         seconds_per_sample: Measured time of one gradient sample, or None.
     """
     working = [u for u in updates if u.num_grads]
     if not working:
         return Cost()
+    pruner, options, buffered, memory = run.pruner, run.task.options, run.task.buffers, run.pruner.memory
+    kernels = dict(zip(pruner.resources.devices, pruner.resources.kernels, strict=True))
     sizes = [t.size for t in pruner.targets]
     total = sum(sizes)
     gradients = max(_FLOAT * u.num_grads * u.kept for u in working)
@@ -99,15 +87,16 @@ def cost_of(
     )
 
 
-def probed_seconds(source: SampledGradients, pruner: Pruner) -> float:
+def probed_seconds(run: Run) -> float:
     """Measured seconds of one gradient sample: one chunk of the memory plan, after the one that compiles."""
-    assert pruner.memory is not None
-    rows = pruner.memory.chunk if source.available is None else max(1, min(pruner.memory.chunk, source.available))
-    kept = [np.ones(t.size, bool) for t in pruner.targets]
+    source, memory = run.source, run.pruner.memory
+    assert isinstance(source, SampledGradients) and memory is not None
+    rows = memory.chunk if source.available is None else max(1, min(memory.chunk, source.available))
+    kept = [np.ones(t.size, bool) for t in run.targets]
     for draw in (0, 1):
         start = time.perf_counter()
         # A new one each time, as in each update: memory takes time when it is handed out.
-        store = MemoryStore((rows, sum(t.size for t in pruner.targets)), rows)
+        store = MemoryStore((rows, sum(t.size for t in run.targets)), rows)
         source.fill(store, kept, rows, draw, lambda number: None)
     return (time.perf_counter() - start) / rows
 
