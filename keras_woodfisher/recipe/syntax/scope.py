@@ -24,12 +24,12 @@ class Scope:
     """
 
     def __init__(self, own: Mapping[str, Node], outer: "Scope | None" = None) -> None:
-        self._expressions: _Expressions = outer._expressions if outer else _Expressions()
+        self.expressions: _Expressions = outer.expressions if outer else _Expressions()
         self._computed: dict[str, Node] = {}
         # A chain, not a copy: there may be thousands of stages.
-        self._nodes: ChainMap[str, Node] = ChainMap({}, outer._nodes if outer else {})
+        self.nodes: ChainMap[str, Node] = ChainMap({}, outer.nodes if outer else {})
         for name in self._order(own):
-            self._nodes[name] = self.evaluate(own[name], name)
+            self.nodes[name] = self.evaluate(own[name], name)
 
     def evaluate(self, node: Node, field: str | None) -> Node:
         """The node with each `eval(...)` in it computed.
@@ -68,7 +68,7 @@ class Scope:
             return node
         try:
             if text not in self._computed:
-                self._computed[text] = self._compute(self._expressions.take(text))
+                self._computed[text] = self._compute(self.expressions.take(text))
         except RecipeError as error:
             raise RecipeError(error.message, line=node.line, field=field) from None
         result = self._computed[text]
@@ -76,13 +76,13 @@ class Scope:
 
     def _compute(self, expression: Expression) -> Node:
         if expression.bare is None:
-            values = {name: _value(self._nodes[name]) for name in expression.names if name in self._nodes}
+            values = {name: _value(self.nodes[name]) for name in expression.names if name in self.nodes}
             for name in sorted(expression.names - values.keys()):
-                raise RecipeError(unknown_name(name, self._nodes))
+                raise RecipeError(unknown_name(name, self.nodes))
             return Scalar(compute(expression.tree, values))
-        if expression.bare not in self._nodes:
-            raise RecipeError(unknown_name(expression.bare, self._nodes))
-        return self._nodes[expression.bare]
+        if expression.bare not in self.nodes:
+            raise RecipeError(unknown_name(expression.bare, self.nodes))
+        return self.nodes[expression.bare]
 
     def _order(self, own: Mapping[str, Node]) -> list[str]:
         """The own variables, each after those that it uses."""
@@ -91,8 +91,8 @@ class Scope:
             names = self._names(node, name)
             uses[name] = names & own.keys()
             for other in sorted(names - uses[name]):
-                if other not in self._nodes:
-                    raise RecipeError(unknown_name(other, {**own, **self._nodes}), line=node.line, field=name)
+                if other not in self.nodes:
+                    raise RecipeError(unknown_name(other, {**own, **self.nodes}), line=node.line, field=name)
         try:
             return list(TopologicalSorter(uses).static_order())
         except CycleError as error:
@@ -111,7 +111,7 @@ class Scope:
             if text is None:
                 return set()
             try:
-                return set(self._expressions.take(text).names)
+                return set(self.expressions.take(text).names)
             except RecipeError as error:
                 raise RecipeError(error.message, line=node.line, field=field) from None
         parts = node.items if isinstance(node, Items) else [part for pair in node.pairs for part in pair]
