@@ -33,6 +33,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+.PHONY: docs
+docs: $(VENV)/.dev
+	$(BIN)/python -m keras_woodfisher.options.table README.md
+
 bench: $(VENV)/.dev
 	$(QUIET) $(BIN)/python benchmarks/run_all.py $(ARGS)
 

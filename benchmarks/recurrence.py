@@ -15,7 +15,7 @@ class RankOneRecurrence(BlockKernel):
     def __init__(self, lanes: int = 1):
         super().__init__(NumpyOperators(), lanes=lanes, on_host=True)
 
-    def inverse_diagonal(self, grads: np.ndarray, damp: float, alone: bool = False) -> np.ndarray:
+    def inverse_diagonal(self, grads: np.ndarray, damp: float) -> np.ndarray:
         """(B,) float64; `grads` (m, B) float32."""
         m, width = grads.shape
         v = np.empty((m, width), np.float32)

@@ -1,22 +1,27 @@
-"""Second-order (WoodFisher / M-FAC) pruning for Keras 3, on torch, TensorFlow and JAX."""
+"""Second-order (WoodFisher / M-FAC) pruning for Keras 3, on torch, TensorFlow and JAX.
 
-from keras_woodfisher.callbacks import (
-    LearningRateFunction,
-    LearningRateSchedule,
-    SetLearningRate,
-    SetWeightDecay,
-    TrainableParams,
-)
-from keras_woodfisher.callbacks.keep_zeros import KeepZeros
-from keras_woodfisher.callbacks.woodfisher_pruning import WoodFisherPruning
-from keras_woodfisher.oneshot.batchnorm import reestimate_batchnorm
-from keras_woodfisher.oneshot.prune import prune
-from keras_woodfisher.oneshot.sensitivity import sensitivity
-from keras_woodfisher.recipe import Recipe, RecipeCheck, RecipeError, check_recipe, load_recipe, recipe_schema
-from keras_woodfisher.reports.batchnorm_report import BatchNormReport
-from keras_woodfisher.reports.pruning_report import PhaseReport, PruningReport, StageReport, VariableReport
-from keras_woodfisher.reports.sensitivity_report import Sensitivity, SensitivityReport
-from keras_woodfisher.reports.zeros import sparsity_report
+Keras is imported when the first of these names is used, so that KERAS_BACKEND can still be chosen after this import.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from keras_woodfisher.callbacks import (
+        KeepZeros,
+        LearningRateFunction,
+        LearningRateSchedule,
+        SetLearningRate,
+        SetWeightDecay,
+        TrainableParams,
+        WoodFisherPruning,
+    )
+    from keras_woodfisher.oneshot import prune, reestimate_batchnorm, sensitivity
+    from keras_woodfisher.recipe import Recipe, RecipeCheck, RecipeError, check_recipe, load_recipe, recipe_schema
+    from keras_woodfisher.reports.batchnorm_report import BatchNormReport
+    from keras_woodfisher.reports.pruning_report import PhaseReport, PruningReport, StageReport, VariableReport
+    from keras_woodfisher.reports.sensitivity_report import Sensitivity, SensitivityReport
+    from keras_woodfisher.reports.zeros import sparsity_report
 
 __version__ = "0.1.0"
 
@@ -46,3 +51,29 @@ __all__ = [
     "sensitivity",
     "sparsity_report",
 ]
+
+_HOMES = {
+    "callbacks": (
+        "KeepZeros LearningRateFunction LearningRateSchedule SetLearningRate SetWeightDecay TrainableParams "
+        "WoodFisherPruning"
+    ),
+    "oneshot": "prune reestimate_batchnorm sensitivity",
+    "recipe": "Recipe RecipeCheck RecipeError check_recipe load_recipe recipe_schema",
+    "reports.batchnorm_report": "BatchNormReport",
+    "reports.pruning_report": "PhaseReport PruningReport StageReport VariableReport",
+    "reports.sensitivity_report": "Sensitivity SensitivityReport",
+    "reports.zeros": "sparsity_report",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used (PEP 562)."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

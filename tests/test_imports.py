@@ -1,12 +1,18 @@
+import ast
+import importlib
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import pytest
 from keras_woodfisher_backends import get_backend
 
+import keras_woodfisher as kw
+
+NAME = keras.backend.backend()
 FRAMEWORKS = "('torch', 'tensorflow', 'jax', 'matplotlib', 'keras_woodfisher_backends.torch.backend')"
 
 
@@ -22,12 +28,36 @@ def test_importing_the_package_imports_no_framework_of_its_own():
         "import sys, json, keras\n"
         f"loaded = lambda: [name for name in {FRAMEWORKS} if name in sys.modules]\n"
         "before = loaded()\n"
-        "import keras_woodfisher\n"
+        "import keras_woodfisher as kw\n"
+        "kw.prune, kw.WoodFisherPruning, kw.load_recipe\n"
         "print(json.dumps([before, loaded()]))",
         "jax",
     )
     assert seen[0] == seen[1], "nothing more than Keras imports by itself"
     assert not {"torch", "tensorflow", "keras_woodfisher_backends.torch.backend"} & set(seen[1])
+
+
+def test_importing_the_package_imports_no_keras():
+    seen = run(
+        "import sys, json\n"
+        "import keras_woodfisher as kw\n"
+        "early = 'keras' in sys.modules\n"
+        "from keras_woodfisher import KeepZeros, prune\n"
+        "print(json.dumps([early, 'keras' in sys.modules, KeepZeros.__name__, prune.__name__, kw.prune is prune]))",
+        NAME,
+    )
+    assert seen == [False, True, "KeepZeros", "prune", True]
+
+
+def test_all_public_names_are_seen_by_people_and_type_checkers():
+    (block,) = [node for node in ast.parse(Path(kw.__file__).read_text()).body if isinstance(node, ast.If)]
+    declared = {alias.name: node.module for node in block.body for alias in node.names}
+    assert sorted(declared) == sorted(kw.__all__)
+    assert set(kw.__all__) <= set(dir(kw))
+    for name, module in declared.items():
+        assert getattr(kw, name) is getattr(importlib.import_module(module), name)
+    with pytest.raises(AttributeError, match="module 'keras_woodfisher' has no attribute 'Prune'"):
+        kw.Prune  # noqa: B018
 
 
 def test_a_backend_without_gradients_is_refused_at_first_use():

@@ -16,25 +16,9 @@ from keras_woodfisher.cli.answer import Answer, table
 from keras_woodfisher.cli.evaluation import Evaluation
 from keras_woodfisher.cli.losses import check_outputs, needed_loss
 from keras_woodfisher.cli.recipes import read_recipe
+from keras_woodfisher.options.table import on_command_line
 from keras_woodfisher.reports.pruning_report import combined
 
-_PASSED_ON = (
-    "exclude",
-    "quality",
-    "stages",
-    "num_grads",
-    "grad_batch_size",
-    "fisher",
-    "damp",
-    "fisher_block_size",
-    "calibration",
-    "newton_steps",
-    "memory_limit",
-    "method",
-    "update",
-    "mask_type",
-    "seed",
-)
 _BATCH_SIZE = 64
 _LEARNING_RATE = 1e-4
 
@@ -57,7 +41,7 @@ def run(args: Namespace) -> Answer:
     elif recipe is not None:
         report = recipe.apply(model, data, loss=loss, verbose=verbosity(args))
     else:
-        report = kw.prune(model, data, args.sparsity, loss=loss, **_options(args), **batchnorm)
+        report = _one_shot(args, model, data, loss, batchnorm)
     after = measured()
     files.write(args.out, model.save)
     return _answer(args, report, (before, after), time.perf_counter() - start)
@@ -71,7 +55,7 @@ def verbosity(args: Namespace) -> int:
 
 
 def _loss(args: Namespace, model: keras.Model, examples: files.Data | None) -> Any:
-    """The loss to use instead of the compiled one, if any; wrong wishes end here."""
+    """The loss to use instead of the compiled one, if any; options that would be without effect are refused."""
     if args.epochs and model.compiled and (args.loss or args.learning_rate):
         option = "--loss" if args.loss else "--learning-rate"
         raise ValueError(
@@ -87,10 +71,11 @@ def _loss(args: Namespace, model: keras.Model, examples: files.Data | None) -> A
     return loss
 
 
-def _options(args: Namespace) -> dict[str, Any]:
-    """What `prune` is told beyond its own defaults."""
-    given = {name: getattr(args, name) for name in _PASSED_ON if getattr(args, name) is not None}
-    return {**given, **params_of(args), "verbose": verbosity(args)}
+def options_of(args: Namespace) -> dict[str, Any]:
+    """What the function that a command calls is given beyond its own defaults."""
+    names = [row.name_in(args.command) for row in on_command_line(args.command)]
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return given | _params_of(args) | {"seed": args.seed}
 
 
 def _batchnorm(args: Namespace) -> dict[str, Any]:
@@ -101,9 +86,14 @@ def _batchnorm(args: Namespace) -> dict[str, Any]:
     return {"reestimate_batchnorm": True if wanted is True else files.load_data(wanted)}
 
 
-def params_of(args: Namespace) -> dict[str, Any]:
+def _params_of(args: Namespace) -> dict[str, Any]:
     # A single name may be a keyword such as __ALL__, which isn't one of a list.
     return {"params": args.params[0] if len(args.params) == 1 else args.params} if args.params else {}
+
+
+def _one_shot(args: Namespace, model: keras.Model, data: Any, loss: Any, batchnorm: dict[str, Any]) -> kw.PruningReport:
+    given = options_of(args) | batchnorm
+    return kw.prune(model, data, args.sparsity, loss=loss, verbose=verbosity(args), **given)
 
 
 def _fine_tune(
@@ -123,8 +113,8 @@ def _fine_tune(
             raise ValueError("The recipe doesn't fit: " + " ".join(map(str, check.problems)))
         callbacks = recipe.callbacks(model, data=data, verbose=verbosity(args))
     else:
-        report = kw.prune(model, data, args.sparsity, loss=loss, **_options(args), **batchnorm)
-        callbacks = [kw.KeepZeros(**params_of(args), exclude=args.exclude or ())]
+        report = _one_shot(args, model, data, loss, batchnorm)
+        callbacks = [kw.KeepZeros(**_params_of(args), exclude=args.exclude or ())]
     x, y, weight = data
     model.fit(
         x,

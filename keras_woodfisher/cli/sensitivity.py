@@ -9,13 +9,8 @@ import keras_woodfisher as kw
 from keras_woodfisher.cli import files
 from keras_woodfisher.cli.answer import Answer
 from keras_woodfisher.cli.losses import check_outputs, needed_loss
-from keras_woodfisher.cli.prune import params_of, verbosity
+from keras_woodfisher.cli.prune import options_of, verbosity
 from keras_woodfisher.reports.rendering import load_pyplot
-
-_PASSED_ON = (
-    *("levels", "num_examples", "batch_size", "exclude", "num_grads", "grad_batch_size", "fisher", "damp"),
-    *("fisher_block_size", "memory_limit", "method", "update", "seed"),
-)
 
 
 def run(args: Namespace) -> Answer:
@@ -30,10 +25,7 @@ def run(args: Namespace) -> Answer:
     if args.loss:
         examples: Any = data or held_out
         check_outputs(model, args.loss, examples.x, examples.y)
-    given = {name: getattr(args, name) for name in _PASSED_ON if getattr(args, name) is not None}
-    report = kw.sensitivity(
-        model, data, eval_data=held_out, loss=loss, **given, **params_of(args), verbose=verbosity(args)
-    )
+    report = kw.sensitivity(model, data, eval_data=held_out, loss=loss, **options_of(args), verbose=verbosity(args))
     text = str(report)
     if args.plot:
         files.write(args.plot, lambda path: _draw(report, path))

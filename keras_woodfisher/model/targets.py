@@ -1,7 +1,6 @@
 """Which variables are pruned, and under which names a user may call them."""
 
 import difflib
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ import numpy as np
 from keras_woodfisher_backends.keras_internals.models import layers_of, own_state, own_weights, sublayers_of
 
 from keras_woodfisher.model.axes import is_prunable, weight_order
-from keras_woodfisher.options.checks import PATTERN
+from keras_woodfisher.options.patterns import PATTERN, matches_pattern
 from keras_woodfisher.options.sparsity_levels import Levels
 
 FROZEN = "Frozen variables"
@@ -206,9 +205,13 @@ def _matching(targets: list[Target], wanted: Sequence[str], argument: str) -> li
 
 
 def matches(target: Target, item: str) -> bool:
-    """Whether a name or a `re:` pattern means a variable."""
+    """Whether a name or a `re:` pattern means a variable.
+
+    Raises:
+        ValueError: If the pattern takes too long.
+    """
     if item.startswith(PATTERN):
-        return any(re.match(item[len(PATTERN) :], alias) for alias in target.aliases)
+        return any(matches_pattern(item, alias) for alias in target.aliases)
     return item in target.aliases
 
 

@@ -1,13 +1,11 @@
 """Checks of single values that users give, each with an error that names the value, the rule and the mend."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-PATTERN = "re:"
-
+from keras_woodfisher.options.patterns import check_pattern
 
 LARGEST_FLOAT32 = 3.4e38
 
@@ -85,7 +83,7 @@ def count(name: str, value: Any, mend: str = "", least: int = 1) -> int:
     return int(value)
 
 
-def flag(name: str, value: Any) -> None:
+def flag(name: str, value: Any) -> bool:
     """Checks a bool.
 
     Raises:
@@ -93,9 +91,10 @@ def flag(name: str, value: Any) -> None:
     """
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}.")
+    return value
 
 
-def one_of(name: str, value: Any, choices: Sequence[Any]) -> None:
+def one_of(name: str, value: Any, choices: Sequence[Any]) -> Any:
     """Checks a choice.
 
     Raises:
@@ -104,6 +103,7 @@ def one_of(name: str, value: Any, choices: Sequence[Any]) -> None:
     if isinstance(value, bool) or value not in choices:
         listed = ", ".join(repr(c) for c in choices)
         raise ValueError(f"{name} must be one of {listed}, got {value!r}.")
+    return value
 
 
 def names(name: str, value: Any) -> str | tuple[str, ...]:
@@ -119,16 +119,8 @@ def names(name: str, value: Any) -> str | tuple[str, ...]:
     if not isinstance(listed, Sequence) or not all(isinstance(item, str) for item in listed):
         raise TypeError(f"{name} must be a name or a list of names, got {value!r}.")
     for item in listed:
-        if item.startswith(PATTERN):
-            _compile(name, item)
+        check_pattern(item, f" in {name}")
     return value if isinstance(value, str) else tuple(value)
-
-
-def _compile(name: str, item: str) -> None:
-    try:
-        re.compile(item.removeprefix(PATTERN))
-    except re.error as error:
-        raise ValueError(f"The pattern {item!r} in {name} isn't a regular expression: {error}.") from None
 
 
 def by_number(value: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -152,6 +144,23 @@ def as_number(key: Any) -> Any:
         return float(key) if isinstance(key, str) else key
     except ValueError:
         return key
+
+
+def checked_num_grads(value: Any) -> int | Mapping[float, int]:
+    """Checks a number of samples, or `{sparsity: count}`.
+
+    Raises:
+        TypeError, ValueError: If it is neither.
+    """
+    if not isinstance(value, Mapping):
+        return count("num_grads", value)
+    parsed = {
+        fraction("a key of num_grads", key): count("a value of num_grads", samples)
+        for key, samples in by_number(value).items()
+    }
+    if 0.0 not in parsed:
+        raise ValueError(f"num_grads as a dictionary needs the key 0.0 (the count to begin with), got {value!r}.")
+    return dict(sorted(parsed.items()))
 
 
 def as_json(value: Any) -> Any:

@@ -1,15 +1,23 @@
-"""What a user may ask for, checked as soon as it is written."""
+"""What an update of a model is made of: one typed field an option, which is its row of the table of options, too."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from keras_woodfisher.options.checks import by_number, count, flag, fraction, names, number, one_of
-from keras_woodfisher.options.mask_types import UNSTRUCTURED, checked_mask, mask_text, pattern_of
-from keras_woodfisher.options.sizes import parse_bytes
-
-METHODS = ("woodfisher", "magnitude")
-
+from keras_woodfisher.options import kinds
+from keras_woodfisher.options.checks import checked_num_grads, count, number
+from keras_woodfisher.options.mask_types import UNSTRUCTURED, mask_text, pattern_of
+from keras_woodfisher.options.option import (
+    CALLBACK,
+    INVERSE,
+    PRUNE,
+    RAMP,
+    RECIPE,
+    SENSITIVITY,
+    UPDATE,
+    option,
+    options_of,
+)
 
 UPDATES = ("joint", "independent")
 
@@ -17,92 +25,183 @@ UPDATES = ("joint", "independent")
 CALIBRATED = "calibrated"
 
 
-FISHERS = ("empirical", "ggn")
-
-
 AUTO = "auto"
-
-
-GRADS_DTYPES = ("float32", "float16")
 
 
 _AUTO_PART = 0.1
 """Part of the mean diagonal of the Fisher that `damp="auto"` adds to it."""
 
 
-_SETTINGS = ("grad_batch_size", "fisher", "damp", "update", "num_recomputations", "fisher_block_size", "seed")
+def _checked_damp(name: str, value: Any) -> float | str:
+    mend = 'Damping is added to the Fisher\'s diagonal; "auto" takes a part of its mean.'
+    return AUTO if value == AUTO else number(name, value, above=0.0, mend=mend)
 
 
-_LEFT_OUT = ("params", "global_sparsity", "available_gpus")
-"""What None leaves to the default; of other options it is a value of its own, or none at all."""
+def _checked_block_size(name: str, value: Any) -> int | None:
+    # Recipes write 0 for "one block over everything".
+    return count(name, value, "Write None for one block.", least=0) or None
+
+
+GRADIENTS = kinds.Kind(lambda name, value: checked_num_grads(value), {"type": kinds.whole_text(1), "metavar": "N"})
+DAMP = kinds.Kind(
+    _checked_damp, {"type": lambda text: AUTO if text == AUTO else kinds.positive_text(text), "metavar": "DAMP"}
+)
+BLOCK_SIZE = kinds.Kind(_checked_block_size, kinds.COUNT_OR_ZERO.notation)
+_VERBOSE = kinds.choice(0, 1, 2)
+VERBOSITY = kinds.Kind(lambda name, value: _VERBOSE.check(name, 1 if value == "auto" else value))
+
+_COMMANDS: Any = {"commands": (PRUNE, SENSITIVITY)}
+_NOT_SENSITIVITY: Any = {"callers": (CALLBACK, PRUNE)}
+_SECOND_ORDER: Any = _COMMANDS | {"second_order": True, "reported": True}
+_BY_QUALITY: Any = _SECOND_ORDER | {"defaults": {PRUNE: None}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruningOptions:
-    """How one pruning update works. See `WoodFisherPruning` for what each field means."""
+    """How one pruning update works."""
 
-    params: str | tuple[str, ...] = "__ALL_PRUNABLE__"
-    exclude: tuple[str, ...] = ()
-    method: str = "woodfisher"
-    update: str = "joint"
-    mask_type: str | tuple[int, int] = UNSTRUCTURED
-    global_sparsity: bool = True
-    num_grads: int | Mapping[float, int] = 64
-    grad_batch_size: int = 1
-    damp: float | str = 1e-5
-    fisher: str = "empirical"
-    num_recomputations: int = 1
-    fisher_block_size: int | None = 2000
-    available_gpus: tuple[str, ...] = ()
-    memory_limit: int | str | None = None
-    grads_device: str = "cpu"
-    grads_dtype: str = "float32"
-    num_pages: int = 1
-    seed: int | None = 0
-    verbose: int = 1
+    params: str | tuple[str, ...] = option(
+        "__ALL_PRUNABLE__",
+        kinds.PARAMS,
+        'kernels of Dense, EinsumDense, convolutions and recurrent layers; `"__ALL__"`; or names and `re:` patterns',
+        defaults={CALLBACK: None, PRUNE: None, RECIPE: ...},
+        group=RAMP,
+        **_COMMANDS,
+    )
+    global_sparsity: bool = option(
+        True,
+        kinds.FLAG,
+        "rank all weights together, or each variable by itself",
+        defaults={CALLBACK: None, PRUNE: None, RECIPE: None},
+        group=RAMP,
+        **_NOT_SENSITIVITY,
+    )
+    mask_type: str | tuple[int, int] = option(
+        UNSTRUCTURED,
+        kinds.MASK,
+        'single weights, or groups of them: `"N:M"` (such as `"2:4"`), `"block4"`, `[a, b]`, `"filter"`, `"channel"`',
+        group=RAMP,
+        commands=(PRUNE,),
+        help="unstructured, 2:4, block4, 4,1, filter, channel",
+        **_NOT_SENSITIVITY,
+    )
+    exclude: tuple[str, ...] = option((), kinds.NAMES, "names and `re:` patterns to leave out", group=RAMP, **_COMMANDS)
+    method: str = option(
+        "woodfisher",
+        kinds.choice("woodfisher", "magnitude"),
+        '`"woodfisher"`, or `"magnitude"`: no gradients, no corrections',
+        **_COMMANDS,
+    )
+    num_grads: int | Mapping[float, int] = option(
+        64,
+        GRADIENTS,
+        "gradient samples m, or `{sparsity: count}`",
+        defaults={PRUNE: None, SENSITIVITY: None},
+        group=INVERSE,
+        help="gradient samples",
+        **_SECOND_ORDER,
+    )
+    grad_batch_size: int = option(1, kinds.COUNT, "examples averaged into one sample", group=UPDATE, **_BY_QUALITY)
+    fisher: str = option(
+        "empirical",
+        kinds.choice("empirical", "ggn"),
+        'samples are gradients of the loss; with `"ggn"`, of an unbiased sketch of the Gauss-Newton matrix '
+        "(cross-entropy, squared error)",
+        group=UPDATE,
+        **_BY_QUALITY,
+    )
+    damp: float | str = option(
+        1e-5, DAMP, 'ridge on the Fisher\'s diagonal; `"auto"`: a tenth of its mean', group=INVERSE, **_BY_QUALITY
+    )
+    update: str = option(
+        "joint",
+        kinds.choice(*UPDATES, in_prune=(CALIBRATED,)),
+        'corrections for all weights pruned in a block at once; or `"independent"`: the papers\' sum of single ones; '
+        '`"calibrated"` (`prune` only): over all kept weights, with the damping that is best on held-out examples',
+        group=UPDATE,
+        **_BY_QUALITY,
+    )
+    num_recomputations: int = option(
+        1,
+        kinds.COUNT,
+        "stages of one update, each with new gradients; the kept fraction falls by the same factor in each",
+        renamed={PRUNE: "stages"},
+        group=UPDATE,
+        **_BY_QUALITY | _NOT_SENSITIVITY | {"commands": (PRUNE,)},
+    )
+    fisher_block_size: int | None = option(
+        2000,
+        BLOCK_SIZE,
+        "weights in one block; None: one block over everything (`sensitivity`: each variable is one)",
+        group=INVERSE,
+        help="weights in one block; 0: one block over everything (sensitivity: each variable is one)",
+        takes_none=True,
+        **_SECOND_ORDER,
+    )
+    available_gpus: tuple[str, ...] = option(
+        (),
+        kinds.NAMES,
+        'devices for the inverse, such as `["cuda:0", "cpu"]`; `"all"`: every GPU; none: the CPU',
+        defaults={CALLBACK: None, PRUNE: None, SENSITIVITY: None, RECIPE: None},
+        group=INVERSE,
+    )
+    memory_limit: int | str | None = option(
+        None,
+        kinds.SIZE,
+        'bytes that updates may take beside the training\'s own, or a text such as `"4GiB"`',
+        shown="a quarter of what is free",
+        group=INVERSE,
+        help="such as 4GiB (default: 1/4 of what is free)",
+        takes_none=True,
+        second_order=True,
+        **_COMMANDS,
+    )
+    grads_device: str = option(
+        "cpu",
+        kinds.DEVICE,
+        'where gradients are kept: `"cpu"` (memory, or disk as the limit has it), `"disk"`, or a device',
+        group=INVERSE,
+    )
+    grads_dtype: str = option(
+        "float32",
+        kinds.choice("float32", "float16"),
+        'how they are kept; `"float16"`, with a scale a sample: half the memory, entries off by up to 4.9e-4 of '
+        "themselves",
+        group=INVERSE,
+    )
+    num_pages: int = option(
+        1,
+        kinds.COUNT,
+        "with one block over everything: keep one of so many pages of columns in memory, the others on disk",
+        group=INVERSE,
+        **_NOT_SENSITIVITY,
+    )
+    seed: int | None = option(
+        0,
+        kinds.COUNT_OR_ZERO,
+        "seed of the choice of examples from arrays; None: anew each time",
+        group=UPDATE,
+        takes_none=True,
+        reported=True,
+    )
+    verbose: int = option(1, VERBOSITY, "0 silent, 1 progress bars, 2 a line a phase")
 
     def __post_init__(self) -> None:
-        set_field = object.__setattr__
-        set_field(self, "params", names("params", self.params))
-        set_field(self, "exclude", _as_tuple(names("exclude", self.exclude)))
-        set_field(self, "available_gpus", _as_tuple(names("available_gpus", self.available_gpus)))
-        one_of("method", self.method, METHODS)
-        one_of("update", self.update, (*UPDATES, CALIBRATED))
-        one_of("fisher", self.fisher, FISHERS)
-        flag("global_sparsity", self.global_sparsity)
-        # Plain numbers, not NumPy's, so that the configuration is JSON.
-        if self.damp != AUTO:
-            mend = 'Damping is added to the Fisher\'s diagonal; "auto" takes a part of its mean.'
-            set_field(self, "damp", number("damp", self.damp, above=0.0, mend=mend))
-        set_field(self, "num_recomputations", count("num_recomputations", self.num_recomputations))
-        set_field(self, "grad_batch_size", count("grad_batch_size", self.grad_batch_size))
-        set_field(self, "num_grads", checked_num_grads(self.num_grads))
-        if self.fisher_block_size is not None:
-            # Recipes write 0 for "one block over everything".
-            size = count("fisher_block_size", self.fisher_block_size, "Write None for one block.", least=0)
-            set_field(self, "fisher_block_size", size or None)
+        for row in options_of(type(self)):
+            object.__setattr__(self, row.name, row.checked(getattr(self, row.name)))
         self._check_mask()
-        if self.memory_limit is not None:
-            parse_bytes("memory_limit", self.memory_limit)
-        if not isinstance(self.grads_device, str):
-            raise TypeError(f'grads_device must be "cpu", "disk" or a device, got {self.grads_device!r}.')
-        one_of("grads_dtype", self.grads_dtype, GRADS_DTYPES)
-        set_field(self, "num_pages", count("num_pages", self.num_pages))
         if self.num_pages > 1 and self.fisher_block_size is not None:
             raise ValueError(
                 f"num_pages={self.num_pages} is for one block over everything (fisher_block_size=None), got "
-                f"fisher_block_size={self.fisher_block_size}: blocks are had one at a time anyway. Leave num_pages "
-                "out; memory_limit bounds the memory."
+                f"fisher_block_size={self.fisher_block_size}: blocks are worked on one at a time anyway. Leave "
+                "num_pages out; memory_limit bounds the memory."
             )
-        if self.seed is not None:
-            set_field(self, "seed", count("seed", self.seed, least=0))
-        set_field(self, "verbose", 1 if self.verbose == "auto" else self.verbose)
-        one_of("verbose", self.verbose, (0, 1, 2))
 
     @classmethod
     def of(cls, **given: Any) -> "PruningOptions":
         """The options as users write them: lists for tuples, and None for what is left out."""
-        return cls(**{name: value for name, value in given.items() if value is not None or name not in _LEFT_OUT})
+        left_out = {row.name for row in options_of(cls) if row.default_in(CALLBACK) is None and not row.takes_none}
+        return cls(**{name: value for name, value in given.items() if value is not None or name not in left_out})
 
     @property
     def second_order(self) -> bool:
@@ -113,12 +212,11 @@ class PruningOptions:
         """What a report says of how updates were made; nothing of magnitude pruning."""
         if not self.second_order:
             return {}
-        num_grads = dict(self.num_grads) if isinstance(self.num_grads, Mapping) else self.num_grads
-        return {"num_grads": num_grads} | {name: getattr(self, name) for name in _SETTINGS}
+        values = {row.name: getattr(self, row.name) for row in options_of(type(self)) if row.reported}
+        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
 
     def _check_mask(self) -> None:
-        mask = checked_mask(self.mask_type)
-        object.__setattr__(self, "mask_type", mask)
+        mask = self.mask_type
         if mask == UNSTRUCTURED or not self.second_order:
             return
         if self.update == "independent":
@@ -158,24 +256,3 @@ class PruningOptions:
         if isinstance(self.num_grads, Mapping):
             return max(self.num_grads.values())
         return self.num_grads
-
-
-def _as_tuple(value: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else value
-
-
-def checked_num_grads(value: Any) -> int | Mapping[float, int]:
-    """Checks a number of samples, or `{sparsity: count}`.
-
-    Raises:
-        TypeError, ValueError: If it is neither.
-    """
-    if not isinstance(value, Mapping):
-        return count("num_grads", value)
-    parsed = {
-        fraction("a key of num_grads", key): count("a value of num_grads", samples)
-        for key, samples in by_number(value).items()
-    }
-    if 0.0 not in parsed:
-        raise ValueError(f"num_grads as a dictionary needs the key 0.0 (the count to begin with), got {value!r}.")
-    return dict(sorted(parsed.items()))

@@ -37,10 +37,11 @@ class WholeCorrection:
 
     def __init__(self, grads: GradientStore, kernel: BlockKernel, weights: np.ndarray, prune: np.ndarray):
         self._grads = grads.block(slice(0, grads.shape[1]))
-        self._kernel = kernel
+        # Nothing else works meanwhile.
+        self._kernel = kernel.sharing()
         self._keep = ~prune
         self._removed = np.where(prune, weights, 0.0).astype(np.float64)
-        self._values, self._basis = np.linalg.eigh(kernel.gram(self._grads, self._keep))
+        self._values, self._basis = np.linalg.eigh(self._kernel.gram(self._grads, self._keep))
 
     def compensations(self, dampings: Sequence[float]) -> np.ndarray:
         """The compensation for each damping, (k, d) float32, zero on what is removed."""
@@ -61,12 +62,12 @@ class WholeCorrection:
 
     def _responses(self, right: np.ndarray, dampings: Sequence[float]) -> np.ndarray:
         """`G_K^T (A + m damp I)^-1 G right` for each damping."""
-        source = self._basis.T @ self._kernel.combine(self._grads, right, alone=True)
+        source = self._basis.T @ self._kernel.combine(self._grads, right)
         # Rounding may leave eigenvalues that are zero a little below it.
         values = np.maximum(self._values, 0.0)[:, None] + len(source) * np.asarray(dampings)
         duals = self._basis @ (source[:, None] / values)
         out = np.zeros((len(dampings), self._keep.size), np.float32)
-        self._kernel.project(self._grads, self._keep, duals, out, alone=True)
+        self._kernel.project(self._grads, self._keep, duals, out)
         return out
 
 

@@ -6,9 +6,10 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from keras_woodfisher_backends.kernel.block_kernel import BlockKernel, Stack
+from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
 from keras_woodfisher_backends.kernel.host_blas import host_threads
 from keras_woodfisher_backends.kernel.lanes import deal
+from keras_woodfisher_backends.kernel.stacking import Stack
 
 from keras_woodfisher.memory.store import GradientStore, MemoryStore
 
@@ -93,15 +94,13 @@ class BlockFisher:
             (n,) float64; zero for groups without a weight.
         """
         parts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        alone = len(self._blocks) == 1
 
         def work(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
             (block,) = blocks
             grads = self._grads.block(block)
-            parts[block.start] = kernel.group_costs(grads, self._damp, weights[block], labels[block], alone=alone)
+            parts[block.start] = kernel.group_costs(grads, self._damp, weights[block], labels[block])
 
-        for blocks in self._grads.groups(self._blocks):
-            self._each(work, blocks, advance)
+        self._each(work, self._blocks, advance)
         out = np.zeros(number)
         # In the order of the blocks, whichever was done first: rounding is always the same.
         for start in sorted(parts):
@@ -130,7 +129,6 @@ class BlockFisher:
         order = np.argsort(owner, kind="stable")
         edges = np.searchsorted(owner[order], np.arange(len(starts) + 1))
         groups = {start: order[slice(*pair)] for start, pair in zip(starts.tolist(), pairwise(edges), strict=True)}
-        alone = len(self._blocks) == 1
 
         def work(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
             (block,) = blocks
@@ -138,23 +136,20 @@ class BlockFisher:
                 here = members[chosen]
                 here = np.where(here >= 0, here - block.start, -1)
                 args = (self._grads.block(block), self._damp, weights[block], here, most)
-                costs[chosen], sets[chosen] = kernel.cheapest_sets(*args, alone=alone)
+                costs[chosen], sets[chosen] = kernel.cheapest_sets(*args)
 
-        for blocks in self._grads.groups(self._blocks):
-            self._each(work, blocks, advance)
+        self._each(work, self._blocks, advance)
         return costs, sets
 
     def _inverse_diagonal(self, advance: Advance) -> np.ndarray:
         out = np.empty(self._grads.shape[1])
-        alone = len(self._blocks) == 1
 
         def work(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
-            found = kernel.inverse_diagonals(self._stack(blocks), self._damp, alone=alone)
+            found = kernel.inverse_diagonals(self._stack(blocks), self._damp)
             for block, diagonal in zip(blocks, found, strict=True):
                 out[block] = diagonal
 
-        for blocks in self._grads.groups(self._blocks):
-            self._each(work, blocks, advance, together=True)
+        self._each(work, self._blocks, advance, together=True)
         return out
 
     def update(
@@ -179,21 +174,18 @@ class BlockFisher:
         """
         out = np.zeros(weights.shape)
 
-        blocks = [block for block in self._blocks if prune[block].any()]
-        alone = len(blocks) == 1
-
         def work(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
             args = (self._stack(blocks), self._damp, _rows(weights, blocks), _rows(prune, blocks))
             if joint:
-                found = kernel.joint_updates(*args, alone=alone)
+                found = kernel.joint_updates(*args)
             else:
                 assert diagonal is not None
-                found = kernel.independent_updates(*args, _rows(diagonal, blocks), alone=alone)
+                found = kernel.independent_updates(*args, _rows(diagonal, blocks))
             for block, change in zip(blocks, found, strict=True):
                 out[block] = change
 
-        for group in self._grads.groups(blocks):
-            self._each(work, group, advance, together=True)
+        touched = [block for block in self._blocks if prune[block].any()]
+        self._each(work, touched, advance, together=True)
         return out
 
     def costs(self, change: np.ndarray, scale: float = 1.0, advance: Advance = no_progress) -> np.ndarray:
@@ -216,8 +208,8 @@ class BlockFisher:
             fit = np.square(kernel.combine(grads, delta)).sum() / grads.shape[0]
             found[block.start] = 0.5 * (self._damp * np.square(delta).sum() + scale * fit)
 
-        for group in self._grads.groups(self._blocks):
-            self._each(work, group, advance)
+        # Products with one vector are too short to be shared.
+        self._each(work, self._blocks, advance, share=False)
         return np.array([found[block.start] for block in self._blocks])
 
     def _each(
@@ -226,27 +218,30 @@ class BlockFisher:
         blocks: Sequence[slice],
         advance: Advance,
         together: bool = False,
+        share: bool = True,
     ) -> None:
         """Deals blocks out: whichever lane of whichever device is free takes the next one.
 
         Args:
-            work: Called with blocks.
+            work: Called with a kernel and blocks.
             blocks: All of them.
             advance: Called after each block.
             together: Devices that take several of one width at a time get as many.
+            share: A single block is shared among the lanes of the first device.
         """
+        kernels = [kernel.sharing() for kernel in self._kernels] if share and len(blocks) == 1 else self._kernels
+        # The first lane of each device, then the second ones: few blocks use all devices.
+        most = max(kernel.lanes for kernel in kernels)
+        lanes = [kernel for turn in range(most) for kernel in kernels if turn < kernel.lanes]
 
         def do(kernel: BlockKernel, job: Sequence[slice]) -> None:
             work(kernel, job)
             for _ in job:
                 advance()
 
-        # The first lane of each device, then the second ones: few blocks use all devices.
-        most = max(kernel.lanes for kernel in self._kernels)
-        lanes = [kernel for turn in range(most) for kernel in self._kernels if turn < kernel.lanes]
-        if blocks:
-            queue = _Queue(blocks, self._grads.shape[0], len(lanes) if together else len(blocks))
-            deal(lanes[: len(blocks)], queue.take, do, cores=host_threads())
+        for group in self._grads.groups(blocks) if blocks else ():
+            queue = _Queue(group, self._grads.shape[0], len(lanes) if together else len(group))
+            deal(lanes[: len(group)], queue.take, do, cores=host_threads())
 
     def _stack(self, blocks: Sequence[slice]) -> Stack:
         joined = isinstance(self._grads, MemoryStore)

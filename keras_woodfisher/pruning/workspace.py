@@ -151,7 +151,7 @@ class Resources:
     Attributes:
         backend: The adapter of the Keras backend.
         devices: Names of those that share the inverse.
-        kernels: One a device.
+        kernels: One a device, with as many lanes as the plan allows.
         memory: The plan that updates keep to; None before `plan`, when gradients are in memory.
 
     Raises:
@@ -164,8 +164,8 @@ class Resources:
         self._structure = structure
         self.backend: Backend = get_backend(keras.backend.backend())
         self.devices = expand(options.available_gpus, self.backend.devices())
-        self.kernels: list[BlockKernel] = [self.backend.kernel(name) for name in self.devices]
-        self._lanes = [kernel.lanes for kernel in self.kernels]
+        self._kernels: list[BlockKernel] = [self.backend.kernel(name) for name in self.devices]
+        self.kernels = self._kernels
         self._check_grads_device(options.grads_device)
         self.memory: MemoryPlan | None = None
         self._width = sum(self._sizes)
@@ -181,17 +181,14 @@ class Resources:
         Raises:
             MemoryError: If nothing fits (the message says what would).
         """
-        for kernel, lanes in zip(self.kernels, self._lanes, strict=True):
-            kernel.lanes = lanes
-        kernels = list(zip(self.devices, self.kernels, strict=True))
+        kernels = list(zip(self.devices, self._kernels, strict=True))
         needs = needs_of(uses, self._sizes, self._options, kernels, footprint, self._structure)
         self._width = needs.width
         plan = self.memory = plan_memory(needs, budget_of(self._options))
         if plan.storage not in (MEMORY, DISK, RECOMPUTED):
             free, itemsize = self.backend.free_memory(plan.storage), 4 if plan.dtype == "float32" else 2
             check_device_memory(plan.samples, plan.columns, plan.storage, free, itemsize)
-        for kernel in self.kernels:
-            kernel.lanes = min(kernel.lanes, plan.lanes)
+        self.kernels = [kernel.with_lanes(min(kernel.lanes, plan.lanes)) for kernel in self._kernels]
         self._announced = False
         return plan
 

@@ -1,4 +1,4 @@
-"""From modifiers to callbacks, and what can't be carried out yet."""
+"""From modifiers to the callbacks that carry them out."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,6 +7,8 @@ import keras
 
 from keras_woodfisher.callbacks.keep_zeros import KeepZeros
 from keras_woodfisher.callbacks.woodfisher_pruning import WoodFisherPruning
+from keras_woodfisher.options.option import INVERSE, RAMP, UPDATE
+from keras_woodfisher.options.table import in_group
 from keras_woodfisher.recipe.modifiers.pruning import (
     ConstantPruningModifier,
     MagnitudePruningModifier,
@@ -15,21 +17,6 @@ from keras_woodfisher.recipe.modifiers.pruning import (
     WoodFisherPruningModifier,
 )
 from keras_woodfisher.recipe.modifiers.training import CompanionModifier
-
-_PASSED_ON = (
-    "num_grads",
-    "num_recomputations",
-    "fisher",
-    "damp",
-    "fisher_block_size",
-    "available_gpus",
-    "memory_limit",
-    "grads_device",
-    "grads_dtype",
-    "num_pages",
-    "update",
-    "seed",
-)
 
 
 def callbacks_of(modifiers: Sequence[Modifier], data: Any, verbose: int) -> list[keras.callbacks.Callback]:
@@ -53,21 +40,14 @@ def callback_of(modifier: Modifier, data: Any, verbose: int) -> Any:
         return KeepZeros(modifier.params, modifier.exclude, modifier.start_epoch, modifier.end_epoch)
     assert isinstance(modifier, PruningModifier)
     return WoodFisherPruning(
-        modifier.final_sparsity,
-        init_sparsity=modifier.init_sparsity,
-        start_epoch=modifier.start_epoch,
-        end_epoch=modifier.end_epoch,
-        update_frequency=modifier.update_frequency,
-        inter_func=modifier.inter_func,
-        leave_enabled=modifier.leave_enabled,
+        **{row.name: getattr(modifier, row.name) for row in in_group(RAMP)} | pruning_arguments(modifier),
         verbose=verbose,
-        **pruning_arguments(modifier),
         **_source_of(modifier, data),
     )
 
 
 def pruning_arguments(modifier: PruningModifier) -> dict[str, Any]:
-    """What an update is told, in one shot as well as on a schedule."""
+    """The arguments of its updates, in one shot as well as on a schedule."""
     arguments: dict[str, Any] = {
         "params": None if isinstance(modifier.final_sparsity, Mapping) else modifier.params,
         "exclude": modifier.exclude,
@@ -77,7 +57,10 @@ def pruning_arguments(modifier: PruningModifier) -> dict[str, Any]:
     if isinstance(modifier, MagnitudePruningModifier):
         return arguments | {"method": "magnitude"}
     assert isinstance(modifier, WoodFisherPruningModifier)
-    return arguments | {name: getattr(modifier, name) for name in _PASSED_ON}
+    passed_on = {row.name: getattr(modifier, row.name) for row in (*in_group(INVERSE), *in_group(UPDATE))}
+    # How many examples make a sample depends on where they come from.
+    del passed_on["grad_batch_size"]
+    return arguments | passed_on
 
 
 def buffers(modifier: Modifier, data: Any) -> bool:

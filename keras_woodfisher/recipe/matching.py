@@ -1,13 +1,13 @@
 """Which variables of a model a modifier means."""
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import keras
 
 from keras_woodfisher.model.targets import ALL, Target, all_targets, find_targets, matches, named_targets
-from keras_woodfisher.options.checks import PATTERN
+from keras_woodfisher.options.patterns import PATTERN, matches_pattern
 from keras_woodfisher.options.sparsity_levels import checked_levels, names_of
 from keras_woodfisher.recipe.modifiers.pruning import ConstantPruningModifier, Modifier, PruningModifier
 from keras_woodfisher.recipe.modifiers.training import TrainableParamsModifier
@@ -45,14 +45,23 @@ def _params_of(modifier: PruningModifier | ConstantPruningModifier) -> str | tup
 
 def matched(modifier: Modifier, model: keras.Model) -> list[Target]:
     """The variables that any of a modifier's names and patterns matches, whatever the others do."""
-    return [t for t in all_targets(model) if any(matches(t, item) for item in _items_of(modifier))]
+    targets, found = all_targets(model), set()
+    for item in _items_of(modifier):
+        # A pattern that takes too long is refused by `targets_of`, once the other names are right.
+        with suppress(ValueError):
+            found |= {id(target) for target in targets if matches(target, item)}
+    return [target for target in targets if id(target) in found]
 
 
 def near_misses(modifier: Modifier, model: keras.Model, chosen: Sequence[Target]) -> list[str]:
     """Variables that a modifier's names and patterns would mean if they were read less strictly."""
     known = {id(target.variable) for target in chosen}
     others = [target for target in all_targets(model) if id(target.variable) not in known]
-    return [target.name for target in others if any(_nearly(target, item) for item in _items_of(modifier))]
+    try:
+        return [target.name for target in others if any(_nearly(target, item) for item in _items_of(modifier))]
+    except ValueError:
+        # Only where case or place count does a pattern take too long.
+        return []
 
 
 def _items_of(modifier: Modifier) -> tuple[str, ...]:
@@ -64,9 +73,8 @@ def _items_of(modifier: Modifier) -> tuple[str, ...]:
 
 def _nearly(target: Target, item: str) -> bool:
     if item.startswith(PATTERN):
-        pattern = re.compile(item.removeprefix(PATTERN), re.IGNORECASE)
-        # Not from each character on, which would take as many times as long as there are.
-        return any(pattern.match(alias, start) for alias in target.aliases for start in _starts(alias))
+        places = ((alias, start) for alias in target.aliases for start in _starts(alias))
+        return any(matches_pattern(item, alias, start, ignore_case=True) for alias, start in places)
     return bool(difflib.get_close_matches(item.lower(), [alias.lower() for alias in target.aliases], n=1, cutoff=0.85))
 
 

@@ -14,7 +14,7 @@ from keras_woodfisher.recipe.callbacks import callbacks_of, pruning_arguments
 from keras_woodfisher.recipe.matching import targets_of
 from keras_woodfisher.recipe.modifiers.pruning import Modifier, PruningModifier, WoodFisherPruningModifier
 from keras_woodfisher.recipe.modifiers.validation import modifiers_of
-from keras_woodfisher.recipe.modifiers.writing import canonical, plain_fields
+from keras_woodfisher.recipe.modifiers.writing import canonical_text, changed_fields
 from keras_woodfisher.recipe.syntax.outline import read_outline
 from keras_woodfisher.reports.pruning_report import PruningReport, combined
 from keras_woodfisher.reports.zeros import count_zeros
@@ -91,10 +91,10 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as plain data, which `load_recipe` reads back equal."""
-        return {"modifiers": [{m.tag: plain_fields(m)} for m in self.modifiers]}
+        return {"modifiers": [{m.tag: changed_fields(m)} for m in self.modifiers]}
 
     def __str__(self) -> str:
-        return canonical(self.modifiers)
+        return canonical_text(self.modifiers)
 
 
 def load_recipe(

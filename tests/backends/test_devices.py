@@ -12,7 +12,7 @@ from keras_woodfisher_backends import devices, get_backend
 from keras_woodfisher_backends.kernel import panels
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
 from keras_woodfisher_backends.kernel.numpy_operators import NumpyOperators
-from keras_woodfisher_backends.kernel.stack_kernel import StackKernel
+from keras_woodfisher_backends.kernel.stacking import Stacking
 
 import keras_woodfisher as kw
 from keras_woodfisher.pruning import workspace as resources_module
@@ -55,6 +55,10 @@ def test_all_devices():
         devices.expand(["cpu:0", "CPU:0"], ["cpu", "cpu:0"])
 
 
+def stacking(operators, lanes):
+    return BlockKernel(operators, lanes=lanes, stacking=Stacking(operators))
+
+
 class Accelerators:
     """Stands in for GPUs: names, places on the host's processor, and memory of a chosen size."""
 
@@ -71,14 +75,14 @@ class Accelerators:
         adapter = get_backend(NAME)
         kernel, seen = adapter.kernel, {"gpu:0": "cpu:0", "gpu:1": "cpu:1"}
 
-        def stacking(name):
+        def seen_as_gpu(name):
             self.used.append(int(name[-1]))
             found = kernel(seen[name])
             # On a CPU, threads in JAX's triangular solves of stacks may wait for each other forever.
-            return found if NAME == "jax" else StackKernel(found._ops, devices.LANES)
+            return found if NAME == "jax" else stacking(found.operators, devices.LANES)
 
         adapter.devices = lambda: ["cpu", *seen]
-        adapter.kernel = stacking
+        adapter.kernel = seen_as_gpu
         adapter.free_memory = lambda name: self.free
         adapter.peak_memory = lambda name: 0
         return adapter
@@ -113,7 +117,7 @@ def test_all_accelerators_share_the_blocks(monkeypatch, make_mlp, blobs, free):
     accelerators = Accelerators(free)
     monkeypatch.setattr(resources_module, "get_backend", lambda name: accelerators.backend())
     widths, loads, stacked, threads = set(), [], [], set()
-    operators = type(get_backend(NAME).kernel("cpu:0")._ops)
+    operators = type(get_backend(NAME).kernel("cpu:0").operators)
     loading, loading_stacks = operators.load, operators.load_stack
 
     def load(self, panel):
@@ -130,7 +134,9 @@ def test_all_accelerators_share_the_blocks(monkeypatch, make_mlp, blobs, free):
     monkeypatch.setattr(operators, "load", load)
     monkeypatch.setattr(operators, "load_stack", load_stack)
     original = BlockKernel.fit
-    monkeypatch.setattr(BlockKernel, "fit", lambda self, *args: (original(self, *args), widths.add(self._panel))[0])
+    monkeypatch.setattr(
+        BlockKernel, "fit", lambda self, *args: (original(self, *args), widths.add(self.panels.width))[0]
+    )
     dealt = prune(make_mlp, blobs, available_gpus="all")
     assert sorted(accelerators.used) == [0, 1]
     assert len(threads) >= 2
@@ -149,7 +155,7 @@ def test_all_accelerators_share_the_blocks(monkeypatch, make_mlp, blobs, free):
 @pytest.mark.parametrize("device", ["cpu", "cpu:0"])
 def test_a_full_device_takes_half_as_much_at_a_time(backend, monkeypatch, device):
     error = MemoryError("no room") if device == "cpu" else full()
-    operators = backend.kernel(device)._ops
+    operators = backend.kernel(device).operators
     original, widths = operators.load, []
 
     def load(panel):
@@ -173,7 +179,7 @@ def test_a_full_device_takes_half_as_much_at_a_time(backend, monkeypatch, device
 
 def test_other_errors_are_not_taken_for_a_full_device(backend):
     for device in ("cpu", "cpu:0"):
-        operators = backend.kernel(device)._ops
+        operators = backend.kernel(device).operators
         for error in (ValueError("x"), RuntimeError("x"), np.linalg.LinAlgError("x")):
             assert not operators.is_out_of_memory(error)
     assert NumpyOperators().is_out_of_memory(MemoryError())
@@ -184,13 +190,13 @@ def test_one_block_is_shared_among_the_lanes_of_a_device(backend):
     grads, weights = rng.normal(size=(12, 300)).astype(np.float32), rng.normal(size=300)
     prune = rng.random(300) < 0.5
     for device in ("cpu", "cpu:0"):
-        operators = backend.kernel(device)._ops
+        operators = backend.kernel(device).operators
         alone = BlockKernel(operators, panel=32)
-        shared = BlockKernel(operators, panel=32, lanes=3, on_host=True)
+        shared = BlockKernel(operators, panel=32, lanes=3, on_host=True).sharing()
         diagonal = alone.inverse_diagonal(grads, DAMP)
-        np.testing.assert_allclose(shared.inverse_diagonal(grads, DAMP, alone=True), diagonal, rtol=1e-9)
+        np.testing.assert_allclose(shared.inverse_diagonal(grads, DAMP), diagonal, rtol=1e-9)
         np.testing.assert_allclose(
-            shared.joint_update(grads, DAMP, weights, prune, alone=True),
+            shared.joint_update(grads, DAMP, weights, prune),
             alone.joint_update(grads, DAMP, weights, prune),
             rtol=1e-9,
         )
@@ -249,8 +255,8 @@ def test_threads_begin_operations_of_tensorflow_in_turn(backend, monkeypatch):
     rng = np.random.default_rng(0)
     grads, weights = rng.normal(size=(6, 240)).astype(np.float32), rng.normal(size=240)
     blocks = block_slices([240], 20)
-    kernels = [StackKernel(backend.kernel(name)._ops, 2) for name in ("cpu:0", "cpu:1")]
-    plain = BlockKernel(backend.kernel("cpu:1")._ops, panel=8, lanes=2)
+    kernels = [stacking(backend.kernel(name).operators, 2) for name in ("cpu:0", "cpu:1")]
+    plain = BlockKernel(backend.kernel("cpu:1").operators, panel=8, lanes=2)
     for prune in (rng.random(240) < 0.3, rng.random(240) < 0.9):
         for devices_of, cut in ((kernels, blocks), ([plain, *kernels], blocks), ([plain], [slice(0, 240)])):
             fisher = BlockFisher(stored(grads), cut, DAMP, devices_of)
@@ -268,16 +274,16 @@ def test_one_device_under_two_names_is_named_twice():
 def test_a_panel_that_is_halved_meanwhile_skips_no_column():
     kernel = BlockKernel(NumpyOperators(), panel=64)
     found = []
-    for part in kernel._parts(200):
+    for part in kernel.panels.parts(200):
         found += range(part.start, part.stop)
-        kernel._panel = 16
+        kernel.panels.columns.now = 16
     assert found == list(range(200))
 
 
 def test_what_lanes_share_is_finished_before_another_reads_it(monkeypatch):
     """On a GPU each lane has a stream of its own, and nothing else makes one wait for another."""
     operators = NumpyOperators()
-    kernel = BlockKernel(operators, panel=32, lanes=2)
+    kernel = BlockKernel(operators, panel=32, lanes=2).sharing()
     pending: dict[int, int] = {}
     gram, finish = operators.gram, operators.finish
 
@@ -301,7 +307,7 @@ def test_panels_become_narrow_for_wide_matrices_too():
     kernel = BlockKernel(NumpyOperators())
     matrices = 4 * 8 * 1024**2
     kernel.fit(1024, 10_000, matrices + 3 * 1024 * 8 * 256)
-    assert panels.SMALLEST_PANEL < kernel._panel < panels.PANEL
+    assert panels.SMALLEST_PANEL < kernel.panels.width < panels.PANEL
     assert kernel.memory(1024, 10_000) <= matrices + 3 * 1024 * 8 * 256
 
 

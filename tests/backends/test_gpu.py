@@ -92,11 +92,11 @@ def test_the_framework_tells_of_the_memory(backend):
 
 def test_a_full_gpu_says_so(backend):
     kernel = backend.kernel(GPUS[0])
-    assert kernel._ops.is_out_of_memory(full())
-    with kernel._ops.scope(), pytest.raises(Exception) as raised:
+    assert kernel.operators.is_out_of_memory(full())
+    with kernel.operators.scope(), pytest.raises(Exception) as raised:
         # 8 TB: no device has so much.
-        kernel._ops.gram(_tall(kernel._ops, 10**6), None)
-    assert kernel._ops.is_out_of_memory(raised.value)
+        kernel.operators.gram(_tall(kernel.operators, 10**6), None)
+    assert kernel.operators.is_out_of_memory(raised.value)
 
 
 def _tall(operators, rows):

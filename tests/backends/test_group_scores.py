@@ -110,10 +110,10 @@ def test_panels_and_lanes_change_nothing(backend, panel, lanes, groups, kind):
     truth = costs_by_definition(grads, DAMP, weights, labels)[1]
     sets = host_kernel().cheapest_sets(grads, DAMP, weights, members, 2)
     grads = kind(grads)
-    for operators in (NumpyOperators(), backend.kernel("cpu:0")._ops):
-        kernel = BlockKernel(operators, panel=panel, lanes=lanes)
-        np.testing.assert_allclose(kernel.group_costs(grads, DAMP, weights, labels, True)[1], truth, rtol=1e-8)
-        costs, chosen = kernel.cheapest_sets(grads, DAMP, weights, members, 2, True)
+    for operators in (NumpyOperators(), backend.kernel("cpu:0").operators):
+        kernel = BlockKernel(operators, panel=panel, lanes=lanes).sharing()
+        np.testing.assert_allclose(kernel.group_costs(grads, DAMP, weights, labels)[1], truth, rtol=1e-8)
+        costs, chosen = kernel.cheapest_sets(grads, DAMP, weights, members, 2)
         np.testing.assert_allclose(costs, sets[0], rtol=1e-8)
         np.testing.assert_array_equal(chosen, sets[1])
 
@@ -134,7 +134,7 @@ def test_groups_that_explain_nearly_everything(backend, monkeypatch, panel):
     weights, labels, damp = np.random.default_rng(1).normal(size=60), np.arange(60) // 20, 1e-7
     truth = [least_quadratic_in_long_double(grads, damp, weights, labels == group) for group in range(3)]
     for device in DEVICES:
-        kernel = BlockKernel(backend.kernel(device)._ops, panel=panel)
+        kernel = BlockKernel(backend.kernel(device).operators, panel=panel)
         np.testing.assert_allclose(kernel.group_costs(grads, damp, weights, labels)[1], truth, rtol=1e-5)
     # Without the second look the first group is off.
     monkeypatch.setattr(group_scores, "RISKY_PIVOT", 0.0)

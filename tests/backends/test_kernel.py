@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from keras import ops
 from keras_woodfisher_backends import get_backend
-from keras_woodfisher_backends.kernel import block_kernel as kernel_module
+from keras_woodfisher_backends.kernel import factors
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
 from keras_woodfisher_backends.kernel.numpy_operators import NumpyOperators, host_kernel
 
@@ -97,7 +97,7 @@ def test_panels_change_nothing(backend, panel):
     grads, weights, prune = problem(12, 64, seed=1)
     prune[14:28] = True  # whole panels without a kept weight,
     prune[35:49] = False  # and without a pruned one
-    operators = backend.kernel("cpu:0")._ops
+    operators = backend.kernel("cpu:0").operators
     for kernel in (BlockKernel(NumpyOperators(), panel=panel), BlockKernel(operators, panel=panel)):
         diagonal = kernel.inverse_diagonal(grads, DAMP)
         np.testing.assert_allclose(diagonal, dense_diagonal(grads, DAMP), rtol=2e-6)
@@ -132,13 +132,13 @@ def one_strong_column(m, width):
 def test_extreme_leverage_keeps_its_digits(backend, monkeypatch, make, panel):
     grads, damp = make(64, 200), 1e-7
     truth = diagonal_by_svd(grads, damp)
-    assert (damp * truth).min() < 1.0 - kernel_module.RISKY_LEVERAGE or make is nearly_equal
+    assert (damp * truth).min() < 1.0 - factors.RISKY_LEVERAGE or make is nearly_equal
     for device in DEVICES:
-        kernel = BlockKernel(backend.kernel(device)._ops, panel=panel)
+        kernel = BlockKernel(backend.kernel(device).operators, panel=panel)
         np.testing.assert_allclose(kernel.inverse_diagonal(grads, damp), truth, rtol=5e-6)
     # Without the second look in float64 it isn't so.
-    monkeypatch.setattr(kernel_module, "RISKY_LEVERAGE", np.inf)
-    monkeypatch.setattr(kernel_module, "RISKY_ERROR", np.inf)
+    monkeypatch.setattr(factors, "RISKY_LEVERAGE", np.inf)
+    monkeypatch.setattr(factors, "RISKY_ERROR", np.inf)
     careless = host_kernel().inverse_diagonal(grads, damp)
     assert np.abs(careless / truth - 1).max() > 1e-5
 
@@ -148,7 +148,7 @@ def test_ordinary_columns_arent_computed_twice(monkeypatch):
         raise AssertionError("float64 redo of a column that needs none")
 
     kernel = host_kernel()
-    monkeypatch.setattr(kernel._ops, "leverage_float64", fail)
+    monkeypatch.setattr(kernel.operators, "leverage_float64", fail)
     kernel.inverse_diagonal(samples(64, 300), 1e-5)
 
 
@@ -238,7 +238,7 @@ def has_float64():
 
 def test_float32_precision_is_full_inside_and_put_back(backend, precision):
     kernel, before = backend.kernel("cpu:0"), has_float64()
-    with kernel._ops.scope():
+    with kernel.operators.scope():
         assert precision.read() == precision.strict
         assert has_float64()
     assert precision.read() == precision.loose
@@ -249,7 +249,7 @@ def test_float32_precision_is_full_inside_and_put_back(backend, precision):
 
 
 def test_float32_precision_holds_until_the_last_thread_leaves(backend, precision):
-    operators = backend.kernel("cpu:0")._ops
+    operators = backend.kernel("cpu:0").operators
     first_is_in, second_is_in, first_is_out = threading.Event(), threading.Event(), threading.Event()
     seen = []
 
@@ -285,7 +285,7 @@ def test_precision_chosen_by_the_newer_interface_of_torch_is_kept(backend):
     before = matmul.fp32_precision
     matmul.fp32_precision = "tf32"
     try:
-        with backend.kernel("cpu:0")._ops.scope():
+        with backend.kernel("cpu:0").operators.scope():
             assert matmul.fp32_precision == "ieee"
         assert matmul.fp32_precision == "tf32"
     finally:
@@ -295,21 +295,21 @@ def test_precision_chosen_by_the_newer_interface_of_torch_is_kept(backend):
 @pytest.mark.parametrize("panel", [7, 4096])
 @pytest.mark.parametrize("m, width", [(12, 40), (40, 12)])
 def test_products_over_some_columns(kernel, m, width, panel):
-    kernel = BlockKernel(kernel._ops, panel=panel, lanes=2, on_host=True)
+    in_one_thread = BlockKernel(kernel.operators, panel=panel, lanes=2, on_host=True)
     grads, _, prune = problem(m, width)
     prune[:7] = True  # a whole panel
     kept = grads[:, ~prune].astype(np.float64)
-    np.testing.assert_allclose(kernel.gram(grads, ~prune), kept @ kept.T, rtol=1e-12, atol=1e-12)
     rng = np.random.default_rng(4)
     for shape in ((), (3,)):
         dual, coefficients = rng.normal(size=(m, *shape)), rng.normal(size=(width, *shape))
         coefficients[14:21] = 0.0
-        for alone in (False, True):
+        for one in (in_one_thread, in_one_thread.sharing()):
             out = np.full((*shape, width), 7.0)
-            kernel.project(grads, ~prune, dual, out, alone)
+            one.project(grads, ~prune, dual, out)
             np.testing.assert_allclose(out[..., ~prune], (kept.T @ dual).T, rtol=1e-10, atol=1e-12)
             assert (out[..., prune] == 7.0).all()
-            found = kernel.combine(grads, coefficients, alone)
+            np.testing.assert_allclose(one.gram(grads, ~prune), kept @ kept.T, rtol=1e-12, atol=1e-12)
+            found = one.combine(grads, coefficients)
             np.testing.assert_allclose(found, grads.astype(np.float64) @ coefficients, rtol=1e-10, atol=1e-12)
 
 

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from releases import MultiOptimizer, OptimizerMap
 
 import keras_woodfisher as kw
 from keras_woodfisher.callbacks import LearningRateFunction, LearningRateSchedule, SetLearningRate, SetWeightDecay
@@ -252,13 +253,15 @@ def test_a_hand_written_loop_without_epochs():
     np.testing.assert_allclose(ops.convert_to_numpy(model.layers[0].kernel)[:, 0], [-1, -0.8, -0.6, -0.4], atol=2e-6)
 
 
-def test_wrapped_and_several_optimizers():
+def test_a_wrapped_optimizer():
     scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(7.0), initial_scale=4.0)
     model = linear_model(scaled)
     np.testing.assert_allclose(rates_used([ramp()], 3, model), LINEAR, atol=2e-6)
 
+
+def test_several_optimizers():
     parts = {".*kernel": keras.optimizers.SGD(7.0, name="kernels")}
-    many = keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(keras.optimizers.Adam(3.0), parts))
+    many = MultiOptimizer(OptimizerMap(keras.optimizers.Adam(3.0), parts))
     model = linear_model(many)
     history = []
     log = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: history.append(dict(logs)))
@@ -296,7 +299,7 @@ def test_weight_decay_from_a_step_on(mode, compiled):
 
 def test_weight_decay_of_parts_and_of_muon():
     muon = keras.optimizers.Muon(0.1, name="muon")
-    many = keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(keras.optimizers.SGD(0.1), {".*": muon}))
+    many = MultiOptimizer(OptimizerMap(keras.optimizers.SGD(0.1), {".*": muon}))
     model = linear_model(many)
     model.fit(*one_hot(), verbose=0, callbacks=[SetWeightDecay(0.25)])
     assert [part.weight_decay for part in many.optimizers] == [0.25, 0.25]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 from keras_woodfisher_backends.keras_internals.training import keep_edits
+from releases import MultiOptimizer, OptimizerMap, ScheduleFreeAdamW
 
 import keras_woodfisher as kw
 from keras_woodfisher.callbacks.mask_constraint import MaskConstraint
@@ -67,11 +68,9 @@ OPTIMIZERS = {
     "rmsprop": lambda: keras.optimizers.RMSprop(0.01, momentum=0.5, centered=True),
     "ftrl": lambda: keras.optimizers.Ftrl(0.05),
     "adagrad": lambda: keras.optimizers.Adagrad(0.05),
-    "schedule_free": lambda: keras.optimizers.ScheduleFreeAdamW(0.01),
-    "multi": lambda: keras.optimizers.MultiOptimizer(
-        keras.optimizers.OptimizerMap(
-            keras.optimizers.SGD(0.05, momentum=0.9), {".*out/.*": keras.optimizers.Adam(0.01, use_ema=True)}
-        )
+    "schedule_free": lambda: ScheduleFreeAdamW(0.01),
+    "multi": lambda: MultiOptimizer(
+        OptimizerMap(keras.optimizers.SGD(0.05, momentum=0.9), {".*out/.*": keras.optimizers.Adam(0.01, use_ema=True)})
     ),
     "accumulation": lambda: keras.optimizers.Adam(0.01, gradient_accumulation_steps=2),
     "ema": lambda: keras.optimizers.SGD(0.05, momentum=0.9, use_ema=True, ema_momentum=0.5),

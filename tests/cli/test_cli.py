@@ -13,9 +13,7 @@ import pytest
 from keras import layers, ops
 
 import keras_woodfisher as kw
-from keras_woodfisher.cli import arguments, files
-from keras_woodfisher.options import mask_types
-from keras_woodfisher.options import pruning_options as options
+from keras_woodfisher.cli import files
 
 NAME = keras.backend.backend()
 OTHER = "torch" if NAME == "jax" else "jax"
@@ -186,11 +184,6 @@ def test_options_reach_prune(cli, asked, written, expected):
     left = {"num_grads", "damp", "fisher_block_size", "method", "update", "mask_type", "params", "exclude"}
     left -= expected.keys()
     assert not left & asked.keys(), "what isn't given is left to prune"
-
-
-def test_the_choices_are_those_of_the_library():
-    assert (arguments.METHODS, arguments.UPDATES) == (options.METHODS, options.UPDATES)
-    assert arguments.MASK_TYPES == mask_types.NAMED
 
 
 # --- prune, with training ----------------------------------------------------------------------------------------
@@ -653,7 +646,7 @@ def start(*words, folder, **env):
 
 def test_backend_is_chosen_before_keras_is_imported(shelf, tmp_path):
     done = start(
-        *("-m", "keras_woodfisher_backends.launch", "prune", str(shelf / "model.keras"), "--method", "magnitude"),
+        *("-m", "keras_woodfisher.cli", "prune", str(shelf / "model.keras"), "--method", "magnitude"),
         *("--sparsity", "0.5", "--backend", OTHER, "--out", "p.keras", "--json"),
         folder=tmp_path,
         KERAS_BACKEND=NAME,
@@ -679,7 +672,7 @@ def test_an_error_of_the_process(tmp_path):
 def test_help_version_and_wrong_usage_need_no_keras(tmp_path):
     code = (
         "import sys\n"
-        "from keras_woodfisher_backends.launch import main\n"
+        "from keras_woodfisher.cli import main\n"
         "for words in (['--help'], ['prune', '--help'], ['--version'], ['prune', 'x']):\n"
         "    try:\n        main(words)\n"
         "    except SystemExit as end:\n        print('code', end.code, 'keras' in sys.modules)\n"
@@ -694,7 +687,7 @@ def test_a_framework_that_is_missing_is_named(tmp_path):
     code = (
         "import sys\n"
         f"sys.modules[{OTHER!r}] = None\n"
-        "from keras_woodfisher_backends.launch import main\n"
+        "from keras_woodfisher.cli import main\n"
         f"sys.exit(main(['demo', '--backend', {OTHER!r}]))\n"
     )
     done = start("-c", code, folder=tmp_path)

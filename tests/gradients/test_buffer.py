@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from releases import MultiOptimizer, OptimizerMap
 
 import keras_woodfisher as kw
 from keras_woodfisher.model.optimizer_variables import inner_optimizer
@@ -59,9 +60,7 @@ STILL = {
     "static_scale": lambda: keras.optimizers.SGD(0.0, loss_scale_factor=64.0),
     "dynamic_scale": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.0), initial_scale=256.0),
     "clipped": lambda: keras.optimizers.SGD(0.0, clipnorm=1e-3),
-    "multi": lambda: keras.optimizers.MultiOptimizer(
-        keras.optimizers.OptimizerMap(keras.optimizers.SGD(0.0), {".*out/.*": keras.optimizers.Adam(0.0)})
-    ),
+    "multi": lambda: MultiOptimizer(OptimizerMap(keras.optimizers.SGD(0.0), {".*out/.*": keras.optimizers.Adam(0.0)})),
 }
 
 

@@ -113,7 +113,7 @@ class Failing(BlockKernel):
     def __init__(self):
         super().__init__(NumpyOperators())
 
-    def inverse_diagonal(self, grads, damp, alone=False):
+    def inverse_diagonal(self, grads, damp):
         raise MemoryError("this device is full")
 
 
@@ -125,10 +125,10 @@ class Waiting(BlockKernel):
         self.failed = failed
         self.done = 0
 
-    def inverse_diagonal(self, grads, damp, alone=False):
+    def inverse_diagonal(self, grads, damp):
         self.failed.wait(10)
         self.done += 1
-        return super().inverse_diagonal(grads, damp, alone)
+        return super().inverse_diagonal(grads, damp)
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -136,10 +136,10 @@ def test_a_failing_device_ends_the_work(first):
     failed = threading.Event()
 
     class FailingLoudly(Failing):
-        def inverse_diagonal(self, grads, damp, alone=False):
+        def inverse_diagonal(self, grads, damp):
             # Long enough after the failure for the others to be told.
             threading.Timer(0.3, failed.set).start()
-            return super().inverse_diagonal(grads, damp, alone)
+            return super().inverse_diagonal(grads, damp)
 
     waiting = Waiting(failed)
     kernels = [FailingLoudly(), waiting] if first else [waiting, FailingLoudly()]
@@ -154,10 +154,10 @@ def test_workers_share_the_blocks_and_the_cores():
     seen = []
 
     class Watching(BlockKernel):
-        def inverse_diagonal(self, grads, damp, alone=False):
+        def inverse_diagonal(self, grads, damp):
             together.wait(10)
             seen.append((threading.get_ident(), host_threads()))
-            return super().inverse_diagonal(grads, damp, alone)
+            return super().inverse_diagonal(grads, damp)
 
     grads, blocks, _, _ = problem()
     alone = BlockFisher(stored(grads), blocks, DAMP, [BlockKernel(NumpyOperators())]).inverse_diagonal()
@@ -180,9 +180,9 @@ def test_one_block_has_all_threads_of_blas():
     seen = []
 
     class Watching(BlockKernel):
-        def inverse_diagonal(self, grads, damp, alone=False):
-            seen.append((alone, host_threads()))
-            return super().inverse_diagonal(grads, damp, alone)
+        def inverse_diagonal(self, grads, damp):
+            seen.append((self.panels.shared, host_threads()))
+            return super().inverse_diagonal(grads, damp)
 
     before = host_threads()
     BlockFisher(

@@ -5,7 +5,7 @@ import pytest
 
 from keras_woodfisher.recipe.syntax.errors import RecipeError
 from keras_woodfisher.recipe.syntax.outline import read_outline
-from keras_woodfisher.recipe.syntax.tree import scalar_value
+from keras_woodfisher.recipe.syntax.yaml_tree import scalar_value
 
 
 def value_of(expression, variables="", **overrides):

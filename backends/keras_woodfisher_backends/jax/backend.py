@@ -12,7 +12,7 @@ from keras_woodfisher_backends import devices
 from keras_woodfisher_backends.jax.operators import JaxOperators, is_out_of_memory
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
 from keras_woodfisher_backends.kernel.numpy_operators import host_kernel
-from keras_woodfisher_backends.kernel.stack_kernel import StackKernel
+from keras_woodfisher_backends.kernel.stacking import Stacking
 from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
 
 
@@ -29,7 +29,9 @@ class JaxBackend:
         if found is None:
             return host_kernel()
         operators = JaxOperators(found)
-        return StackKernel(operators, devices.LANES) if found.platform == "gpu" else BlockKernel(operators)
+        if found.platform == "gpu":
+            return BlockKernel(operators, lanes=devices.LANES, stacking=Stacking(operators))
+        return BlockKernel(operators)
 
     def free_memory(self, device: str) -> int | None:
         stats = self._memory(device)

@@ -112,7 +112,7 @@ def _average(optimizer: Any, follow: Callable[[Any, Any], None], variables: Sequ
 
 
 def is_multi_optimizer(optimizer: Any) -> bool:
-    """Whether it is a `MultiOptimizer`, which Keras has from 3.14 on."""
+    """Whether it is a `MultiOptimizer`, which Keras has from 3.15 on."""
     return isinstance(optimizer, getattr(keras.optimizers, "MultiOptimizer", ()))
 
 

@@ -8,112 +8,194 @@ the Woodbury identity gives `F^-1 = (I - G^T A^-1 G) / damp`, so that one Choles
 Gram matrices, Cholesky factors and solves are float64; `G` and the product `L^-1 G` are float32.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import replace
+from functools import partial
+from typing import Self
 
 import numpy as np
 
+from keras_woodfisher_backends.kernel import factors
 from keras_woodfisher_backends.kernel.group_scores import GroupScores
 from keras_woodfisher_backends.kernel.operators import Operators
-from keras_woodfisher_backends.kernel.panels import Samples, least
-
-RISKY_LEVERAGE = 0.95
-"""Above this, `1 - leverage` would lose digits in float32, and the column is done again in float64."""
+from keras_woodfisher_backends.kernel.panels import PANEL, Panels, PanelWidth, Samples
+from keras_woodfisher_backends.kernel.stacking import Stack, Stacking
 
 
-RISKY_ERROR = 1e-6
-"""Where rounding in float32 may move `1 - leverage` by more than this, relatively, the same is done."""
+class BlockKernel:
+    """Diagonal of the inverse, weight updates and costs of groups, of single blocks and of stacks, on one device.
 
-
-class Stack:
-    """The samples of blocks of one width, read when they are asked for.
+    Methods that work raise numpy.linalg.LinAlgError if the matrix isn't positive definite in float64, and MemoryError
+    if the device has no room even for a narrow panel. Samples are left unchanged; they may be strided views.
 
     Args:
-        read: Gives the samples of some columns, (m, c) float32.
-        blocks: Columns of each block; at least one.
-        samples: m.
-        joined: Whether neighbours may be read together: `read` copies nothing.
+        operators: The framework's operators, bound to the device.
+        panel: Columns of `G` to hold on the device at a time.
+        lanes: How many threads should call it at the same time, each for blocks of its own.
+        on_host: Whether its lanes share the cores of the host, and their BLAS threads.
+        stacking: How several blocks of one width are computed at once; None: one after the other.
+
+    Attributes:
+        operators: As given.
+        panels: What a block is cut by.
     """
 
-    def __init__(self, read: Callable[[slice], Samples], blocks: Sequence[slice], samples: int, joined: bool = False):
-        self._read = read
-        self._blocks = blocks
-        self._joined = joined
-        self.samples = samples
-        self.width = blocks[0].stop - blocks[0].start
+    def __init__(
+        self,
+        operators: Operators,
+        panel: int = PANEL,
+        lanes: int = 1,
+        on_host: bool = False,
+        stacking: Stacking | None = None,
+    ):
+        self.operators = operators
+        self.panels = Panels(operators, PanelWidth(panel), lanes, on_host)
+        self._stacking = stacking
 
-    def __len__(self) -> int:
-        return len(self._blocks)
+    @property
+    def lanes(self) -> int:
+        """How many threads should call it at the same time."""
+        return self.panels.lanes
 
-    def __getitem__(self, place: int) -> Samples:
-        return self._read(self._blocks[place])
+    @property
+    def on_host(self) -> bool:
+        """Whether its lanes share the cores of the host."""
+        return self.panels.on_host
 
-    def parts(self, places: Sequence[int]) -> Iterator[np.ndarray]:
-        """The samples of some blocks, one after the other: (m, B), or (m, k B) of k neighbours."""
-        run: slice | None = None
-        for place in places:
-            block = self._blocks[place]
-            if run is not None and self._joined and run.stop == block.start:
-                run = slice(run.start, block.stop)
-                continue
-            if run is not None:
-                yield self._read(run)[:, :]
-            run = block
-        if run is not None:
-            yield self._read(run)[:, :]
+    def with_lanes(self, lanes: int) -> Self:
+        """The kernel for so many threads. Where memory is so scarce that it is one, blocks aren't stacked."""
+        return self._with(replace(self.panels, lanes=lanes))
 
+    def sharing(self) -> Self:
+        """The kernel for a single thread: it deals the panels of a block out to all lanes, by threads of its own."""
+        return self._with(replace(self.panels, shared=True))
 
-class BlockKernel(GroupScores):
-    """Diagonal of the inverse and weight updates of blocks, on one device; see `Panels` for its arguments."""
+    def _with(self, panels: Panels) -> Self:
+        kernel = copy(self)
+        kernel.panels = panels
+        return kernel
 
     def together(self, samples: int, width: int) -> int:
         """How many blocks should be given at a time."""
-        return 1
+        if self._stacking is None or self.lanes == 1 or width > self.panels.width:
+            return 1
+        return self._stacking.number(samples, width)
 
-    def inverse_diagonals(self, stack: Stack, damp: float, alone: bool = False) -> list[np.ndarray]:
-        """`inverse_diagonal` of each block."""
-        return [self.inverse_diagonal(stack[place], damp, alone) for place in range(len(stack))]
+    def memory(self, samples: int, width: int, group: int = 1, blocks: int | None = None) -> int:
+        """Bytes that a lane takes at most, beside the gradients.
 
-    def joint_updates(
-        self, stack: Stack, damp: float, weights: np.ndarray, prune: np.ndarray, alone: bool = False
-    ) -> list[np.ndarray]:
-        """`joint_update` of each block; the vectors of all are (n, B)."""
-        rows = zip(range(len(stack)), weights, prune, strict=True)
-        return [self.joint_update(stack[place], damp, w, p, alone) for place, w, p in rows]
+        Args:
+            samples: Gradient samples (m).
+            width: Weights of the widest block (B).
+            group: The most weights that are scored together.
+            blocks: How many blocks there are, if it is known.
+        """
+        single = _bytes(samples, width, group, self.panels.width)
+        if self._stacking is None or self.lanes == 1 or blocks == 1:
+            return single
+        return max(single, self._stacking.memory(samples, width, blocks))
 
-    def independent_updates(
-        self,
-        stack: Stack,
-        damp: float,
-        weights: np.ndarray,
-        prune: np.ndarray,
-        diagonal: np.ndarray,
-        alone: bool = False,
-    ) -> list[np.ndarray]:
-        """`independent_update` of each block, in the same way."""
-        rows = zip(range(len(stack)), weights, prune, diagonal, strict=True)
-        return [self.independent_update(stack[place], damp, w, p, d, alone) for place, w, p, d in rows]
+    def staged(self, samples: int, width: int, columns: int) -> int:
+        """Bytes of samples on their way to the device, which are contiguous copies on the host.
 
-    def inverse_diagonal(self, grads: Samples, damp: float, alone: bool = False) -> np.ndarray:
+        Args:
+            samples: Gradient samples (m).
+            width: Weights of the widest block (B).
+            columns: Weights of all blocks that may be taken together.
+        """
+        single = 4 * samples * min(width, self.panels.width)
+        return single if self._stacking is None else max(single, self._stacking.staged(samples, columns))
+
+    def fit(self, samples: int, width: int, free: int, group: int = 1) -> None:
+        """Makes panels as narrow, and stacks as small, as the free memory of the device demands.
+
+        Args:
+            samples: Gradient samples (m).
+            width: Weights of the widest block (B).
+            free: Bytes that one lane may use.
+            group: As in `memory`.
+        """
+        if self._stacking is not None:
+            self._stacking.fit(free)
+        self.panels.columns.fit(lambda panel: _bytes(samples, width, group, panel) <= free)
+
+    def gram(self, grads: Samples, keep: np.ndarray) -> np.ndarray:
+        """`G_K G_K^T`, (m, m) float64.
+
+        Args:
+            grads: (m, B) float32.
+            keep: (B,) bool, the set K; not empty.
+        """
+        lower = self.panels.within_memory(lambda: self.operators.host(factors.gram(self.panels, grads, keep)))
+        size = grads.shape[0]
+        lower = np.tril(lower[:size, :size])
+        return lower + np.tril(lower, -1).T
+
+    def combine(self, grads: Samples, coefficients: np.ndarray) -> np.ndarray:
+        """`G u`, (m,) or (m, k) float64, for coefficients `u` (B,) or (B, k) and samples (m, B) float32."""
+        return self.panels.within_memory(lambda: factors.combine(self.panels, grads, coefficients))
+
+    def project(self, grads: Samples, keep: np.ndarray, dual: np.ndarray, out: np.ndarray) -> None:
+        """`(G_K^T x)^T`, computed in float64.
+
+        Args:
+            grads: (m, B) float32.
+            keep: (B,) bool, the set K.
+            dual: `x`, (m,) or (m, k).
+            out: (B,) or (k, B), written where `keep` is.
+        """
+        self.panels.within_memory(lambda: factors.project(self.panels, grads, keep, dual, out))
+
+    def group_costs(
+        self, grads: Samples, damp: float, weights: np.ndarray, labels: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What removing each group costs, `1/2 w_S^T ([F^-1]_SS)^-1 w_S`.
+
+        Args:
+            grads: (m, B) float32.
+            damp: Ridge on the diagonal of the Fisher, positive.
+            weights: (B,) weights of the block.
+            labels: (B,) int, the group of each weight; -1 where it has none.
+
+        Returns:
+            The labels that occur, ascending (n,), and their costs (n,) float64.
+        """
+        scores = GroupScores(self.panels, grads, damp, weights.astype(np.float64))
+        return self.panels.within_memory(lambda: scores.costs(labels))
+
+    def cheapest_sets(
+        self, grads: Samples, damp: float, weights: np.ndarray, members: np.ndarray, most: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """For each group the sets of 1, 2, ... of its weights that cost least together.
+
+        Args:
+            grads: (m, B) float32.
+            damp: Ridge on the diagonal of the Fisher, positive.
+            weights: (B,) weights of the block.
+            members: (n, M) int, the columns of each group; -1 where a weight was pruned earlier.
+            most: The largest number of weights to remove of a group.
+
+        Returns:
+            Costs (n, most) float64, infinite where a group has fewer weights, and the sets (n, most, M) bool. See
+            `removal_sets.cheapest_sets` for which sets are compared.
+        """
+        scores = GroupScores(self.panels, grads, damp, weights)
+        return self.panels.within_memory(lambda: scores.cheapest_sets(members, most))
+
+    def inverse_diagonal(self, grads: Samples, damp: float) -> np.ndarray:
         """`diag(F^-1)`.
 
         Args:
-            grads: Float32 samples of the block, (m, B); may be a strided view. Left unchanged.
+            grads: (m, B) float32.
             damp: Ridge on the diagonal of the Fisher, positive.
-            alone: No other block is worked on meanwhile: the panels are shared among all lanes.
 
         Returns:
             (B,) float64.
-
-        Raises:
-            numpy.linalg.LinAlgError: If the matrix isn't positive definite in float64.
-            MemoryError: If the device has no room even for a narrow panel.
         """
-        return self._within_memory(lambda: self._inverse_diagonal(grads, damp, alone))
+        return self.panels.within_memory(lambda: factors.inverse_diagonal(self.panels, grads, damp))
 
-    def joint_update(
-        self, grads: Samples, damp: float, weights: np.ndarray, prune: np.ndarray, alone: bool = False
-    ) -> np.ndarray:
+    def joint_update(self, grads: Samples, damp: float, weights: np.ndarray, prune: np.ndarray) -> np.ndarray:
         """The change of the kept weights that is optimal for the whole set that is pruned.
 
         Minimises `1/2 delta^T F delta` with `delta_Q = -w_Q`:
@@ -121,25 +203,18 @@ class BlockKernel(GroupScores):
 
         Args:
             grads: (m, B) float32.
-            damp: Ridge on the diagonal of the Fisher.
+            damp: Ridge on the diagonal of the Fisher, positive.
             weights: (B,) weights of the block.
             prune: (B,) bool, the set Q.
-            alone: As in `inverse_diagonal`.
 
         Returns:
             (B,) float64, zero on the pruned weights.
         """
         removed = np.where(prune, weights, 0.0).astype(np.float64)
-        return self._within_memory(lambda: self._respond(grads, damp, ~prune, removed, alone))
+        return self.panels.within_memory(lambda: factors.response(self.panels, grads, damp, ~prune, removed))
 
     def independent_update(
-        self,
-        grads: Samples,
-        damp: float,
-        weights: np.ndarray,
-        prune: np.ndarray,
-        diagonal: np.ndarray,
-        alone: bool = False,
+        self, grads: Samples, damp: float, weights: np.ndarray, prune: np.ndarray, diagonal: np.ndarray
     ) -> np.ndarray:
         """The sum of the changes that are optimal for each pruned weight by itself.
 
@@ -148,82 +223,84 @@ class BlockKernel(GroupScores):
 
         Args:
             grads: (m, B) float32.
-            damp: Ridge on the diagonal of the Fisher.
+            damp: Ridge on the diagonal of the Fisher, positive.
             weights: (B,) weights of the block.
             prune: (B,) bool, the set Q.
             diagonal: (B,) `diag(F^-1)` as returned by `inverse_diagonal`.
-            alone: As in `inverse_diagonal`.
 
         Returns:
             (B,) float64, zero on the pruned weights.
         """
         scaled = np.where(prune, weights / diagonal, 0.0)
         everything = np.ones(prune.shape, bool)
-        delta = self._within_memory(lambda: self._respond(grads, damp, everything, scaled, alone)) / damp
-        delta[prune] = 0.0
-        return delta
+        response = self.panels.within_memory(lambda: factors.response(self.panels, grads, damp, everything, scaled))
+        return np.where(prune, 0.0, response / damp)
 
-    def _inverse_diagonal(self, grads: Samples, damp: float, alone: bool) -> np.ndarray:
-        m, width = grads.shape
-        ops = self._ops
-        if width <= m:
-            return ops.inverse_diagonal(self._primal_factor(grads, damp, None))[:width] * m
-        out = np.empty(width)
-        factor = self._dual_factor(grads, damp, None, alone)
-        leverage = ops.leverage(factor)
+    def inverse_diagonals(self, stack: Stack, damp: float) -> list[np.ndarray]:
+        """`inverse_diagonal` of each block."""
+        return self._by_stacks(
+            stack,
+            np.ones(len(stack), bool),
+            lambda place: self.inverse_diagonal(stack[place], damp),
+            lambda stacking, places: stacking.inverse_diagonals(stack, places, damp),
+        )
 
-        def work(part: slice, lane: int = 0) -> None:
-            panel = grads[:, part]
-            sums, spread = (array[None, : panel.shape[1]] for array in leverage(ops.load(panel)))
-            out[part] = rest_of(ops, lambda place: factor, [panel], (sums, spread), damp)[0] / damp
+    def joint_updates(self, stack: Stack, damp: float, weights: np.ndarray, prune: np.ndarray) -> list[np.ndarray]:
+        """`joint_update` of each block; the vectors of all are (n, B)."""
+        keep = ~prune
+        removed = np.where(prune, weights, 0.0).astype(np.float64)
+        return self._by_stacks(
+            stack,
+            # With fewer weights than samples left the other matrix is the smaller one.
+            np.count_nonzero(keep, axis=1) > stack.samples,
+            lambda place: self.joint_update(stack[place], damp, weights[place], prune[place]),
+            lambda stacking, places: stacking.responses(stack, places, damp, removed[places], keep[places]),
+        )
 
-        self._each(work, width, alone)
-        return out
+    def independent_updates(
+        self, stack: Stack, damp: float, weights: np.ndarray, prune: np.ndarray, diagonal: np.ndarray
+    ) -> list[np.ndarray]:
+        """`independent_update` of each block, in the same way."""
+        scaled = np.where(prune, weights / diagonal, 0.0)
 
-    def _respond(self, grads: Samples, damp: float, keep: np.ndarray, removed: np.ndarray, alone: bool) -> np.ndarray:
-        """`G_K^T (m damp I + G_K G_K^T)^-1 G r`, by the smaller of the two matrices."""
-        ops, m = self._ops, grads.shape[0]
-        out = np.zeros(keep.size)
-        kept = int(np.count_nonzero(keep))
-        if kept == 0:
-            return out
-        source = self._combine(grads, removed)
-        if kept <= m:
-            factor = self._primal_factor(grads, damp, keep)
-            self._project(grads, keep, source, out)
-            out[keep] = ops.solve(factor, out[keep])[:kept]
-            return out
-        dual = ops.solve(self._dual_factor(grads, damp, keep, alone), source)
-        self._project(grads, keep, dual, out)
-        return out
+        def many(stacking: Stacking, places: Sequence[int]) -> np.ndarray:
+            return np.where(prune[places], 0.0, stacking.responses(stack, places, damp, scaled[places]) / damp)
+
+        return self._by_stacks(
+            stack,
+            np.full(len(stack), stack.width > stack.samples),
+            lambda place: self.independent_update(stack[place], damp, weights[place], prune[place], diagonal[place]),
+            many,
+        )
+
+    def _by_stacks(
+        self,
+        stack: Stack,
+        stackable: np.ndarray,
+        one: Callable[[int], np.ndarray],
+        many: Callable[[Stacking, Sequence[int]], np.ndarray],
+    ) -> list[np.ndarray]:
+        """Gives blocks that may be stacked to `many`, as many at a time as fit, and others to `one`."""
+        out: dict[int, np.ndarray] = {}
+        left: list[int] = np.flatnonzero(stackable).tolist()
+        stacking = self._stacking
+        while stacking and len(places := left[: self.together(stack.samples, stack.width)]) > 1:
+            found = stacking.attempt(partial(many, stacking, places), len(places), stack)
+            if found is not None:
+                out.update(zip(places, found, strict=True))
+                left = left[len(places) :]
+        return [out[place] if place in out else one(place) for place in range(len(stack))]
 
 
-def rest_of(
-    ops: Operators,
-    factor: Callable[[int], Any],
-    panels: Sequence[np.ndarray] | np.ndarray,
-    leverage: tuple[np.ndarray, np.ndarray],
-    damp: float,
-) -> np.ndarray:
-    """`1 - leverage` of each column of n panels, by a second look in float64 where float32 isn't enough.
-
-    Args:
-        ops: Of the device.
-        factor: Gives the factor of the block that a panel is of.
-        panels: n times (m, c).
-        leverage: What float32 gave, and the spread (see `Operators.leverage`), both (n, c).
-        damp: Ridge on the diagonal of the Fisher.
-
-    Returns:
-        (n, c) float64.
-    """
-    sums, spread = leverage
-    rest: np.ndarray = 1.0 - sums
-    error = 2.0 * np.finfo(np.float32).eps * np.sqrt(sums * spread)
-    risky = ~((sums <= RISKY_LEVERAGE) & (error <= RISKY_ERROR * rest))
-    for place in np.flatnonzero(risky.any(axis=1)).tolist():
-        chosen = np.flatnonzero(risky[place])
-        columns = np.take(panels[place], chosen, axis=1)
-        again = ops.leverage_float64(factor(place), ops.load(columns))[: chosen.size]
-        rest[place, chosen] = np.maximum(1.0 - again, least(columns, damp))
-    return rest
+def _bytes(samples: int, width: int, group: int, panel: int) -> int:
+    """Bytes that the work on one block takes at most; see `BlockKernel.memory`."""
+    matrix = 8 * min(samples, width) ** 2
+    columns = 8 * samples * min(width, panel)
+    # Double panel, product of the panel, and Fisher or Gram matrix, factor, its inverse and a copy.
+    single = columns + columns // 2 + 4 * matrix
+    if group == 1:
+        return single
+    rows, largest = min(samples, width), min(group, samples, width)
+    gathered = max(min(width, panel // 2), largest)
+    # Columns of groups in float32, in float64, solved, and by group; the matrix of each group and its factor.
+    return max(single, (4 + 3 * 8) * rows * gathered + 2 * 8 * gathered * largest + 5 * matrix)

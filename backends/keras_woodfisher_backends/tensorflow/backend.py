@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras_woodfisher_backends import devices
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
 from keras_woodfisher_backends.kernel.numpy_operators import host_kernel
-from keras_woodfisher_backends.kernel.stack_kernel import StackKernel
+from keras_woodfisher_backends.kernel.stacking import Stacking
 from keras_woodfisher_backends.nest import arrays, fill, outline
 from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
 from keras_woodfisher_backends.sampling.capture import Capture, Differentiation
@@ -38,7 +38,9 @@ class TensorFlowBackend:
         if found is None:
             return host_kernel()
         operators = TensorFlowOperators(found)
-        return StackKernel(operators, devices.LANES) if "GPU" in found else BlockKernel(operators)
+        if "GPU" in found:
+            return BlockKernel(operators, lanes=devices.LANES, stacking=Stacking(operators))
+        return BlockKernel(operators)
 
     def free_memory(self, device: str) -> int | None:
         # TensorFlow reserves nearly all of a GPU for itself and doesn't tell the size of its pool.

@@ -12,7 +12,7 @@ from keras import ops
 from keras_woodfisher_backends import devices
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
 from keras_woodfisher_backends.kernel.numpy_operators import host_kernel
-from keras_woodfisher_backends.kernel.stack_kernel import StackKernel
+from keras_woodfisher_backends.kernel.stacking import Stacking
 from keras_woodfisher_backends.nest import arrays, fill, map_arrays, outline, take
 from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
 from keras_woodfisher_backends.sampling.capture import Capture, Differentiation
@@ -40,7 +40,8 @@ class TorchBackend:
             return host_kernel()
         if kind == "cpu":
             return BlockKernel(TorchOperators(torch.device("cpu")))
-        return StackKernel(TorchOperators(self._accelerators.place(index)), devices.LANES)
+        operators = TorchOperators(self._accelerators.place(index))
+        return BlockKernel(operators, lanes=devices.LANES, stacking=Stacking(operators))
 
     def free_memory(self, device: str) -> int | None:
         kind, index = self._resolve(device)

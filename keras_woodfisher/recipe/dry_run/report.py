@@ -9,7 +9,7 @@ from keras_woodfisher.callbacks.update_plan import PlannedUpdate
 from keras_woodfisher.options.sizes import size_text
 from keras_woodfisher.recipe.dry_run.costs import Cost
 from keras_woodfisher.recipe.modifiers.pruning import Modifier, PruningModifier
-from keras_woodfisher.recipe.modifiers.writing import plain_fields
+from keras_woodfisher.recipe.modifiers.writing import changed_fields
 from keras_woodfisher.reports.rendering import aligned
 
 _SHOWN = 6
@@ -77,7 +77,7 @@ class CheckedModifier:
         return {
             "modifier": self.modifier.tag,
             "label": self.label,
-            "fields": plain_fields(self.modifier),
+            "fields": changed_fields(self.modifier),
             "variables": list(self.variables),
             "weights": self.weights,
             "nearly": list(self.nearly),

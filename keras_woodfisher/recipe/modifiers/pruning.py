@@ -10,20 +10,21 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from keras_woodfisher.options.checks import count, names
 from keras_woodfisher.options.mask_types import check_final, checked_mask
+from keras_woodfisher.options.option import INVERSE, RAMP, UPDATE
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.options.schedule import checked_schedule
-from keras_woodfisher.options.sparsity_levels import Levels, checked_levels
+from keras_woodfisher.options.sparsity_levels import Levels, checked_levels, names_of
+from keras_woodfisher.options.table import in_group
 from keras_woodfisher.recipe.modifiers.fields import (
-    Gradients,
     LogTypes,
     Mask,
     Names,
     Params,
     Position,
     Sampler,
-    Sparsities,
     Unphased,
-    Whole,
+    with_defaults,
+    with_options,
 )
 
 
@@ -57,22 +58,12 @@ class Modifier(BaseModel):
         return self
 
 
-class PruningModifier(Modifier):
+_Ramp: Any = with_options(RAMP, Modifier)
+
+
+class PruningModifier(_Ramp):
     """What all pruning modifiers with a ramp have in common."""
 
-    params: Params = Field(
-        description="__ALL__, __ALL_PRUNABLE__, or names and re: patterns; empty where final_sparsity is a mapping."
-    )
-    init_sparsity: float | Literal["__FROM_PARAM__"] = Field(description="Fraction of zeros at start_epoch.")
-    final_sparsity: Sparsities = Field(description="Fraction of zeros from end_epoch on, or {fraction: names}.")
-    start_epoch: Position
-    end_epoch: Position
-    update_frequency: Position
-    inter_func: Literal["linear", "cubic", "inverse_cubic"] = "cubic"
-    global_sparsity: bool | None = Field(None, description="Rank all weights together, or each variable by itself.")
-    leave_enabled: bool = Field(True, description="Hold the zeros after end_epoch.")
-    mask_type: Mask = "unstructured"
-    exclude: Names = Field((), description="Names and patterns to leave out.")
     log_types: LogTypes = Field(None, description="Accepted where it says __ALL__.")
     phased: Unphased = Field(None, description="Accepted where false.")
 
@@ -109,7 +100,7 @@ class PruningModifier(Modifier):
             return False
         return default if self.global_sparsity is None else self.global_sparsity
 
-    def _common(self, default_global: bool) -> dict[str, Any]:
+    def _normal_ramp(self, default_global: bool) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in PruningModifier.model_fields}
         fields |= {"global_sparsity": self._is_global(default_global), "mask_type": _checked_mask(self.mask_type)}
         return fields | {"start_epoch": max(self.start_epoch, 0.0), "update_frequency": max(self.update_frequency, 0.0)}
@@ -124,7 +115,7 @@ class MagnitudePruningModifier(PruningModifier):
     score_type: Literal["magnitude"] = Field("magnitude", description="Accepted where it says magnitude.")
 
     def normal(self) -> "Modifier":
-        return MagnitudePruningModifier(**self._common(self._global))
+        return MagnitudePruningModifier(**self._normal_ramp(self._global))
 
 
 class GMPruningModifier(MagnitudePruningModifier):
@@ -144,29 +135,23 @@ class GlobalMagnitudePruningModifier(MagnitudePruningModifier):
         return _always_global(self)
 
 
-class FisherOptions(BaseModel):
+_Inverse: Any = with_options(INVERSE, BaseModel)
+
+
+class FisherOptions(_Inverse):
     """`mfac_options`: the fields of the inverse Fisher, nested as the oldest recipes have them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = Modifier.model_config
 
-    num_grads: Gradients = Field(64, description="Gradient samples, or {sparsity: samples}.")
-    damp: float | Literal["auto"] = Field(
-        1e-5, description="Ridge on the diagonal of the Fisher; auto: a tenth of its mean."
-    )
-    fisher_block_size: Whole | None = Field(2000, description="Weights a block; null or 0: one block.")
-    available_gpus: Names | None = Field(None, description="Devices for the inverse; none: the CPU.")
-    memory_limit: Whole | str | None = Field(
-        None, description="Bytes, or a text such as 4GiB; none: a quarter of what is free."
-    )
-    grads_device: str = Field("cpu", description="Where the gradients are kept: cpu, disk, or a device.")
-    grads_dtype: Literal["float32", "float16"] = Field("float32", description="How the gradients are kept.")
-    num_pages: Whole = Field(1, description="Pages of the gradients, where there is one block.")
     use_gradient_buffering: bool | None = Field(
         None, description="null: sample from data where there is any; true: buffer; false: data is required."
     )
 
 
-class SecondOrderModifier(FisherOptions, PruningModifier):
+_Update: Any = with_options(UPDATE, FisherOptions, PruningModifier)
+
+
+class SecondOrderModifier(_Update):
     """What the second-order modifiers have in common: the fields of the inverse Fisher, flat or nested."""
 
     model_config = Modifier.model_config
@@ -176,12 +161,7 @@ class SecondOrderModifier(FisherOptions, PruningModifier):
     grad_sampler_kwargs: Sampler | None = Field(
         None, description="batch_size: examples averaged into one gradient sample."
     )
-    grad_batch_size: Whole = Field(1, description="The same, under this project's name.")
-    num_recomputations: Whole = Field(1, description="New gradients this many times within one update.")
-    fisher: Literal["empirical", "ggn"] = Field("empirical", description="Gradients of the loss, or Gauss-Newton rows.")
     score_type: str | None = Field(None, description="Accepted where it names the tag's own score.")
-    update: Literal["joint", "independent"] = Field("joint", description="How the weights that stay are corrected.")
-    seed: Whole | None = Field(0, description="Seed of the choice of examples.")
 
     _global: ClassVar[bool] = True
     _score: ClassVar[str] = "MFAC"
@@ -220,37 +200,26 @@ class SecondOrderModifier(FisherOptions, PruningModifier):
 
     def options(self) -> PruningOptions:
         """How its updates work."""
-        fisher = self._fisher()
         levels = checked_levels(self.final_sparsity) if isinstance(self.final_sparsity, Mapping) else ()
-        return PruningOptions(
-            params=self.params or tuple(name for _, listed in levels for name in listed),
+        update = self._update()
+        del update["use_gradient_buffering"]
+        return PruningOptions.of(
+            **update,
+            params=self.params or names_of(levels),
             exclude=self.exclude,
-            update=self.update,
             mask_type=_checked_mask(self.mask_type),
             global_sparsity=self._is_global(self._global),
-            num_grads=fisher["num_grads"],
-            grad_batch_size=self._batch(),
-            damp=fisher["damp"],
-            fisher=self.fisher,
-            num_recomputations=self.num_recomputations,
-            fisher_block_size=fisher["fisher_block_size"],
-            available_gpus=fisher["available_gpus"] or (),
-            memory_limit=fisher["memory_limit"],
-            grads_device=fisher["grads_device"],
-            grads_dtype=fisher["grads_dtype"],
-            num_pages=fisher["num_pages"],
-            seed=self.seed,
         )
 
+    def _update(self) -> dict[str, Any]:
+        """The fields of its normal form that magnitude pruning doesn't have."""
+        own = {row.name: getattr(self, row.name) for row in in_group(UPDATE)}
+        return self._fisher() | own | {"grad_batch_size": self._batch()}
+
     def normal(self) -> "Modifier":
-        fisher = self._fisher()
-        own = ("num_recomputations", "fisher", "update", "seed")
-        return WoodFisherPruningModifier(
-            **self._common(self._global),
-            **fisher | {"available_gpus": fisher["available_gpus"] or None, "num_grads": self.options().num_grads},
-            **{name: getattr(self, name) for name in own},
-            grad_batch_size=self._batch(),
-        )
+        update = self._update()
+        update |= {"available_gpus": update["available_gpus"] or None, "num_grads": self.options().num_grads}
+        return WoodFisherPruningModifier(**self._normal_ramp(self._global), **update)
 
 
 class WoodFisherPruningModifier(SecondOrderModifier):
@@ -276,17 +245,14 @@ class MFACGlobalPruningModifier(SecondOrderModifier):
         return _always_global(self)
 
 
-class OBSPruningModifier(SecondOrderModifier):
+_SmallBlocks: Any = with_defaults(INVERSE, SecondOrderModifier, num_grads=1024, damp=1e-7, fisher_block_size=50)
+
+
+class OBSPruningModifier(_SmallBlocks):
     """Optimal BERT Surgeon: small blocks, many gradients, global."""
 
     tag = "OBSPruningModifier"
     _score = "OBS"
-
-    num_grads: Gradients = Field(1024, description="Gradient samples, or {sparsity: samples}.")
-    damp: float | Literal["auto"] = Field(
-        1e-7, description="Ridge on the diagonal of the Fisher; auto: a tenth of its mean."
-    )
-    fisher_block_size: Whole | None = Field(50, description="Weights a block; null or 0: one block.")
 
 
 class ConstantPruningModifier(Modifier):

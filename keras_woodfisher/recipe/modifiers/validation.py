@@ -8,16 +8,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from keras_woodfisher.recipe.modifiers import pruning as modifiers
-from keras_woodfisher.recipe.modifiers import training as companion_modifiers
+from keras_woodfisher.recipe.modifiers import training
 from keras_woodfisher.recipe.modifiers.fields import LAST_POSITION
 from keras_woodfisher.recipe.modifiers.pruning import Modifier
 from keras_woodfisher.recipe.modifiers.training import LastingModifier
-from keras_woodfisher.recipe.syntax.errors import RecipeError, cut, shortened, shown
+from keras_woodfisher.recipe.syntax.errors import RecipeError, short_repr, short_text, shorten_quotations
 from keras_woodfisher.recipe.syntax.outline import Entry, Outline
 
 TAGS: dict[str, type[Modifier]] = {
     kind.tag: kind
-    for module in (modifiers, companion_modifiers)
+    for module in (modifiers, training)
     for kind in vars(module).values()
     if isinstance(kind, type) and issubclass(kind, Modifier) and "tag" in vars(kind)
 }
@@ -71,7 +71,7 @@ def _modifier(entry: Entry, source: str) -> Modifier:
     def error(message: str, field: str = "") -> RecipeError:
         line = entry.lines.get(field) or entry.lines.get(field.partition(".")[0]) or entry.line
         name = f"{entry.tag}.{field}" if field else entry.tag
-        return RecipeError(shortened(message), line=line, field=name, source=source)
+        return RecipeError(shorten_quotations(message), line=line, field=name, source=source)
 
     for name, known in _unknown(kind, entry.fields):
         near = difflib.get_close_matches(name.rpartition(".")[2], known, n=1)
@@ -113,7 +113,7 @@ def _first(problem: ValidationError, fields: Mapping[str, Any], kind: type[Modif
     if whole := next((rule for rule in rules if rule.startswith("The ")), None):
         return whole, field
     wanted = "; or ".join(_SUBJECT.sub("", rule) for rule in rules)
-    return f"got {shown(received)}, but it {wanted}.", field
+    return f"got {short_repr(received)}, but it {wanted}.", field
 
 
 def _named_in(message: str, fields: Mapping[str, Any]) -> str:
@@ -135,11 +135,11 @@ def _unknown_tag(tag: str) -> str:
     near = difflib.get_close_matches(_stem(tag), stems, n=1, cutoff=0.8) if tag not in _OTHERS else []
     if near:
         return (
-            f"there is no modifier !{cut(tag)}. Do you mean !{stems[near[0]]}? Another kind is outside this project. "
-            f"There are: {', '.join(TAGS)}."
+            f"there is no modifier !{short_text(tag)}. Do you mean !{stems[near[0]]}? "
+            f"Another kind is outside this project. There are: {', '.join(TAGS)}."
         )
     return (
-        f"!{cut(tag)} is outside this project, which prunes and schedules training. Remove it. "
+        f"!{short_text(tag)} is outside this project, which prunes and schedules training. Remove it. "
         f"There are: {', '.join(TAGS)}."
     )
 

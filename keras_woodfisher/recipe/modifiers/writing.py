@@ -11,17 +11,17 @@ from keras_woodfisher.recipe.modifiers.pruning import Modifier
 from keras_woodfisher.recipe.modifiers.validation import TAGS
 
 
-def canonical(modifiers: Sequence[Modifier]) -> str:
+def canonical_text(modifiers: Sequence[Modifier]) -> str:
     """The text of a recipe; what has its default value is left out."""
     lines = ["modifiers:"]
     for modifier in modifiers:
-        fields = plain_fields(modifier)
+        fields = changed_fields(modifier)
         lines.append(f"  - {modifier.tag}:" + ("" if fields else " {}"))
-        lines += [line for name, value in fields.items() for line in _field(name, value)]
+        lines += [line for name, value in fields.items() for line in _lines_of(name, value)]
     return "\n".join(lines) + "\n"
 
 
-def plain_fields(modifier: Modifier) -> dict[str, Any]:
+def changed_fields(modifier: Modifier) -> dict[str, Any]:
     """The fields that aren't at their default, as plain data."""
     return {
         name: as_json(getattr(modifier, name))
@@ -30,7 +30,7 @@ def plain_fields(modifier: Modifier) -> dict[str, Any]:
     }
 
 
-def _field(name: str, value: Any) -> list[str]:
+def _lines_of(name: str, value: Any) -> list[str]:
     if not isinstance(value, Mapping) or not value:
         return [f"      {name}: {_inline(value)}"]
     return [f"      {name}:", *(f"        {_inline(key)}: {_inline(item)}" for key, item in value.items())]
@@ -46,8 +46,6 @@ def _inline(value: Any) -> str:
 
 
 _EXPRESSION = {"type": "string", "pattern": r"^eval\(.*\)$"}
-
-
 _SCALARS = ["string", "number", "boolean", "null", "array"]
 
 

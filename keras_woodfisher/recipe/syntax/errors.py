@@ -1,10 +1,13 @@
-"""What is wrong in a recipe, and where."""
+"""What is wrong in a recipe, and where; and how messages quote what a recipe holds, which may be long."""
 
 import difflib
 import re
 import reprlib
 from collections.abc import Iterable
 from typing import Any
+
+LONGEST = 60
+MOST_BITS = 1024
 
 
 class RecipeError(ValueError):
@@ -32,38 +35,13 @@ class RecipeError(ValueError):
         return f"{where}: {self.message}" if where else self.message
 
 
-LONGEST = 60
-
-
-MOST_BITS = 1024
-
-
 _CONTAINERS = reprlib.Repr()
-
-
 _CONTAINERS.maxstring = _CONTAINERS.maxother = 30
-
-
 _CONTAINERS.maxdict = _CONTAINERS.maxlist = _CONTAINERS.maxtuple = 3
-
-
 _CONTAINERS.maxlevel = 2
 
 
-_QUOTED = re.compile(r"'([^']{60})[^']{60,}'")
-
-
-def shortened(message: str) -> str:
-    """A message whose long quotations are cut."""
-    return _QUOTED.sub(r"'\1...'", message)
-
-
-def cut(text: str) -> str:
-    """A text within a message, without quotation marks: on one line, and cut where it is long."""
-    return repr(text[:LONGEST])[1:-1] + ("..." if len(text) > LONGEST else "")
-
-
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A plain value as it is written in Python, cut where it is long."""
     if isinstance(value, str):
         return repr(value) if len(value) <= LONGEST else f"{value[:LONGEST]!r}... ({len(value)} characters)"
@@ -77,17 +55,30 @@ def shown(value: Any) -> str:
         return f"a {type(value).__name__}"
 
 
-def listed(names: Iterable[str], most: int = 20) -> str:
-    """The names, the first ones if there are many."""
+def short_text(text: str) -> str:
+    """A text within a message, without quotation marks: on one line, and cut where it is long."""
+    return repr(text[:LONGEST])[1:-1] + ("..." if len(text) > LONGEST else "")
+
+
+_LONG_QUOTATION = re.compile(r"'([^']{60})[^']{60,}'")
+
+
+def shorten_quotations(message: str) -> str:
+    """A message whose long quotations are cut."""
+    return _LONG_QUOTATION.sub(r"'\1...'", message)
+
+
+def join_names(names: Iterable[str], most: int = 20) -> str:
+    """The names with commas between them, the first ones if there are many."""
     found = [name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in names]
     return ", ".join(found[:most]) + (f", ... ({len(found)} in all)" if len(found) > most else "") or "none"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def suggest_names(name: str, known: Iterable[str]) -> str:
     """The known names, with the one that was probably meant in front."""
     names = list(known)
     # Comparing takes the product of the two lengths.
     short = [other for other in names if len(other) <= LONGEST][:500]
     near = difflib.get_close_matches(name, short, n=1) if len(name) <= LONGEST else []
     meant = f"Did you mean {near[0]!r}? " if near else ""
-    return f"{meant}Known names: {listed(names)}."
+    return f"{meant}Known names: {join_names(names)}."

@@ -1,4 +1,4 @@
-"""Parses what stands within `eval(...)`, and lets nothing but arithmetic through. Never Python's own eval."""
+"""Arithmetic in `eval(...)`: parsed, checked to be nothing else, computed within bounds. Never Python's own eval."""
 
 import ast
 import math
@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from keras_woodfisher.recipe.syntax.errors import MOST_BITS, RecipeError, cut, nearest, shown
+from keras_woodfisher.recipe.syntax.errors import MOST_BITS, RecipeError, short_repr, short_text
 
+LONGEST_EXPRESSION = 1000
+DEEPEST_EXPRESSION = 50
 MOST_DIGITS = 300
-
+ALLOWED = "numbers, variables, + - * / // % **, parentheses and abs, float, int, max, min, round"
 
 OPERATORS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -22,11 +24,7 @@ OPERATORS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Mod: operator.mod,
     ast.Pow: operator.pow,
 }
-
-
 SIGNS: dict[type[ast.AST], Callable[[Any], Any]] = {ast.USub: operator.neg, ast.UAdd: operator.pos}
-
-
 # Name: the function, and how many arguments it takes at least and at most.
 FUNCTIONS: dict[str, tuple[Callable[..., Any], int, float]] = {
     "abs": (abs, 1, 1),
@@ -36,111 +34,6 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], int, float]] = {
     "min": (min, 2, math.inf),
     "round": (round, 1, 2),
 }
-
-
-def compute(tree: ast.expr, values: Mapping[str, Any]) -> int | float:
-    """The number that an expression gives.
-
-    Args:
-        tree: A syntax tree that `parse` has checked, so that it holds arithmetic only.
-        values: The variables' values. Those that aren't numbers can't be used here.
-
-    Raises:
-        RecipeError: If a name is unknown or no number, or the result can't be had (division by zero, too large).
-    """
-    try:
-        return _value(tree, values)
-    except ZeroDivisionError:
-        problem = "it divides by zero"
-    except OverflowError:
-        problem = "a value is infinite or too large"
-    except ArithmeticError as error:
-        problem = str(error)
-    raise RecipeError(f"eval({cut(ast.unparse(tree))}) can't be computed: {problem}.")
-
-
-def _value(node: ast.expr, values: Mapping[str, Any]) -> int | float:
-    if isinstance(node, ast.BinOp):
-        left, right = _value(node.left, values), _value(node.right, values)
-        _bound(node.op, left, right)
-        return finite(OPERATORS[type(node.op)](left, right))
-    if isinstance(node, ast.UnaryOp):
-        return finite(SIGNS[type(node.op)](_value(node.operand, values)))
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        return finite(_call(node.func.id, [_value(argument, values) for argument in node.args]))
-    if isinstance(node, ast.Name):
-        return _number(node.id, values)
-    if isinstance(node, ast.Constant):
-        return finite(node.value)
-    raise TypeError(f"{node!r} isn't arithmetic; it must be checked first.")
-
-
-def _number(name: str, values: Mapping[str, Any]) -> int | float:
-    if name not in values:
-        raise RecipeError(unknown_name(name, values))
-    value = values[name]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RecipeError(
-            f"Arithmetic needs numbers, but the variable {shown(name)} is {shown(value)}. "
-            "A text or list can only be given as a whole, as in eval(name)."
-        )
-    return finite(value)
-
-
-def unknown_name(name: str, known: Mapping[str, Any]) -> str:
-    return f"The variable {shown(name)} is unknown. {nearest(name, known)}"
-
-
-def _bound(op: ast.operator, left: int | float, right: int | float) -> None:
-    """Refuses integers that would take long to compute, before they are computed."""
-    if not (isinstance(left, int) and isinstance(right, int)):
-        return
-    bits = {
-        ast.Mult: left.bit_length() + right.bit_length(),
-        ast.Pow: left.bit_length() * max(right, 0),
-    }.get(type(op), 0)
-    if bits > MOST_BITS:
-        raise OverflowError
-
-
-def _call(name: str, arguments: list[int | float]) -> Any:
-    if name == "round" and len(arguments) == 2:
-        digits = arguments[1]
-        if not isinstance(digits, int) or abs(digits) > MOST_DIGITS:
-            raise RecipeError(
-                f"round() takes a whole number of digits from -{MOST_DIGITS} to {MOST_DIGITS}, got {shown(digits)}."
-            )
-    return FUNCTIONS[name][0](*arguments)
-
-
-def finite(value: Any) -> int | float:
-    """Refuses what isn't a real number that fits.
-
-    Raises:
-        ArithmeticError: If it is complex, not a number, infinite, or an integer of too many bits.
-    """
-    if isinstance(value, complex):
-        raise ArithmeticError("a fractional power of a negative number isn't a real number")
-    if isinstance(value, float) and math.isnan(value):
-        raise ArithmeticError("a value is not a number (NaN)")
-    if (isinstance(value, float) and math.isinf(value)) or (isinstance(value, int) and value.bit_length() > MOST_BITS):
-        raise OverflowError
-    return value
-
-
-LONGEST_EXPRESSION = 1000
-
-
-DEEPEST_EXPRESSION = 50
-
-
-ALLOWED = "numbers, variables, + - * / // % **, parentheses and abs, float, int, max, min, round"
-
-
-_EVAL = re.compile(r"\s*eval\((.*)\)\s*", re.DOTALL)
-
-
-_FOREIGN = re.compile(r"[^\w\s.,+\-*/%()]")
 
 
 @dataclass(frozen=True)
@@ -156,6 +49,10 @@ class Expression:
     tree: ast.expr
     names: frozenset[str]
     bare: str | None
+
+
+_EVAL = re.compile(r"\s*eval\((.*)\)\s*", re.DOTALL)
+_FOREIGN = re.compile(r"[^\w\s.,+\-*/%()]")
 
 
 def expression_in(value: Any) -> str | None:
@@ -185,15 +82,15 @@ def parse(text: str) -> Expression:
         tree = ast.parse(" ".join(text.split()), mode="eval").body
     except (SyntaxError, ValueError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise RecipeError(f"eval({cut(text)}) isn't an expression: {reason}. Allowed are {ALLOWED}.") from None
+        raise RecipeError(f"eval({short_text(text)}) isn't an expression: {reason}. Allowed are {ALLOWED}.") from None
     except (MemoryError, RecursionError):
-        raise RecipeError(f"eval({cut(text)}) is nested too deeply. Compute a part in a variable.") from None
+        raise RecipeError(f"eval({short_text(text)}) is nested too deeply. Compute a part in a variable.") from None
     names = _checked_names(tree, text)
     return Expression(tree, frozenset(names), tree.id if isinstance(tree, ast.Name) else None)
 
 
 def _refusal(text: str, found: str) -> RecipeError:
-    return RecipeError(f"eval({cut(text)}) holds {found}. Allowed are {ALLOWED}.")
+    return RecipeError(f"eval({short_text(text)}) holds {found}. Allowed are {ALLOWED}.")
 
 
 def _checked_names(tree: ast.expr, text: str) -> set[str]:
@@ -205,7 +102,9 @@ def _checked_names(tree: ast.expr, text: str) -> set[str]:
         level = [part for node in level for part in _parts(node, text)]
         if not level:
             return names
-    raise RecipeError(f"eval({cut(text)}) has more than {DEEPEST_EXPRESSION} levels. Compute a part in a variable.")
+    raise RecipeError(
+        f"eval({short_text(text)}) has more than {DEEPEST_EXPRESSION} levels. Compute a part in a variable."
+    )
 
 
 def _parts(node: ast.expr, text: str) -> list[ast.expr]:
@@ -222,36 +121,36 @@ def _parts(node: ast.expr, text: str) -> list[ast.expr]:
             return []
         case ast.Name():
             return []
-    raise _refusal(text, _described(node))
+    raise _refusal(text, _describe(node))
 
 
 def _check_number(value: Any, text: str) -> None:
     try:
         finite(value)
     except OverflowError:
-        raise RecipeError(f"eval({cut(text)}) holds a number that is too large.") from None
+        raise RecipeError(f"eval({short_text(text)}) holds a number that is too large.") from None
 
 
 def _arguments(node: ast.Call, text: str) -> list[ast.expr]:
     """The arguments of a call, where it is one of an allowed function."""
     if not isinstance(node.func, ast.Name) or node.func.id not in FUNCTIONS:
-        raise _refusal(text, f"a call of {_described(node.func)}")
+        raise _refusal(text, f"a call of {_describe(node.func)}")
     name = node.func.id
     if node.keywords or any(isinstance(argument, ast.Starred) for argument in node.args):
         raise _refusal(text, f"a named or starred argument of {name}()")
     _, least, most = FUNCTIONS[name]
     if not least <= len(node.args) <= most:
         wanted = f"{least}" if least == most else f"{least} or more" if math.isinf(most) else f"{least} or {most}"
-        raise RecipeError(f"eval({cut(text)}): {name}() takes {wanted} argument(s), got {len(node.args)}.")
+        raise RecipeError(f"eval({short_text(text)}): {name}() takes {wanted} argument(s), got {len(node.args)}.")
     return node.args
 
 
-def _described(node: ast.expr) -> str:
+def _describe(node: ast.expr) -> str:
     match node:
         case ast.Name():
-            return shown(node.id)
+            return short_repr(node.id)
         case ast.Constant():
-            return f"the value {shown(node.value)}"
+            return f"the value {short_repr(node.value)}"
         case ast.BinOp() | ast.UnaryOp():
             return f"the operator {type(node.op).__name__}"
         case ast.Attribute():
@@ -259,3 +158,85 @@ def _described(node: ast.expr) -> str:
         case ast.Tuple():
             return "a tuple (a comma between values)"
     return f"a Python construct ({type(node).__name__})"
+
+
+def compute(tree: ast.expr, values: Mapping[str, Any]) -> int | float:
+    """The number that an expression gives.
+
+    Args:
+        tree: A syntax tree that `parse` has checked, so that it holds arithmetic only.
+        values: The values of all variables in it. Those that aren't numbers can't be used here.
+
+    Raises:
+        RecipeError: If a variable is no number, or the result can't be computed (division by zero, too large).
+    """
+    try:
+        return _value(tree, values)
+    except ZeroDivisionError:
+        problem = "it divides by zero"
+    except OverflowError:
+        problem = "a value is infinite or too large"
+    except ArithmeticError as error:
+        problem = str(error)
+    raise RecipeError(f"eval({short_text(ast.unparse(tree))}) can't be computed: {problem}.")
+
+
+def _value(node: ast.expr, values: Mapping[str, Any]) -> int | float:
+    if isinstance(node, ast.BinOp):
+        left, right = _value(node.left, values), _value(node.right, values)
+        _bound(node.op, left, right)
+        return finite(OPERATORS[type(node.op)](left, right))
+    if isinstance(node, ast.UnaryOp):
+        return finite(SIGNS[type(node.op)](_value(node.operand, values)))
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return finite(_call(node.func.id, [_value(argument, values) for argument in node.args]))
+    if isinstance(node, ast.Name):
+        return _number(node.id, values)
+    if isinstance(node, ast.Constant):
+        return finite(node.value)
+    raise TypeError(f"{node!r} isn't arithmetic; it must be checked first.")
+
+
+def _number(name: str, values: Mapping[str, Any]) -> int | float:
+    value = values[name]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RecipeError(
+            f"Arithmetic needs numbers, but the variable {short_repr(name)} is {short_repr(value)}. "
+            "A text or list can only be given as a whole, as in eval(name)."
+        )
+    return finite(value)
+
+
+def _bound(op: ast.operator, left: int | float, right: int | float) -> None:
+    """Refuses integers that would take long to compute, before they are computed."""
+    if not (isinstance(left, int) and isinstance(right, int)):
+        return
+    product, power = left.bit_length() + right.bit_length(), left.bit_length() * max(right, 0)
+    if (product if isinstance(op, ast.Mult) else power if isinstance(op, ast.Pow) else 0) > MOST_BITS:
+        raise OverflowError
+
+
+def _call(name: str, arguments: list[int | float]) -> Any:
+    if name == "round" and len(arguments) == 2:
+        digits = arguments[1]
+        if not isinstance(digits, int) or abs(digits) > MOST_DIGITS:
+            raise RecipeError(
+                f"round() takes a whole number of digits from -{MOST_DIGITS} to {MOST_DIGITS}, "
+                f"got {short_repr(digits)}."
+            )
+    return FUNCTIONS[name][0](*arguments)
+
+
+def finite(value: Any) -> int | float:
+    """Refuses what isn't a real number that fits.
+
+    Raises:
+        ArithmeticError: If it is complex, not a number, infinite, or an integer of too many bits.
+    """
+    if isinstance(value, complex):
+        raise ArithmeticError("a fractional power of a negative number isn't a real number")
+    if isinstance(value, float) and math.isnan(value):
+        raise ArithmeticError("a value is not a number (NaN)")
+    if (isinstance(value, float) and math.isinf(value)) or (isinstance(value, int) and value.bit_length() > MOST_BITS):
+        raise OverflowError
+    return value

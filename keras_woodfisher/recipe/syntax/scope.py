@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from keras_woodfisher.recipe.syntax.errors import RecipeError, shown
-from keras_woodfisher.recipe.syntax.expressions import Expression, compute, expression_in, parse, unknown_name
-from keras_woodfisher.recipe.syntax.tree import Items, Node, Pairs, Scalar, described, refuse_tags
+from keras_woodfisher.recipe.syntax.errors import RecipeError, short_repr, suggest_names
+from keras_woodfisher.recipe.syntax.expressions import Expression, compute, expression_in, parse
+from keras_woodfisher.recipe.syntax.tree import Items, Node, Pairs, Scalar, describe, refuse_tags
 
 LONGEST_TOGETHER = 50_000
 
@@ -25,7 +25,7 @@ class Scope:
 
     def __init__(self, own: Mapping[str, Node], outer: "Scope | None" = None) -> None:
         self.expressions: _Expressions = outer.expressions if outer else _Expressions()
-        self._computed: dict[str, Node] = {}
+        self._results: dict[str, Node] = {}
         # A chain, not a copy: there may be thousands of stages.
         self.nodes: ChainMap[str, Node] = ChainMap({}, outer.nodes if outer else {})
         for name in self._order(own):
@@ -55,7 +55,7 @@ class Scope:
         name = self._evaluate(key, field)
         if not isinstance(name, Scalar):
             raise RecipeError(
-                f"A key must be a name or a number, but {shown(key.value)} gives {described(name)}.",
+                f"A key must be a name or a number, but {short_repr(key.value)} gives {describe(name)}.",
                 line=key.line,
                 field=field,
             )
@@ -67,21 +67,18 @@ class Scope:
         if text is None:
             return node
         try:
-            if text not in self._computed:
-                self._computed[text] = self._compute(self.expressions.take(text))
+            if text not in self._results:
+                self._results[text] = self._compute(self.expressions.take(text))
         except RecipeError as error:
             raise RecipeError(error.message, line=node.line, field=field) from None
-        result = self._computed[text]
+        result = self._results[text]
         return Scalar(result.value, node.line) if isinstance(result, Scalar) else result
 
     def _compute(self, expression: Expression) -> Node:
+        for name in sorted(expression.names - self.nodes.keys()):
+            raise RecipeError(_unknown_name(name, self.nodes))
         if expression.bare is None:
-            values = {name: _value(self.nodes[name]) for name in expression.names if name in self.nodes}
-            for name in sorted(expression.names - values.keys()):
-                raise RecipeError(unknown_name(name, self.nodes))
-            return Scalar(compute(expression.tree, values))
-        if expression.bare not in self.nodes:
-            raise RecipeError(unknown_name(expression.bare, self.nodes))
+            return Scalar(compute(expression.tree, {name: _value(self.nodes[name]) for name in expression.names}))
         return self.nodes[expression.bare]
 
     def _order(self, own: Mapping[str, Node]) -> list[str]:
@@ -92,11 +89,11 @@ class Scope:
             uses[name] = names & own.keys()
             for other in sorted(names - uses[name]):
                 if other not in self.nodes:
-                    raise RecipeError(unknown_name(other, {**own, **self.nodes}), line=node.line, field=name)
+                    raise RecipeError(_unknown_name(other, {**own, **self.nodes}), line=node.line, field=name)
         try:
             return list(TopologicalSorter(uses).static_order())
         except CycleError as error:
-            cycle = " -> ".join(shown(name) for name in reversed(error.args[1][:20]))
+            cycle = " -> ".join(short_repr(name) for name in reversed(error.args[1][:20]))
             first = error.args[1][0]
             raise RecipeError(
                 f"Variables are computed from each other in a circle: {cycle}. Give one of them a number.",
@@ -140,6 +137,10 @@ class _Expressions:
         if text not in self._parsed:
             self._parsed[text] = parse(text)
         return self._parsed[text]
+
+
+def _unknown_name(name: str, known: Mapping[str, Node]) -> str:
+    return f"The variable {short_repr(name)} is unknown. {suggest_names(name, known)}"
 
 
 def _value(node: Node) -> Any:

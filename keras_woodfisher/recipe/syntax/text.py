@@ -1,4 +1,4 @@
-"""From a file or a text to the YAML in it."""
+"""From a file or a text to the YAML in it, which in Markdown is the front matter."""
 
 import os
 import re
@@ -6,90 +6,14 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from keras_woodfisher.recipe.syntax.errors import RecipeError, shown
-
-DELIMITER = "---"
-
-
-MARKDOWN = ".md"
-
-
-_RECIPE_LINE = re.compile(r" {0,3}([\"']?\w*modifiers\w*[\"']?\s*:\s*([\[{&!#].*)?|-\s+!\w+Modifier\b.*)")
-"""A group, whatever its list looks like, or an item of one; four spaces make it a code block."""
-
-
-def yaml_part(text: str, ending: str | None = None) -> str:
-    r"""The YAML of a text: its front matter where it has some, the whole otherwise.
-
-    What stands before the front matter is left as empty lines, so that line numbers are the file's own.
-
-    Args:
-        text: The text, with line ends `\n`.
-        ending: The file's ending, if it is a file. Markdown must have front matter; after YAML's, nothing may follow.
-
-    Raises:
-        RecipeError: If Markdown has no front matter, or modifiers stand after it.
-    """
-    lines = text.split("\n")
-    first = _first_line_of_content(lines)
-    opened = first is not None and lines[first].rstrip() == DELIMITER
-    start = 0 if first is None else first + 1
-    end = next((i for i in range(start, len(lines)) if opened and lines[i].rstrip() == DELIMITER), None)
-    if end is not None and (ending in (None, MARKDOWN) or _first_line_of_content(lines[end + 1 :]) is None):
-        _refuse_second_recipe(lines, end + 1)
-        return "\n".join([""] * start + lines[start:end] + [""])
-    if ending == MARKDOWN:
-        raise RecipeError(_no_front_matter(lines, first, opened), line=(first or 0) + 1)
-    return text
-
-
-def _first_line_of_content(lines: list[str]) -> int | None:
-    """The first line that isn't empty, a `#` comment or within an HTML comment."""
-    within = False
-    for index, line in enumerate(lines):
-        stripped = line.strip()
-        if within or stripped.startswith("<!--"):
-            within = "-->" not in stripped
-            if within or stripped.endswith("-->"):
-                continue
-            return index
-        if stripped and not stripped.startswith("#"):
-            return index
-    return None
-
-
-def _refuse_second_recipe(lines: list[str], start: int) -> None:
-    """Refuses modifiers after the front matter, which would be lost in silence. Code blocks are Markdown's."""
-    fenced = False
-    for index in range(start, len(lines)):
-        fenced ^= lines[index].lstrip().startswith(("```", "~~~"))
-        if not fenced and _RECIPE_LINE.fullmatch(lines[index]):
-            raise RecipeError(
-                f"{shown(lines[index].strip())} stands after the line {DELIMITER!r} that ends the recipe. Move it "
-                "before that line, or into a code block if it is an example.",
-                line=index + 1,
-            )
-
-
-def _no_front_matter(lines: list[str], first: int | None, opened: bool) -> str:
-    if opened:
-        found = "its front matter isn't closed"
-    else:
-        found = "it is empty" if first is None else f"it begins with {shown(lines[first].strip())}"
-    return (
-        f"A Markdown recipe has its YAML between two lines that are exactly {DELIMITER!r}, but {found}. "
-        "Only comments may stand before the first."
-    )
-
+from keras_woodfisher.recipe.syntax.errors import RecipeError, short_repr
 
 ENDINGS = (".yaml", ".yml", ".md", ".json")
 """JSON is YAML."""
-
-
 MOST_BYTES = 256 * 1024
-
-
 TEXT = "recipe"
+DELIMITER = "---"
+MARKDOWN = ".md"
 
 
 def read_source(source: Any) -> tuple[str, str]:
@@ -134,7 +58,7 @@ def _read_file(path: str | bytes) -> tuple[str, str]:
         problem = "isn't found. Check the path, which counts from the working directory."
     except (OSError, ValueError) as error:  # a ValueError for a path with a null character
         problem = f"can't be read: {error}."
-    raise RecipeError(f"The file {shown(path)} {problem}", source=name)
+    raise RecipeError(f"The file {short_repr(path)} {problem}", source=name)
 
 
 def _content(path: str, ending: str) -> bytes:
@@ -142,9 +66,9 @@ def _content(path: str, ending: str) -> bytes:
     if not stat.S_ISREG(mode):
         # A pipe or device might never end.
         kind = "a folder" if stat.S_ISDIR(mode) else "no ordinary file"
-        raise RecipeError(f"A recipe must be a file, but {shown(path)} is {kind}.")
+        raise RecipeError(f"A recipe must be a file, but {short_repr(path)} is {kind}.")
     if ending not in ENDINGS:
-        raise RecipeError(f"A recipe's file ends in {', '.join(ENDINGS)}, got {shown(path)}. Rename it.")
+        raise RecipeError(f"A recipe's file ends in {', '.join(ENDINGS)}, got {short_repr(path)}. Rename it.")
     with open(path, "rb") as file:
         _check_size(os.fstat(file.fileno()).st_size)
         content = file.read(MOST_BYTES + 1)
@@ -172,3 +96,71 @@ def _check_size(size: int) -> None:
 
 def _with_one_line_end(text: str) -> str:
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def yaml_part(text: str, ending: str | None = None) -> str:
+    r"""The YAML of a text: its front matter where it has some, the whole otherwise.
+
+    What stands before the front matter is left as empty lines, so that line numbers are the file's own.
+
+    Args:
+        text: The text, with line ends `\n`.
+        ending: The file's ending, if it is a file. Markdown must have front matter; after YAML's, nothing may follow.
+
+    Raises:
+        RecipeError: If Markdown has no front matter, or modifiers stand after it.
+    """
+    lines = text.split("\n")
+    first = _first_line_of_content(lines)
+    opened = first is not None and lines[first].rstrip() == DELIMITER
+    start = 0 if first is None else first + 1
+    end = next((i for i in range(start, len(lines)) if opened and lines[i].rstrip() == DELIMITER), None)
+    if end is not None and (ending in (None, MARKDOWN) or _first_line_of_content(lines[end + 1 :]) is None):
+        _refuse_second_recipe(lines, end + 1)
+        return "\n".join([""] * start + lines[start:end] + [""])
+    if ending == MARKDOWN:
+        raise RecipeError(_no_front_matter(lines, first, opened), line=(first or 0) + 1)
+    return text
+
+
+def _first_line_of_content(lines: list[str]) -> int | None:
+    """The first line that isn't empty, a `#` comment or within an HTML comment."""
+    within = False
+    for index, line in enumerate(lines):
+        stripped = line.strip()
+        if within or stripped.startswith("<!--"):
+            within = "-->" not in stripped
+            if within or stripped.endswith("-->"):
+                continue
+            return index
+        if stripped and not stripped.startswith("#"):
+            return index
+    return None
+
+
+_RECIPE_LINE = re.compile(r" {0,3}([\"']?\w*modifiers\w*[\"']?\s*:\s*([\[{&!#].*)?|-\s+!\w+Modifier\b.*)")
+"""A group, whatever its list looks like, or an item of one; four spaces make it a code block."""
+
+
+def _refuse_second_recipe(lines: list[str], start: int) -> None:
+    """Refuses modifiers after the front matter, which would be lost in silence. Code blocks are Markdown's."""
+    fenced = False
+    for index in range(start, len(lines)):
+        fenced ^= lines[index].lstrip().startswith(("```", "~~~"))
+        if not fenced and _RECIPE_LINE.fullmatch(lines[index]):
+            raise RecipeError(
+                f"{short_repr(lines[index].strip())} stands after the line {DELIMITER!r} that ends the recipe. Move it "
+                "before that line, or into a code block if it is an example.",
+                line=index + 1,
+            )
+
+
+def _no_front_matter(lines: list[str], first: int | None, opened: bool) -> str:
+    if opened:
+        found = "its front matter isn't closed"
+    else:
+        found = "it is empty" if first is None else f"it begins with {short_repr(lines[first].strip())}"
+    return (
+        f"A Markdown recipe has its YAML between two lines that are exactly {DELIMITER!r}, but {found}. "
+        "Only comments may stand before the first."
+    )

@@ -1,6 +1,8 @@
-"""What a recipe holds before its expressions are computed: scalars, lists and mappings that know their line."""
+"""The tree of a recipe before its expressions are computed: nodes that know their line and are bounded in size.
 
-import math
+Plain Python data and trees are turned into each other here; `yaml_tree` makes trees from text.
+"""
+
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,14 +10,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from keras_woodfisher.recipe.syntax.errors import MOST_BITS, RecipeError, listed, shown
+from keras_woodfisher.recipe.syntax.errors import MOST_BITS, RecipeError, join_names, short_repr
 
 MOST_NODES = 10_000
-
-
 DEEPEST = 32
-
-
 LONGEST_KEY = 256
 
 
@@ -67,13 +65,13 @@ class Pairs:
         for key, _ in self.pairs:
             if isinstance(key.value, str) and len(key.value) > LONGEST_KEY:
                 raise RecipeError(
-                    f"A key may have up to {LONGEST_KEY} characters, got {shown(key.value)}.", line=key.line
+                    f"A key may have up to {LONGEST_KEY} characters, got {short_repr(key.value)}.", line=key.line
                 )
             first = seen.setdefault(key.value, key)
             if first is not key:
                 before = "" if first.line is None else f" (first on line {first.line})"
                 raise RecipeError(
-                    f"The key {shown(key.value)} is there twice in one mapping{before}. Keep one of them.",
+                    f"The key {short_repr(key.value)} is there twice in one mapping{before}. Keep one of them.",
                     line=key.line,
                     field=str(key.value),
                 )
@@ -91,11 +89,7 @@ def _measure(node: Items | Pairs, children: list[Node]) -> None:
 
 
 def check_size(size: int, line: int | None) -> None:
-    """Refuses what would grow beyond all bounds when aliases and variables are written out.
-
-    Raises:
-        RecipeError: If there are more than `MOST_NODES` values.
-    """
+    """Refuses what would grow beyond all bounds when aliases and variables are written out."""
     if size > MOST_NODES:
         raise RecipeError(
             f"The recipe holds more than {MOST_NODES} values, counted with every alias and variable written out. "
@@ -105,157 +99,83 @@ def check_size(size: int, line: int | None) -> None:
 
 
 def check_depth(depth: int, line: int | None) -> None:
-    """Refuses what is nested too deeply.
-
-    Raises:
-        RecipeError: If there are more than `DEEPEST` levels.
-    """
+    """Refuses what is nested too deeply."""
     if depth > DEEPEST:
         raise RecipeError(
             f"Lists and mappings are nested more than {DEEPEST} levels deep. A recipe needs about 5.", line=line
         )
 
 
-def plain(node: Node) -> Any:
-    """The node as Python's own lists and dictionaries, freshly made."""
-    if isinstance(node, Scalar):
-        return node.value
-    if isinstance(node, Items):
-        return [plain(item) for item in node.items]
-    return {key.value: plain(value) for key, value in node.pairs}
-
-
-def described(node: Node) -> str:
-    """What a node is, for messages."""
-    tag = f" tagged {shown(node.tag)}" if node.tag else ""
-    if isinstance(node, Scalar):
-        return shown(node.value) + tag
-    if isinstance(node, Items):
-        return "a list" + tag
-    return f"a mapping{tag} with the keys {listed((str(key.value) for key, _ in node.pairs), most=5)}"
-
-
-def refuse_tags(node: Node, field: str | None) -> None:
-    """Refuses a tag in a value: none means anything there.
-
-    Raises:
-        RecipeError: If a node or one within it has a tag.
-    """
-    if node.tag:
-        raise RecipeError(
-            f"The tag {shown(node.tag)} is at a place that has no tags. Only the items of a list whose key "
-            "contains `modifiers` have one.",
-            line=node.line,
-            field=field,
-        )
-    parts: list[Node] = []
-    if isinstance(node, Items):
-        parts = list(node.items)
-    elif isinstance(node, Pairs):
-        parts = [value for _, value in node.pairs]
-    for part in parts:
-        refuse_tags(part, field)
-
-
-LONGEST_NUMBER = 100
-
-
-_NAMED: dict[str, Any] = (
-    dict.fromkeys(("", "~", "null", "Null", "NULL"))
-    | dict.fromkeys(("true", "True", "TRUE"), True)
-    | dict.fromkeys(("false", "False", "FALSE"), False)
-    | dict.fromkeys((sign + name for sign in ("", "+") for name in (".inf", ".Inf", ".INF")), math.inf)
-    | dict.fromkeys(("-.inf", "-.Inf", "-.INF"), -math.inf)
-    | dict.fromkeys((".nan", ".NaN", ".NAN"), math.nan)
-)
-
-
-_DECIMAL = re.compile(r"[-+]?[0-9]+")
-
-
-_BASED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
-
-
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-
-
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
-
-
-def scalar_value(text: str, line: int | None = None) -> Any:
-    """The value of an unquoted scalar: None, bool, int, float, or the text itself.
-
-    >>> [scalar_value(text) for text in ("1e-5", "0x1F", "2:4", "yes", "1_000", "~")]
-    [1e-05, 31, '2:4', 'yes', '1_000', None]
-
-    Raises:
-        RecipeError: If a number is too long or too large to be held.
-    """
-    if text in _NAMED:
-        return _NAMED[text]
-    # Also a bound on the time that matching takes.
-    if text[0] not in "+-.0123456789" or not text.isascii():
-        return text
-    decimal, based = _DECIMAL.fullmatch(text), _BASED.fullmatch(text)
-    if not (decimal or based or _FLOAT.fullmatch(text)):
-        return text
-    if len(text) > LONGEST_NUMBER:
-        raise RecipeError(
-            f"A number may have up to {LONGEST_NUMBER} characters, got {shown(text)}. Quote it to make it a text.",
-            line=line,
-        )
-    if decimal:
-        return int(text)
-    if based:
-        return int(text, base=0)
-    value = float(text)
-    if math.isinf(value):
-        raise RecipeError(f"The number {text} is too large for a float. Infinity is written .inf.", line=line)
-    return value
-
-
-def whole_characters(text: str) -> str:
-    r"""The text with pairs of surrogates joined, as JSON writes what has more than 16 bits.
-
-    >>> whole_characters("\ud83d\ude00") == "\U0001f600"
-    True
-    """
-    return _PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
-
-
 def check_text(text: str, line: int | None = None, field: str | None = None) -> None:
-    """Refuses half characters, which can't be printed or saved.
-
-    Raises:
-        RecipeError: If there is a lone surrogate.
-    """
+    """Refuses half characters (lone surrogates), which can't be printed or saved."""
     found = _SURROGATE.search(text)
     if found:
         raise RecipeError(
-            f"The text {shown(text)} holds half of a character (the lone surrogate U+{ord(found[0]):04X}). "
+            f"The text {short_repr(text)} holds half of a character (the lone surrogate U+{ord(found[0]):04X}). "
             "Write the whole character.",
             line=line,
             field=field,
         )
 
 
-def plain_tree(value: Any, path: str = "") -> Node:
-    """The tree of a plain value; the value is left as it is.
+def refuse_tags(node: Node, field: str | None) -> None:
+    """Refuses a tag in a value, or within it: none means anything there."""
+    if node.tag:
+        raise RecipeError(
+            f"The tag {short_repr(node.tag)} is at a place that has no tags. Only the items of a list whose key "
+            "contains `modifiers` have one.",
+            line=node.line,
+            field=field,
+        )
+    if isinstance(node, Scalar):
+        return
+    for part in node.items if isinstance(node, Items) else [value for _, value in node.pairs]:
+        refuse_tags(part, field)
+
+
+def is_null(node: Node) -> bool:
+    """Whether nothing is written there."""
+    return isinstance(node, Scalar) and node.value is None
+
+
+def describe(node: Node) -> str:
+    """What a node is, for messages."""
+    tag = f" tagged {short_repr(node.tag)}" if node.tag else ""
+    if isinstance(node, Scalar):
+        return short_repr(node.value) + tag
+    if isinstance(node, Items):
+        return "a list" + tag
+    return f"a mapping{tag} with the keys {join_names((str(key.value) for key, _ in node.pairs), most=5)}"
+
+
+def data_of(node: Node) -> Any:
+    """The node as Python's own lists and dictionaries, freshly made."""
+    if isinstance(node, Scalar):
+        return node.value
+    if isinstance(node, Items):
+        return [data_of(item) for item in node.items]
+    return {key.value: data_of(value) for key, value in node.pairs}
+
+
+def tree_of(data: Any, path: str = "") -> Node:
+    """The tree of plain data, which is left as it is.
 
     Args:
-        value: None, bool, int, float, str, NumPy scalars, and lists, tuples and mappings of them.
-        path: Where the value stands, for messages.
+        data: None, bool, int, float, str, NumPy scalars, and lists, tuples and mappings of them.
+        path: Where the data stands, for messages.
 
     Raises:
         RecipeError: If something else is found, or it is too large, too deep, or within itself.
     """
-    return _Builder().node(value, path, ())
+    return _TreeBuilder().node(data, path, ())
 
 
-class _Builder:
+class _TreeBuilder:
+    """Counts nodes while they are made, so that data that hold one list many times are stopped early."""
+
     def __init__(self) -> None:
         self._count = 0
 
@@ -264,33 +184,28 @@ class _Builder:
         try:
             check_size(self._count, None)
             check_depth(len(parents), None)
-            if isinstance(value, Mapping):
-                return self._mapping(value, path, _within(value, path, parents))
-            if isinstance(value, list | tuple):
-                inner = _within(value, path, parents)
-                return Items(tuple(self.node(item, f"{path}[{i}]", inner) for i, item in enumerate(value)))
+            if isinstance(value, Mapping | list | tuple):
+                if id(value) in parents:
+                    raise RecipeError("A list or mapping holds itself. Write the value out.")
+                return self._container(value, path, (*parents, id(value)))
         except RecipeError as error:
             error.field = error.field or path or None
             raise
-        return Scalar(_scalar(value, path))
+        return Scalar(_scalar_of(value, path))
 
-    def _mapping(self, value: Mapping[Any, Any], path: str, parents: tuple[int, ...]) -> Pairs:
+    def _container(self, value: Any, path: str, parents: tuple[int, ...]) -> Node:
+        if not isinstance(value, Mapping):
+            return Items(tuple(self.node(item, f"{path}[{i}]", parents) for i, item in enumerate(value)))
         pairs = []
         for key, item in value.items():
             self._count += 1
-            inner = Scalar(_scalar(key, f"a key of {path}" if path else "a key"))
-            name = str(inner.value)[:100]
-            pairs.append((inner, self.node(item, f"{path}.{name}" if path else name, parents)))
+            scalar = Scalar(_scalar_of(key, f"a key of {path}" if path else "a key"))
+            name = str(scalar.value)[:100]
+            pairs.append((scalar, self.node(item, f"{path}.{name}" if path else name, parents)))
         return Pairs(tuple(pairs))
 
 
-def _within(value: Any, path: str, parents: tuple[int, ...]) -> tuple[int, ...]:
-    if id(value) in parents:
-        raise RecipeError("A list or mapping holds itself. Write the value out.", field=path or None)
-    return (*parents, id(value))
-
-
-def _scalar(value: Any, path: str) -> Any:
+def _scalar_of(value: Any, path: str) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     if value is not None and type(value) not in (bool, int, float, str):
@@ -302,5 +217,5 @@ def _scalar(value: Any, path: str) -> Any:
     if isinstance(value, str):
         check_text(value, field=path)
     if isinstance(value, int) and value.bit_length() > MOST_BITS:
-        raise RecipeError(f"A number may have up to {MOST_BITS} bits, got {shown(value)}.", field=path)
+        raise RecipeError(f"A number may have up to {MOST_BITS} bits, got {short_repr(value)}.", field=path)
     return value

@@ -1,15 +1,22 @@
-"""From YAML to a tree. No tag builds anything, and nothing grows beyond its bounds."""
+"""From YAML to a tree: PyYAML composes, this module says what a scalar, a tag and a merge mean in a recipe.
 
+No tag builds anything, scalars are those of YAML 1.2, and nothing grows beyond the bounds of the tree.
+"""
+
+import math
+import re
 from bisect import bisect_left
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import yaml
+from yaml.composer import Composer
 from yaml.parser import Parser
 from yaml.reader import Reader, ReaderError
 from yaml.scanner import Scanner
 
-from keras_woodfisher.recipe.syntax.errors import RecipeError, cut, shown
+from keras_woodfisher.recipe.syntax.errors import RecipeError, short_repr, short_text
 from keras_woodfisher.recipe.syntax.tree import (
     LONGEST_KEY,
     Items,
@@ -19,95 +26,8 @@ from keras_woodfisher.recipe.syntax.tree import (
     check_depth,
     check_size,
     check_text,
-    described,
-    scalar_value,
-    whole_characters,
+    describe,
 )
-
-_TAG_ENDS = "\0 \t\r\n\x85\u2028\u2029,[]{}"
-
-
-_HINTS = {
-    r"'\t'": "Indent with spaces.",
-    "'%'": "Quote a text that begins with %.",
-    "'@'": "Quote a text that begins with @.",
-    "'`'": "Quote a text that begins with a backquote.",
-    "mapping values are not allowed": "Quote a text that holds a colon and a space, and check the indentation.",
-}
-
-
-class Events(Reader, Scanner, Parser):
-    """The events of a text, one by one, so that a bound can stop it anywhere.
-
-    Tags differ from YAML's: they build nothing, so global, verbatim and named ones are refused; a `:` at the end is
-    dropped; and `,[]{}` end them, as users expect of `[!First, !Second]`.
-
-    Raises:
-        RecipeError: If it isn't YAML (with the line), also while it is read.
-    """
-
-    def __init__(self, text: str) -> None:
-        self._newlines = [index for index, char in enumerate(text) if char == "\n"]
-        try:
-            Reader.__init__(self, text)
-        except ReaderError as error:
-            raise RecipeError(
-                f"The character U+{ord(text[error.position]):04X} may not be in a recipe. Delete it.",
-                line=self._line(error.position),
-            ) from None
-        Scanner.__init__(self)
-        Parser.__init__(self)
-
-    def line_of(self, event: Any) -> int:
-        """The line on which an event begins, from 1."""
-        return self._line(event.start_mark.index)
-
-    def next(self) -> Any:
-        """The next event; at the end, None."""
-        try:
-            return self.get_event() if self.check_event() else None
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            line = None if mark is None else self._line(mark.index)
-            raise RecipeError(_not_yaml(error), line=line) from None
-        except RecipeError:
-            raise
-        except (ValueError, OverflowError):
-            # PyYAML leaves "\UFFFFFFFF" and "%YAML 1.99..." to Python.
-            raise RecipeError(
-                "This isn't YAML: an escape or a directive holds a number that is too large.",
-                line=self._line(self.index),
-            ) from None
-
-    def __iter__(self) -> Iterator[Any]:
-        while (event := self.next()) is not None:
-            yield event
-
-    def scan_tag(self) -> Any:
-        start = self.get_mark()
-        length = 1
-        while self.peek(length) not in _TAG_ENDS:
-            length += 1
-        tag = self.prefix(length)
-        self.forward(length)
-        if length > LONGEST_KEY or not tag[1:].removesuffix(":").replace(".", "_").isidentifier():
-            raise RecipeError(
-                f"Only modifiers have a tag, as in `- !EpochRangeModifier`, got {shown(tag)}. Leave it out; "
-                "quote a value to make it a text.",
-                line=self._line(start.index),
-            )
-        return yaml.TagToken((None, tag.removesuffix(":")), start, self.get_mark())
-
-    def _line(self, index: int) -> int:
-        # PyYAML counts other characters as line ends too; editors don't.
-        return bisect_left(self._newlines, index) + 1
-
-
-def _not_yaml(error: Any) -> str:
-    context = f"{error.context}: " if error.context else ""
-    hint = next((hint for found, hint in _HINTS.items() if found in (error.problem or "")), "")
-    return f"This isn't YAML: {context}{error.problem}. {hint}".rstrip()
-
 
 MERGE = "<<"
 
@@ -118,103 +38,117 @@ def yaml_tree(text: str) -> Node | None:
     Raises:
         RecipeError: If it isn't one YAML document within bounds (with the line).
     """
-    return _Builder(Events(text)).document()
+    return _TreeComposer(text).document()
 
 
-class _Builder:
-    """Builds nodes from events; an alias shares its anchor's node, so that only counting writes it out."""
+class _MergeKey(Scalar):
+    """An unquoted `<<`."""
 
-    def __init__(self, events: Events) -> None:
-        self._events = events
-        self._anchors: dict[str, Node | None] = {}
-        self._aliased: set[int] = set()
+
+class _TreeComposer(Reader, Scanner, Parser, Composer):
+    """Composes nodes of the tree; an alias shares its anchor's node, so that only counting writes it out.
+
+    Tags differ from YAML's: they build nothing, so global, verbatim and named ones are refused; a `:` at the end is
+    dropped; and `,[]{}` end them, as users expect of `[!First, !Second]`.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._newlines = [index for index, char in enumerate(text) if char == "\n"]
         self._count = 0
+        self._depth = 0
+        self._aliased: set[Node] = set()
+        try:
+            Reader.__init__(self, text)
+        except ReaderError as error:
+            raise RecipeError(
+                f"The character U+{ord(text[error.position]):04X} may not be in a recipe. Delete it.",
+                line=self._line(error.position),
+            ) from None
+        Scanner.__init__(self)
+        Parser.__init__(self)
+        Composer.__init__(self)
 
     def document(self) -> Node | None:
-        root: Node | None = None
-        documents = 0
-        for event in self._events:
-            if isinstance(event, yaml.DocumentStartEvent):
-                documents += 1
-                if documents > 1:
-                    raise RecipeError(
-                        "A second YAML document begins here. A recipe is one document: delete this line or the rest.",
-                        line=self._events.line_of(event),
-                    )
-                root = self._node(self._events.next(), depth=0)
+        with self._yaml_errors():
+            root = self.get_node() if self.check_node() else None
+            if self.check_node():
+                raise RecipeError(
+                    "A second YAML document begins here. A recipe is one document: delete this line or the rest.",
+                    line=self._line(self.peek_event().start_mark.index),
+                )
         return root
 
-    def _node(self, event: Any, depth: int) -> Node:
-        line = self._events.line_of(event)
-        self._count += 1
-        check_size(self._count, line)
-        if isinstance(event, yaml.AliasEvent):
-            return self._alias(str(event.anchor), line)
-        if event.anchor is not None:
-            # Until the node is complete, an alias to it would be recursive.
-            self._anchors[event.anchor] = None
-        node = self._content(event, depth, line)
-        if event.anchor is not None:
-            self._anchors[event.anchor] = node
-        return node
-
-    def _alias(self, anchor: str, line: int) -> Node:
-        name = cut(anchor)
-        if anchor not in self._anchors:
-            raise RecipeError(
-                f"The alias *{name} has no anchor before it. Write &{name} at the value first.", line=line
-            )
-        node = self._anchors[anchor]
-        if node is None:
-            raise RecipeError(f"The alias *{name} stands within its own anchor. Write the value out.", line=line)
-        # Written out, it has its whole size once more.
-        self._count += node.size - 1
-        check_size(self._count, line)
-        self._aliased.add(id(node))
-        return node
-
-    def _content(self, event: Any, depth: int, line: int) -> Node:
-        if isinstance(event, yaml.ScalarEvent):
-            text = event.value if event.style is None else whole_characters(event.value)
-            check_text(text, line)
-            value = scalar_value(text, line) if event.style is None else text
-            return Scalar(value, line, event.tag)
-        check_depth(depth + 1, line)
-        if isinstance(event, yaml.MappingStartEvent):
-            return self._mapping(event, depth, line)
-        items = []
-        while not isinstance(child := self._events.next(), yaml.SequenceEndEvent):
-            items.append(self._node(child, depth + 1))
-        return Items(tuple(items), line, event.tag)
-
-    def _mapping(self, event: Any, depth: int, line: int) -> Pairs:
-        pairs: list[tuple[Scalar, Node]] = []
-        merged: tuple[Scalar, Node] | None = None
-        while not isinstance(child := self._events.next(), yaml.MappingEndEvent):
-            key = self._node(child, depth + 1)
-            value = self._value(key, depth + 1)
-            if not isinstance(key, Scalar) or key.tag:
-                raise RecipeError(
-                    f"A key must be a name or a number without a tag, got {described(key)}.", line=key.line
-                )
-            if not _is_merge(child):
-                pairs.append((key, value))
-            elif merged is None:
-                merged = key, value
-            else:
-                raise RecipeError(
-                    "`<<` is there twice in one mapping. Write `<<: [*first, *second]`.", line=key.line, field=MERGE
-                )
-        # Made first, so that its own keys are known to differ.
-        own = Pairs(tuple(pairs), line, event.tag)
-        return own if merged is None else self._merge(own, *merged)
-
-    def _value(self, key: Node, depth: int) -> Node:
+    def compose_node(self, parent: Any, index: Any) -> Node:
         try:
-            return self._node(self._events.next(), depth)
+            with self._yaml_errors():
+                event = self.peek_event()
+                self._enter(event, self._line(event.start_mark.index))
+                node: Node = super().compose_node(parent, index)
         except RecipeError as error:
-            error.field = error.field or (cut(str(key.value)) if isinstance(key, Scalar) else None)
+            # The index of a mapping's value is its key.
+            error.field = error.field or (short_text(str(index.value)) if isinstance(index, Scalar) else None)
             raise
+        if event.anchor is not None:
+            self.anchors[event.anchor] = node
+        if isinstance(parent, yaml.MappingNode) and index is not None:
+            _check_key(index)
+        return node
+
+    def _enter(self, event: Any, line: int) -> None:
+        """Counts a node before it is composed, and checks an alias."""
+        self._count += 1
+        if isinstance(event, yaml.AliasEvent):
+            node, name = self.anchors.get(event.anchor), short_text(event.anchor)
+            if node is None:
+                raise RecipeError(
+                    f"The alias *{name} has no anchor before it. Write &{name} at the value first.", line=line
+                )
+            # PyYAML's own node stands there until ours is complete.
+            if isinstance(node, yaml.Node):
+                raise RecipeError(f"The alias *{name} stands within its own anchor. Write the value out.", line=line)
+            self._aliased.add(node)
+            # Written out, it has its whole size once more.
+            self._count += node.size - 1
+        elif event.anchor is not None:
+            # An anchor may be used again; the newest one counts.
+            self.anchors.pop(event.anchor, None)
+        check_size(self._count, line)
+        if isinstance(event, yaml.CollectionStartEvent):
+            check_depth(self._depth + 1, line)
+
+    def descend_resolver(self, parent: Any, index: Any) -> None:
+        self._depth += 1
+
+    def ascend_resolver(self) -> None:
+        self._depth -= 1
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> None:
+        """What isn't tagged has no tag."""
+
+    def compose_scalar_node(self, anchor: Any) -> Scalar:
+        node = super().compose_scalar_node(anchor)
+        line = self._line(node.start_mark.index)
+        text = node.value if node.style is None else join_surrogates(node.value)
+        check_text(text, line)
+        value = scalar_value(text, line) if node.style is None else text
+        return (_MergeKey if node.style is None and text == MERGE else Scalar)(value, line, node.tag)
+
+    def compose_sequence_node(self, anchor: Any) -> Items:
+        node = super().compose_sequence_node(anchor)
+        return Items(tuple(node.value), self._line(node.start_mark.index), node.tag)
+
+    def compose_mapping_node(self, anchor: Any) -> Pairs:
+        node = super().compose_mapping_node(anchor)
+        merges = [pair for pair in node.value if isinstance(pair[0], _MergeKey)]
+        if len(merges) > 1:
+            line = merges[1][0].line
+            raise RecipeError(
+                "`<<` is there twice in one mapping. Write `<<: [*first, *second]`.", line=line, field=MERGE
+            )
+        # Made first, so that its own keys are known to differ.
+        pairs = tuple(pair for pair in node.value if not isinstance(pair[0], _MergeKey))
+        own = Pairs(pairs, self._line(node.start_mark.index), node.tag)
+        return self._merge(own, *merges[0]) if merges else own
 
     def _merge(self, own: Pairs, key: Scalar, value: Node) -> Pairs:
         """The mapping with those after `<<` merged in: its own keys win, then those of the first one named."""
@@ -222,15 +156,125 @@ class _Builder:
         for source in value.items if isinstance(value, Items) else (value,):
             if not isinstance(source, Pairs):
                 raise RecipeError(
-                    f"`<<` merges a mapping or a list of mappings, got {described(source)}.", line=key.line, field=MERGE
+                    f"`<<` merges a mapping or a list of mappings, got {describe(source)}.", line=key.line, field=MERGE
                 )
-            if source.tag and id(source) not in self._aliased:
-                raise RecipeError(f"What `<<` merges has no tag, got {shown(source.tag)}.", line=source.line)
+            if source.tag and source not in self._aliased:
+                raise RecipeError(f"What `<<` merges has no tag, got {short_repr(source.tag)}.", line=source.line)
             for name, node in source.pairs:
                 pairs.setdefault(name.value, (name, node))
         return Pairs(tuple(pairs.values()), own.line, own.tag)
 
+    def scan_tag(self) -> Any:
+        start = self.get_mark()
+        length = 1
+        while self.peek(length) not in _TAG_ENDS:
+            length += 1
+        tag = self.prefix(length)
+        self.forward(length)
+        if length > LONGEST_KEY or not tag[1:].removesuffix(":").replace(".", "_").isidentifier():
+            raise RecipeError(
+                f"Only modifiers have a tag, as in `- !EpochRangeModifier`, got {short_repr(tag)}. Leave it out; "
+                "quote a value to make it a text.",
+                line=self._line(start.index),
+            )
+        return yaml.TagToken((None, tag.removesuffix(":")), start, self.get_mark())
 
-def _is_merge(event: Any) -> bool:
-    """Whether an unquoted `<<` is the key."""
-    return isinstance(event, yaml.ScalarEvent) and event.style is None and event.value == MERGE
+    def _line(self, index: int) -> int:
+        # PyYAML counts other characters as line ends too; editors don't.
+        return bisect_left(self._newlines, index) + 1
+
+    @contextmanager
+    def _yaml_errors(self) -> Iterator[None]:
+        """Turns PyYAML's errors into ours."""
+        try:
+            yield
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            raise RecipeError(_not_yaml(error), line=mark and self._line(mark.index)) from None
+        except RecipeError:
+            raise
+        except (ValueError, OverflowError):
+            # PyYAML leaves "\UFFFFFFFF" and "%YAML 1.99..." to Python.
+            raise RecipeError(
+                "This isn't YAML: an escape or a directive holds a number that is too large.",
+                line=self._line(self.index),
+            ) from None
+
+
+_TAG_ENDS = "\0 \t\r\n\x85\u2028\u2029,[]{}"
+
+_HINTS = {
+    r"'\t'": "Indent with spaces.",
+    "'%'": "Quote a text that begins with %.",
+    "'@'": "Quote a text that begins with @.",
+    "'`'": "Quote a text that begins with a backquote.",
+    "mapping values are not allowed": "Quote a text that holds a colon and a space, and check the indentation.",
+}
+
+
+def _not_yaml(error: Any) -> str:
+    context = f"{error.context}: " if error.context else ""
+    hint = next((hint for found, hint in _HINTS.items() if found in (error.problem or "")), "")
+    return f"This isn't YAML: {context}{error.problem}. {hint}".rstrip()
+
+
+def _check_key(key: Node) -> None:
+    if not isinstance(key, Scalar) or key.tag:
+        raise RecipeError(f"A key must be a name or a number without a tag, got {describe(key)}.", line=key.line)
+
+
+LONGEST_NUMBER = 100
+
+_NAMED: dict[str, Any] = (
+    dict.fromkeys(("", "~", "null", "Null", "NULL"))
+    | dict.fromkeys(("true", "True", "TRUE"), True)
+    | dict.fromkeys(("false", "False", "FALSE"), False)
+    | dict.fromkeys((sign + name for sign in ("", "+") for name in (".inf", ".Inf", ".INF")), math.inf)
+    | dict.fromkeys(("-.inf", "-.Inf", "-.INF"), -math.inf)
+    | dict.fromkeys((".nan", ".NaN", ".NAN"), math.nan)
+)
+_DECIMAL = re.compile(r"[-+]?[0-9]+")
+_BASED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+
+
+def scalar_value(text: str, line: int | None = None) -> Any:
+    """The value of an unquoted scalar: None, bool, int, float, or the text itself.
+
+    >>> [scalar_value(text) for text in ("1e-5", "0x1F", "2:4", "yes", "1_000", "~")]
+    [1e-05, 31, '2:4', 'yes', '1_000', None]
+
+    Raises:
+        RecipeError: If a number is too long or too large to be held.
+    """
+    if text in _NAMED:
+        return _NAMED[text]
+    # Also a bound on the time that matching takes.
+    if text[0] not in "+-.0123456789" or not text.isascii():
+        return text
+    decimal, based = _DECIMAL.fullmatch(text), _BASED.fullmatch(text)
+    if not (decimal or based or _FLOAT.fullmatch(text)):
+        return text
+    if len(text) > LONGEST_NUMBER:
+        raise RecipeError(
+            f"A number may have up to {LONGEST_NUMBER} characters, got {short_repr(text)}. Quote it to make it a text.",
+            line=line,
+        )
+    if decimal or based:
+        return int(text, base=0 if based else 10)
+    value = float(text)
+    if math.isinf(value):
+        raise RecipeError(f"The number {text} is too large for a float. Infinity is written .inf.", line=line)
+    return value
+
+
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+
+
+def join_surrogates(text: str) -> str:
+    r"""The text with pairs of surrogates joined, as JSON writes what has more than 16 bits.
+
+    >>> join_surrogates("\ud83d\ude00") == "\U0001f600"
+    True
+    """
+    return _PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)

@@ -8,11 +8,11 @@ import pytest
 from exhausted import full
 from gathering import stored
 from keras_woodfisher_backends import get_backend
-from keras_woodfisher_backends.kernel import block_kernel as kernel_module
-from keras_woodfisher_backends.kernel import stack_kernel as stacks
-from keras_woodfisher_backends.kernel.block_kernel import BlockKernel, Stack
+from keras_woodfisher_backends.kernel import factors
+from keras_woodfisher_backends.kernel import stacking as stacks
+from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
 from keras_woodfisher_backends.kernel.numpy_operators import NumpyOperators, host_kernel
-from keras_woodfisher_backends.kernel.stack_kernel import StackKernel
+from keras_woodfisher_backends.kernel.stacking import Stack, Stacking
 
 from keras_woodfisher.pruning import fisher as fisher_module
 from keras_woodfisher.pruning.fisher import BlockFisher, block_slices
@@ -22,9 +22,13 @@ DEVICES = [device for device in get_backend(keras.backend.backend()).devices() i
 SHAPES = [(1, 1), (5, 1), (8, 8), (12, 40), (40, 12), (30, 31), (33, 70)]
 
 
+def stacking(operators, kind=BlockKernel, lanes=2):
+    return kind(operators, lanes=lanes, stacking=Stacking(operators))
+
+
 @pytest.fixture(params=DEVICES)
 def kernel(request, backend):
-    return StackKernel(backend.kernel(request.param)._ops, lanes=2)
+    return stacking(backend.kernel(request.param).operators)
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +48,7 @@ def one_thread_on_jax(monkeypatch):
 
 def room_for(kernel, number, m, width):
     """A `STACK` in which so many blocks fit."""
-    _, rows, columns = kernel._stacked.padded((1, m, width))
+    _, rows, columns = kernel.operators.padded((1, m, width))
     return number * rows * columns
 
 
@@ -107,8 +111,8 @@ def test_extreme_leverage_keeps_its_digits_in_a_stack(kernel, monkeypatch):
         share = values**2 / (values**2 + 64 * damp)
         truth.append((1.0 - (share[:, None] * right**2).sum(0)) / damp)
     np.testing.assert_allclose(kernel.inverse_diagonals(stack, damp), truth, rtol=5e-6)
-    monkeypatch.setattr(kernel_module, "RISKY_LEVERAGE", np.inf)
-    monkeypatch.setattr(kernel_module, "RISKY_ERROR", np.inf)
+    monkeypatch.setattr(factors, "RISKY_LEVERAGE", np.inf)
+    monkeypatch.setattr(factors, "RISKY_ERROR", np.inf)
     careless = np.stack(kernel.inverse_diagonals(stack, damp)) / truth
     assert np.abs(careless - 1.0).max() > 1e-5
 
@@ -125,7 +129,7 @@ def test_a_block_that_is_not_finite_is_an_error(kernel, m, width):
 
 def test_a_full_device_takes_smaller_stacks(kernel, monkeypatch):
     grads, _, _ = problem(6, 20)
-    sizes, original = [], kernel._ops.load_stack
+    sizes, original = [], kernel.operators.load_stack
 
     def load_stack(shape, parts):
         if shape[0] > 1:  # GPUs load single panels in the same way
@@ -134,7 +138,7 @@ def test_a_full_device_takes_smaller_stacks(kernel, monkeypatch):
             raise full()
         return original(shape, parts)
 
-    monkeypatch.setattr(kernel._ops, "load_stack", load_stack)
+    monkeypatch.setattr(kernel.operators, "load_stack", load_stack)
     monkeypatch.setattr(stacks, "STACK", room_for(kernel, 4, 6, 20))
     found = kernel.inverse_diagonals(stack_of(grads, 5), DAMP)
     assert sizes == [4, 2, 2]  # and the last one by itself
@@ -148,20 +152,20 @@ def test_a_full_device_takes_smaller_stacks(kernel, monkeypatch):
 def test_a_device_that_is_too_full_for_stacks_takes_single_blocks(kernel, monkeypatch):
     """With panels as wide as before."""
     grads, weights, prune = problem(6, 20)
-    original, wide = kernel._ops.load_stack, kernel._panel
+    original, wide = kernel.operators.load_stack, kernel.panels.width
 
     def load_stack(shape, parts):
         if shape[0] > 1:
             raise full()
         return original(shape, parts)
 
-    monkeypatch.setattr(kernel._ops, "load_stack", load_stack)
+    monkeypatch.setattr(kernel.operators, "load_stack", load_stack)
     found = kernel.inverse_diagonals(stack_of(grads, 5), DAMP)
     truth = [np.diag(np.linalg.inv(dense(grads[:, start : start + 20]))) for start in range(0, 100, 20)]
     np.testing.assert_allclose(found, truth, rtol=2e-6)
     kernel.joint_updates(stack_of(grads, 5), DAMP, weights, prune)
     assert kernel.together(6, 20) == 1
-    assert kernel._panel == wide
+    assert kernel.panels.width == wide
 
 
 def test_a_host_beside_a_gpu_takes_block_after_block(kernel):
@@ -169,9 +173,9 @@ def test_a_host_beside_a_gpu_takes_block_after_block(kernel):
     blocks = block_slices([300], 30)
 
     class Host(BlockKernel):
-        def inverse_diagonals(self, stack, damp, alone=False):
+        def inverse_diagonals(self, stack, damp):
             assert len(stack) == 1
-            return super().inverse_diagonals(stack, damp, alone)
+            return super().inverse_diagonals(stack, damp)
 
     kernels = [kernel, Host(NumpyOperators(), on_host=True)]
     found = BlockFisher(stored(grads), blocks, DAMP, kernels).inverse_diagonal()
@@ -205,12 +209,12 @@ def test_blocks_of_one_width_are_dealt_out_together(kernel, monkeypatch):
     plain = BlockFisher(stored(grads), blocks, DAMP, [host_kernel()])
     sizes = []
 
-    class Watching(StackKernel):
-        def inverse_diagonals(self, stack, damp, alone=False):
+    class Watching(BlockKernel):
+        def inverse_diagonals(self, stack, damp):
             sizes.append((stack.width, len(stack)))
-            return super().inverse_diagonals(stack, damp, alone)
+            return super().inverse_diagonals(stack, damp)
 
-    stacked = BlockFisher(stored(grads), blocks, DAMP, [Watching(kernel._ops, lanes=2)])
+    stacked = BlockFisher(stored(grads), blocks, DAMP, [stacking(kernel.operators, Watching)])
     np.testing.assert_allclose(stacked.inverse_diagonal(), plain.inverse_diagonal(), rtol=2e-6)
     assert sorted(sizes) == [(10, 1), (10, 2), (30, 4), (30, 5)]
     for joint in (True, False):
@@ -218,7 +222,7 @@ def test_blocks_of_one_width_are_dealt_out_together(kernel, monkeypatch):
         np.testing.assert_allclose(stacked.update(*args), plain.update(*args), rtol=1e-5, atol=1e-6)
     monkeypatch.setattr(stacks, "STACK", room_for(kernel, 4, 6, 30))
     sizes.clear()
-    BlockFisher(stored(grads), blocks, DAMP, [Watching(kernel._ops, lanes=2)]).inverse_diagonal()
+    BlockFisher(stored(grads), blocks, DAMP, [stacking(kernel.operators, Watching)]).inverse_diagonal()
     assert sorted(sizes) == [(10, 1), (10, 2), (30, 1), (30, 4), (30, 4)]
 
 
@@ -239,11 +243,11 @@ def test_a_stack_stays_within_its_room(kernel):
     most = kernel.memory(512, 2000)
     for m, width in shapes:
         number = kernel.together(m, width)
-        padded = kernel._stacked.padded((number, m, width))
+        padded = kernel.operators.padded((number, m, width))
         # Whatever the widest block is.
         assert number == 1 or 16 * np.prod(padded) + 32 * number * min(padded[1:]) ** 2 <= most
         assert number == 1 or 4 * np.prod(padded) <= kernel.staged(m, width, 10**8)
-        assert kernel.memory(m, width) >= BlockKernel.memory(kernel, m, width)
+        assert kernel.memory(m, width) >= kernel.with_lanes(1).memory(m, width)
     assert kernel.together(512, 2000) == 16
     assert kernel.memory(512, 2000, blocks=2) < kernel.memory(512, 2000, blocks=8) < kernel.memory(512, 2000)
     before = kernel.memory(512, 2000)
@@ -251,7 +255,7 @@ def test_a_stack_stays_within_its_room(kernel):
     assert kernel.memory(512, 2000) <= before // 4
     assert kernel.together(512, 2000) < 16
     # A single lane means that the host's memory is scarce.
-    alone = StackKernel(kernel._ops, lanes=1)
+    alone = kernel.with_lanes(1)
     assert alone.together(512, 2000) == 1
     assert alone.staged(512, 2000, 0) == 4 * 512 * 2000 < kernel.staged(512, 2000, 10**6) == 4 * stacks.STACK
 

@@ -1,0 +1,99 @@
+"""Where the command begins: reads the arguments, chooses the backend, and only then imports Keras.
+
+Keras reads KERAS_BACKEND once, while it is imported. Help and wrong usage need no Keras, and answer at once.
+"""
+
+import os
+import sys
+import traceback
+import warnings
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from importlib import import_module
+from typing import Any
+
+from keras_woodfisher.cli.answer import Answer, as_json
+from keras_woodfisher.cli.arguments import BACKENDS, parse
+
+FAILED, INTERRUPTED = 1, 130
+
+# Their messages say what to do; of any other error the name of its class is worth knowing.
+_EXPLAINED = (ValueError, TypeError, KeyError, OSError, MemoryError, FloatingPointError, RuntimeError, ImportError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: The arguments; by default those of the process.
+
+    Returns:
+        The exit code: 0, 1 (the work failed, or `check` found problems) or 130 (interrupted).
+
+    Raises:
+        SystemExit: With code 2 if the arguments are wrong.
+    """
+    args = parse(argv)
+    if "keras" not in sys.modules:
+        if getattr(args, "backend", None):
+            os.environ["KERAS_BACKEND"] = args.backend
+        # TensorFlow's start would bury a message of one line; a setting of the user's own goes first.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        with redirect_stdout(sys.stderr), _short_warnings():
+            answer = _run(args)
+        sys.stdout.write(f"{as_json(answer.data) if args.json else answer.text}\n")
+        sys.stdout.flush()
+        return answer.code
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the outermost place: whatever it is, the user gets one line
+        if args.debug:
+            traceback.print_exc()
+        _say(f"error: {_one_line(error)}")
+        return FAILED
+
+
+def _run(args: Namespace) -> Answer:
+    import keras
+
+    wanted, running = getattr(args, "backend", None), keras.backend.backend()
+    if wanted not in (None, running):
+        raise RuntimeError(
+            f"--backend {wanted} comes too late: Keras runs on {running} in this process. "
+            f"Start the command keras-woodfisher, or set KERAS_BACKEND={wanted}."
+        )
+    answer: Answer = import_module(f"keras_woodfisher.cli.{args.command}").run(args)
+    return answer
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Shows warnings meant for the user in one line, without the place in the source."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def short(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+            if category is UserWarning:
+                _say(f"warning: {' '.join(str(message).split())}")
+            else:
+                show(message, category, *place, **more)
+
+        warnings.showwarning = short
+        yield
+
+
+def _one_line(error: Exception) -> str:
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    if missing in BACKENDS:
+        return f"Keras's backend is {missing}, which isn't installed: pip install 'keras-woodfisher[{missing}]'."
+    # The text of a KeyError is its argument in quotes.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = " ".join(text.split())
+    return text if text and isinstance(error, _EXPLAINED) else f"{type(error).__name__}: {text}"
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"keras-woodfisher: {text}\n")
