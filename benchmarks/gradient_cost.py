@@ -36,6 +36,14 @@ def main() -> None:
     record("gradient_cost", {**result, "sampling_over_batched_pass": ratios})
 
 
+class SameMemory(MemoryStore):
+    """Takes other samples in place of those that are there."""
+
+    def rewind(self) -> None:
+        """Forgets all samples."""
+        self._filled = 0
+
+
 def _measured(model: keras.Model, train: tuple, b: int, args: argparse.Namespace) -> dict[str, Any]:
     rows = args.examples // b
     options = PruningOptions(num_grads=rows, grad_batch_size=b, verbose=0)
@@ -44,7 +52,7 @@ def _measured(model: keras.Model, train: tuple, b: int, args: argparse.Namespace
     source.check(rows)
     kept = [~pruned for pruned in pruner.pruned]
 
-    store = MemoryStore((rows, sum(t.size for t in pruner.targets)), rows)
+    store = SameMemory((rows, sum(t.size for t in pruner.targets)), rows)
 
     def sample() -> np.ndarray:
         # Always the first draw: the same examples in each round.

@@ -8,7 +8,7 @@ import numpy as np
 from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.gradients.footprint import Footprint
 from keras_woodfisher.gradients.sources import SampledGradients
-from keras_woodfisher.memory.store import GradientStore, MemoryStore, add_rows
+from keras_woodfisher.memory.store import GradientStore, MemoryStore
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.pruner import Pruner
 
@@ -43,6 +43,9 @@ class GivenGradients:
 
     def fill(self, store: GradientStore, kept: list, rows: int, draw: int, advance: Callable[[int], None]) -> float:
         """The samples that were given."""
-        add_rows(store, self._grads[:rows], np.ones(min(rows, len(self._grads)), bool))
+        for start in range(0, min(rows, len(self._grads)), store.chunk):
+            part = self._grads[start : min(start + store.chunk, rows)]
+            store.room(len(part))[...] = part
+            store.keep(np.ones(len(part), bool))
         advance(rows)
         return sum(float(np.dot(row, row)) for row in self._grads[:rows])

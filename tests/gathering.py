@@ -3,7 +3,7 @@
 import numpy as np
 
 from keras_woodfisher.gradients.footprint import Footprint
-from keras_woodfisher.memory.store import MemoryStore, add_rows
+from keras_woodfisher.memory.store import MemoryStore
 
 
 def gathered(source, kept, rows, draw=0, chunk=None):
@@ -19,6 +19,14 @@ def stored(grads):
     store.room(len(grads))[...] = grads
     store.keep(np.ones(len(grads), bool))
     return store
+
+
+def add_rows(store, rows, good):
+    """Puts samples (n, d), of which those that are good are to be kept, into a store, chunk by chunk."""
+    for start in range(0, len(rows), store.chunk):
+        part = slice(start, min(start + store.chunk, len(rows)))
+        store.room(part.stop - start)[...] = rows[part]
+        store.keep(good[part])
 
 
 class GivenGradients:

@@ -8,7 +8,7 @@ import keras
 from keras_woodfisher_backends.keras_internals.training import forget, keep_edits, undo_at_next_fit
 
 from keras_woodfisher.callbacks.epoch_callback import TOLERANCE
-from keras_woodfisher.model.optimizer_roster import Rosters
+from keras_woodfisher.model.optimizer_slots import OptimizerSlots
 
 _ATTRIBUTE = "_keras_woodfisher_participation"
 
@@ -38,7 +38,7 @@ class Participation:
         self._plans: list[Plan] = []
         self._carried_out: list[Plan] = []
         self._found: dict[int, tuple[Any, bool]] = {}
-        self._rosters: Rosters | None = None
+        self._slots: OptimizerSlots | None = None
 
     @classmethod
     def of(cls, model: keras.Model) -> "Participation":
@@ -74,10 +74,10 @@ class Participation:
         Raises:
             ValueError: If it can't be.
         """
-        if self._rosters is None:
+        if self._slots is None:
             wanted = {id(v) for plan in self._plans if plan.trainable for v in plan.variables}
             extra = [v for v in self._model.variables if v.trainable or id(v) in wanted]
-            self._rosters = Rosters(self._model, extra)
+            self._slots = OptimizerSlots(self._model, extra)
 
     def trainable_at(self, variable: Any, position: float) -> bool:
         """Whether a variable is trained at a position."""
@@ -104,10 +104,10 @@ class Participation:
     def change(self, changes: Sequence[tuple[Any, bool]]) -> None:
         """Freezes and unfreezes variables between two steps; on JAX they must be up to date."""
         self.prepare()
-        assert self._rosters is not None
+        assert self._slots is not None
         for variable, value in changes:
             variable.trainable = value
-        self._rosters.show(self._model.trainable_variables)
+        self._slots.show(self._model.trainable_variables)
         self._rebuild()
         self._model.make_train_function(force=True)
         keep_edits(self._model)
@@ -119,9 +119,9 @@ class Participation:
         changed = [(v, value) for v, value in self._found.values() if v.trainable != value]
         for variable, value in changed:
             variable.trainable = value
-        if self._rosters is not None:
-            self._rosters.restore()
-            self._rosters = None
+        if self._slots is not None:
+            self._slots.restore()
+            self._slots = None
             self._rebuild()
 
     def _rebuild(self) -> None:

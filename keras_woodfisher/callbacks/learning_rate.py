@@ -33,7 +33,7 @@ class RateCallback(Companion):
         super().__init__()
         self._start = start
         self._end = end
-        self._kin: list[RateCallback] = [self]
+        self._siblings: list[RateCallback] = [self]
         self._set: float | None = None
 
     def value_at(self, position: float) -> float | None:
@@ -73,19 +73,19 @@ class RateCallback(Companion):
         if self._progress.epochs is not None:
             self.check_rates(self._progress.epochs)
         before, after = callbacks_beside(self)
-        self._kin = [c for c in [*before, self, *after] if isinstance(c, RateCallback)]
+        self._siblings = [c for c in [*before, self, *after] if isinstance(c, RateCallback)]
         self._set = None
 
     def _apply(self, position: float) -> None:
         # Of equals the last in the list.
-        leader = max(reversed(self._kin), key=lambda callback: callback._standing(position))
+        leader = max(reversed(self._siblings), key=lambda callback: callback.standing(position))
         value = self.value_at(position) if leader is self else None
         if value is not None and value != self._set:
             for part in known_parts(model_of(self)):
                 assign_between_steps(model_of(self), learning_rate_of(part), value)
         self._set = value
 
-    def _standing(self, position: float) -> tuple[bool, float, float]:
+    def standing(self, position: float) -> tuple[bool, float, float]:
         """What decides between callbacks at a position; the greatest wins."""
         if position < self._start - TOLERANCE:
             return False, -1.0, -1.0

@@ -11,7 +11,8 @@ from keras_woodfisher.callbacks.progress import Progress
 from keras_woodfisher.callbacks.pruning_task import Task
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate, Ramps, check_buffer
 from keras_woodfisher.data.examples import open_examples
-from keras_woodfisher.gradients.sources import BufferedGradients, GradientSource, SampledGradients
+from keras_woodfisher.gradients.buffer import BufferedGradients
+from keras_woodfisher.gradients.sources import GradientSource, SampledGradients
 from keras_woodfisher.model.targets import Target, finals_of
 from keras_woodfisher.pruning.masks import zeros_of
 from keras_woodfisher.pruning.pruner import Pruner

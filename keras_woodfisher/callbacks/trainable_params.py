@@ -9,7 +9,7 @@ from keras_woodfisher_backends.keras_internals.training import callbacks_beside,
 from keras_woodfisher.callbacks.epoch_callback import Companion, end_of, start_of
 from keras_woodfisher.callbacks.freezing import Participation, Plan
 from keras_woodfisher.callbacks.woodfisher_pruning import WoodFisherPruning
-from keras_woodfisher.model.optimizer_roster import check_growth
+from keras_woodfisher.model.optimizer_slots import check_growth
 from keras_woodfisher.model.targets import ALL, Target, all_targets, named_targets
 from keras_woodfisher.options.checks import as_json, flag, names
 

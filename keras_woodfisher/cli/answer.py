@@ -26,7 +26,7 @@ class Answer:
 
 def as_json(data: Any) -> str:
     """One JSON document; numbers that JSON doesn't know (a loss of nan) become null."""
-    return json.dumps(_plain(data), indent=2, allow_nan=False)
+    return json.dumps(_as_json(data), indent=2, allow_nan=False)
 
 
 def table(
@@ -48,11 +48,11 @@ def table(
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _plain(data: Any) -> Any:
+def _as_json(data: Any) -> Any:
     if isinstance(data, Mapping):
-        return {str(key): _plain(value) for key, value in data.items()}
+        return {str(key): _as_json(value) for key, value in data.items()}
     if isinstance(data, (list, tuple)):
-        return [_plain(value) for value in data]
+        return [_as_json(value) for value in data]
     if hasattr(data, "item"):  # a number of NumPy's
         data = data.item()
     return None if isinstance(data, float) and not math.isfinite(data) else data

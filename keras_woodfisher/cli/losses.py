@@ -87,7 +87,7 @@ def check_outputs(model: keras.Model, text: str, x: Any, y: np.ndarray) -> None:
 
 def is_classification(loss: Any) -> bool:
     """Whether accuracy means something beside this loss."""
-    return "crossentropy" in _plain(_name(loss))
+    return "crossentropy" in _letters(_name(loss))
 
 
 def is_binary_from_logits(loss: Any) -> bool:
@@ -99,7 +99,7 @@ def is_binary_from_logits(loss: Any) -> bool:
 def _with_logits(name: str) -> Any:
     """The loss of a name, made for logits; None if it doesn't know them."""
     for made in vars(keras.losses).values():
-        if inspect.isclass(made) and _plain(made.__name__) == _plain(name):
+        if inspect.isclass(made) and _letters(made.__name__) == _letters(name):
             make: Any = made
             return make(from_logits=True) if "from_logits" in inspect.signature(make).parameters else None
     return None
@@ -109,5 +109,5 @@ def _name(loss: Any) -> str:
     return loss if isinstance(loss, str) else str(getattr(loss, "name", getattr(loss, "__name__", "")))
 
 
-def _plain(name: str) -> str:
+def _letters(name: str) -> str:
     return name.replace("_", "").lower()

@@ -1,6 +1,7 @@
 """Gradient samples without extra work: the training run's own most recent gradients."""
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -10,6 +11,10 @@ from keras_woodfisher_backends.keras_internals.optimizers import trained_variabl
 from keras_woodfisher_backends.keras_internals.training import forget, undo_at_next_fit
 from keras_woodfisher_backends.protocol import Backend
 
+from keras_woodfisher.gradients.footprint import Footprint, buffered_footprint
+from keras_woodfisher.gradients.sampling import checked, usable_rows
+from keras_woodfisher.memory.free_memory import check_device_memory
+from keras_woodfisher.memory.store import GradientStore
 from keras_woodfisher.model.optimizer_variables import HiddenVariables, built_optimizer
 from keras_woodfisher.model.targets import Target
 
@@ -123,3 +128,76 @@ class _Apply:
             for buffer in self.buffers:
                 buffer.keep(optimizer, by_variable)
         return type(optimizer).apply(optimizer, grads, variables)
+
+
+class BufferedGradients:
+    """The most recent gradients of the training run, one row a step, from `attach` to `detach`.
+
+    Args:
+        model: A compiled model.
+        targets: Variables whose gradients are kept.
+        capacity: How many rows are kept (m).
+        backend: Writes them.
+
+    Attributes:
+        ring: Where they are; None before `attach`.
+    """
+
+    slow_layers = None
+
+    def __init__(self, model: keras.Model, targets: Sequence[Target], capacity: int, backend: Backend):
+        self._model = model
+        self._targets = list(targets)
+        self._capacity = capacity
+        self._backend = backend
+        self.ring: GradientBuffer | None = None
+
+    def attach(self) -> None:
+        """Begins buffering."""
+        self.ring = GradientBuffer(self._model, self._targets, self._capacity, self._backend)
+
+    def check(self, rows: int) -> None:
+        gpus = [device for device in self._backend.devices() if not device.startswith("cpu")]
+        if gpus:
+            width, free = sum(target.size for target in self._targets), self._backend.free_memory(gpus[0])
+            check_device_memory(self._capacity, width, gpus[0], free)
+
+    def footprint(self, rows: int) -> Footprint:
+        return buffered_footprint(self._targets, self._capacity)
+
+    def fill(
+        self,
+        store: GradientStore,
+        kept: Sequence[np.ndarray],
+        rows: int,
+        draw: int,
+        advance: Callable[[int], None],
+    ) -> float:
+        filled = 0 if self.ring is None else self.ring.filled
+        if self.ring is None or filled == 0:
+            raise RuntimeError(
+                "No gradient has been buffered yet: no training step came before this update. "
+                "Set a later start_epoch, or give data=."
+            )
+        if filled < rows:
+            warnings.warn(
+                f"Only {filled} of num_grads={rows} gradients have been buffered; they are used.",
+                stacklevel=2,
+            )
+        columns, dropped, total = np.concatenate(kept), 0, 0.0
+        for part in self.ring.latest(rows, store.chunk):
+            into = store.room(len(part))
+            np.compress(columns, part, axis=1, out=into)
+            good, squares = usable_rows(into)
+            store.keep(good)
+            total += float(squares[good].sum())
+            dropped += int((~good).sum())
+            advance(len(part))
+        checked(store, dropped, min(filled, rows))
+        return total
+
+    def detach(self) -> None:
+        """Stops buffering and frees the memory."""
+        if self.ring is not None:
+            self.ring.detach()
+            self.ring = None

@@ -1,4 +1,4 @@
-"""The memory that taking gradient samples needs, as far as a model tells it."""
+"""The memory that taking gradient samples needs, as far as it follows from a model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -19,7 +19,7 @@ from keras_woodfisher.gradients.loss import ModelLoss
 from keras_woodfisher.model.targets import Target
 
 _TINY = 1e-7
-"""Smallest probability that is told from zero, as in Keras's losses."""
+"""Smallest probability that differs from zero, as in Keras's losses."""
 
 
 class GaussNewtonLoss(ModelLoss):
@@ -49,7 +49,7 @@ class GaussNewtonLoss(ModelLoss):
         self._root, self._mean, self._weight = _curvature(model, self._trainer)
 
     def check(self, batch: Batch) -> None:
-        """Finds out what only a batch tells.
+        """Checks what only a batch shows.
 
         Raises:
             ValueError: If the model has several outputs.

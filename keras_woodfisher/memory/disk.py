@@ -69,7 +69,7 @@ class Spool:
 
     def _error(self, size: int, reason: str) -> OSError:
         return OSError(
-            f"A temporary file of {size_text(size)} for the gradients can't be had in {self._folder}: {reason}. "
+            f"A temporary file of {size_text(size)} for the gradients can't be created in {self._folder}: {reason}. "
             "Set the environment variable TMPDIR to a folder with more room, or lower num_grads."
         )
 

@@ -40,7 +40,7 @@ class GradientStore(Protocol):
         ...
 
     def groups(self, blocks: Sequence[slice]) -> Iterator[Sequence[slice]]:
-        """Blocks that can be had at the same time, group after group in any order; `block` gives those of the group."""
+        """Blocks that can be read at the same time, group after group in any order; `block` gives those of a group."""
         ...
 
     def block(self, block: slice) -> Any:
@@ -83,10 +83,6 @@ class MemoryStore:
                 rows[place] = rows[index]
         self._filled += number
 
-    def rewind(self) -> None:
-        """Forgets all samples."""
-        self._filled = 0
-
     def finish(self) -> None:
         """Nothing to free."""
 
@@ -101,17 +97,3 @@ class MemoryStore:
 
 
 _: type[GradientStore] = MemoryStore
-
-
-def add_rows(store: GradientStore, rows: np.ndarray, good: np.ndarray) -> None:
-    """Puts samples (n, d) that exist already into a store, chunk by chunk.
-
-    Args:
-        store: Where to.
-        rows: The samples.
-        good: Which to keep, (n,) bool.
-    """
-    for start in range(0, len(rows), store.chunk):
-        part = slice(start, min(start + store.chunk, len(rows)))
-        store.room(part.stop - start)[...] = rows[part]
-        store.keep(good[part])

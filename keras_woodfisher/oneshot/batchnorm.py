@@ -188,7 +188,7 @@ def reestimation_of(
         examples: Those that gradients are taken of.
         loss: A Keras loss instead of the compiled one.
         seed: Of the choice of examples from arrays.
-        meter: Tells of progress.
+        meter: Shows progress.
 
     Raises:
         ValueError, TypeError: If it can't be done.

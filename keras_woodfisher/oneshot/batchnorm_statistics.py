@@ -56,7 +56,7 @@ def measure(model: keras.Model, layer: Any, calls: int, batches: Sequence[Batch]
             if not left:
                 raise _Reached
 
-        # What isn't finite is told below.
+        # What isn't finite is reported below.
         with _listening([layer], see), suppress(_Reached), np.errstate(invalid="ignore"):
             _run(model, batch)
     if not (moments.count.all() and np.isfinite(moments.mean).all() and np.isfinite(moments.variance).all()):

@@ -40,7 +40,7 @@ def per_variable_changes(
         pruner: Of the variables, with blocks that don't span them and `global_sparsity` off.
         source: Where gradients come from; None for magnitude pruning.
         rows: How many gradient samples to use.
-        meter: Tells of progress.
+        meter: Shows progress.
 
     Raises:
         FloatingPointError: If a weight or score isn't finite.

@@ -72,7 +72,7 @@ class WholeCorrection:
 
 
 @dataclass(frozen=True)
-class Removal:
+class RemovedWeights:
     """Which weights an update removes, and what it knows of them.
 
     Attributes:
@@ -103,7 +103,7 @@ class Removal:
 class Corrector(Protocol):
     """Computes the change (d,) of the unpruned weights, and tells what it chose."""
 
-    def __call__(self, removal: Removal, meter: Meter) -> tuple[np.ndarray, CalibrationReport | None]: ...
+    def __call__(self, removal: RemovedWeights, meter: Meter) -> tuple[np.ndarray, CalibrationReport | None]: ...
 
 
 class BlockCorrector:
@@ -116,7 +116,7 @@ class BlockCorrector:
     def __init__(self, joint: bool):
         self._joint = joint
 
-    def __call__(self, removal: Removal, meter: Meter) -> tuple[np.ndarray, CalibrationReport | None]:
+    def __call__(self, removal: RemovedWeights, meter: Meter) -> tuple[np.ndarray, CalibrationReport | None]:
         diagonal = None if self._joint else removal.fisher.inverse_diagonal()
         work = sum(bool(removal.prune[block].any()) for block in removal.blocks)
         with meter.phase("update", work, "block") as advance:
@@ -143,7 +143,7 @@ class CalibratedCorrector:
         self._newton_steps = newton_steps
         self._damp = damp
 
-    def __call__(self, removal: Removal, meter: Meter) -> tuple[np.ndarray, CalibrationReport | None]:
+    def __call__(self, removal: RemovedWeights, meter: Meter) -> tuple[np.ndarray, CalibrationReport | None]:
         if removal.prune.all():
             # Nothing stays that could be corrected.
             left = self._loss(np.where(removal.keep, 0.0, removal.weights), removal.examples)
@@ -188,7 +188,9 @@ class CalibratedCorrector:
         compensation = None if best is None else compensations[best]
         return change, CalibrationReport(compensation, tuple(chosen), removed, lowest, examples)
 
-    def _gradient(self, removal: Removal, weights: np.ndarray, number: int, meter: Meter) -> tuple[np.ndarray, int]:
+    def _gradient(
+        self, removal: RemovedWeights, weights: np.ndarray, number: int, meter: Meter
+    ) -> tuple[np.ndarray, int]:
         kept = np.split(removal.keep, np.cumsum([target.size for target in self._source.targets])[:-1])
         with meter.phase("gradients", 1, "gradient") as advance:
             gradient, examples = self._source.mean_gradient(weights, kept, removal.draw, number, removal.examples)

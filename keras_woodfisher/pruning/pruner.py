@@ -15,7 +15,7 @@ from keras_woodfisher.memory.store import GradientStore
 from keras_woodfisher.model.restoring import restored_on_failure
 from keras_woodfisher.model.targets import Target, find_targets
 from keras_woodfisher.options.pruning_options import PruningOptions
-from keras_woodfisher.pruning.corrections import BlockCorrector, Corrector, Removal
+from keras_woodfisher.pruning.corrections import BlockCorrector, Corrector, RemovedWeights
 from keras_woodfisher.pruning.fisher import Advance, BlockFisher, block_slices, no_progress
 from keras_woodfisher.pruning.group_masks import grows, select
 from keras_woodfisher.pruning.groups import Structure, arranged, structure_of
@@ -204,7 +204,7 @@ class Pruner:
             source: Where gradients come from.
             rows: How many gradient samples to use.
             draw: Number of the update.
-            meter: Tells of progress.
+            meter: Shows progress.
         """
         kept = [~pruned for pruned in self.pruned]
         labels = None if self.structure is None else self.structure.labels[np.concatenate(kept)]
@@ -225,24 +225,23 @@ class Pruner:
         meter: Meter,
     ) -> tuple[np.ndarray, np.ndarray, StageReport]:
         keep = ~np.concatenate(self.pruned)
-        resources = self.resources
         with self.gradients(source, rows, draw, meter) as (grads, blocks, mean_diagonal):
             damp = self.options.damping(mean_diagonal)
-            fisher = BlockFisher(grads, blocks, damp, resources.kernels)
+            fisher = BlockFisher(grads, blocks, damp, self.resources.kernels)
             with meter.phase("inverse", len(blocks), "block") as advance:
                 new = self._select(weights, fisher, sparsity, advance)
-            assert resources.memory is not None
-            removal = Removal(
+            assert self.memory is not None
+            removal = RemovedWeights(
                 grads,
                 blocks,
-                resources.kernels,
+                self.resources.kernels,
                 weights,
                 keep,
                 prune=new[keep],
                 fisher=fisher,
                 mean_diagonal=mean_diagonal,
                 draw=draw,
-                examples=resources.memory.chunk * self.options.grad_batch_size,
+                examples=self.memory.chunk * self.options.grad_batch_size,
             )
             change, chosen = corrector(removal, meter)
             samples = len(grads)
@@ -251,11 +250,7 @@ class Pruner:
         return new, delta, StageReport(0.0, samples, damp, chosen)
 
     def _select(
-        self,
-        weights: np.ndarray,
-        fisher: BlockFisher | None,
-        sparsity: Sequence[float],
-        advance: Advance = no_progress,
+        self, weights: np.ndarray, fisher: BlockFisher | None, sparsity: Sequence[float], advance: Advance = no_progress
     ) -> np.ndarray:
         """The next set of pruned weights: scores and choice.
 

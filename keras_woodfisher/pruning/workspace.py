@@ -18,7 +18,7 @@ from keras_woodfisher.memory.device import DeviceStore
 from keras_woodfisher.memory.disk import DiskStore, disk_room, temporary_folder
 from keras_woodfisher.memory.free_memory import SHARE, check_device_memory, free_memory
 from keras_woodfisher.memory.plan import DISK, MEMORY, RECOMPUTED, MemoryNeeds, MemoryPlan
-from keras_woodfisher.memory.planning import Means, plan_memory
+from keras_woodfisher.memory.planning import Budget, plan_memory
 from keras_woodfisher.memory.recomputed import RecomputedStore
 from keras_woodfisher.memory.staged import HalfStore
 from keras_woodfisher.memory.store import GradientStore, MemoryStore
@@ -80,7 +80,7 @@ def needs_of(
     )
 
 
-def means_of(options: PruningOptions) -> Means:
+def budget_of(options: PruningOptions) -> Budget:
     """What there is now."""
     free, folder = free_memory(), temporary_folder()
     limit, reason = int(SHARE * free), "a quarter of what is free"
@@ -88,7 +88,9 @@ def means_of(options: PruningOptions) -> Means:
         limit, reason = parse_bytes("memory_limit", options.memory_limit), "memory_limit"
         if limit > free:
             limit, reason = free, "all that is free, which is less than memory_limit"
-    return Means(limit, reason, folder, disk_room(folder), options.grads_device, options.grads_dtype, options.num_pages)
+    return Budget(
+        limit, reason, folder, disk_room(folder), options.grads_device, options.grads_dtype, options.num_pages
+    )
 
 
 def open_store(
@@ -167,7 +169,7 @@ class Resources:
         self._check_grads_device(options.grads_device)
         self.memory: MemoryPlan | None = None
         self._width = sum(self._sizes)
-        self._told = False
+        self._announced = False
 
     def plan(self, footprint: Footprint, uses: Sequence[tuple[int, int]]) -> MemoryPlan:
         """Decides where gradients will be, and how many samples and blocks are worked on at a time.
@@ -182,12 +184,12 @@ class Resources:
         kernels = list(zip(self.devices, self._kernels, strict=True))
         needs = needs_of(uses, self._sizes, self._options, kernels, footprint, self._structure)
         self._width = needs.width
-        plan = self.memory = plan_memory(needs, means_of(self._options))
+        plan = self.memory = plan_memory(needs, budget_of(self._options))
         if plan.storage not in (MEMORY, DISK, RECOMPUTED):
             free, itemsize = self.backend.free_memory(plan.storage), 4 if plan.dtype == "float32" else 2
             check_device_memory(plan.samples, plan.columns, plan.storage, free, itemsize)
         self.kernels = [kernel.with_lanes(min(kernel.lanes, plan.lanes)) for kernel in self._kernels]
-        self._told = False
+        self._announced = False
         return plan
 
     def gradients(
@@ -207,18 +209,18 @@ class Resources:
             blocks: Their blocks.
             rows: How many samples to use.
             draw: Number of the update.
-            meter: Tells of progress.
+            meter: Shows progress.
         """
         shape = rows, int(sum(mask.sum() for mask in kept))
         if self.memory is None or not self.memory.covers(*shape):
             # More than was foreseen: the same limit holds.
             self.plan(source.footprint(rows), [shape])
         assert self.memory is not None
-        if self._options.verbose and not self._told:
+        if self._options.verbose and not self._announced:
             say(str(self.memory))
             if (faster := advice()) and any(kernel.on_host for kernel in self.kernels):
                 say(faster)
-            self._told = True
+            self._announced = True
 
         def refill(store: GradientStore) -> None:
             source.fill(store, kept, rows, draw, lambda number: None)

@@ -417,7 +417,7 @@ def test_failed_update_changes_nothing(make_mlp, blobs, monkeypatch):
         before.append(model.get_weights())
         raise Stop
 
-    monkeypatch.setattr("keras_woodfisher.gradients.sources.BufferedGradients.fill", fail)
+    monkeypatch.setattr("keras_woodfisher.gradients.buffer.BufferedGradients.fill", fail)
     with pytest.raises(ValueError, match="num_grads=2 would fit"):
         model.fit(*blobs, epochs=2, batch_size=24, verbose=0, callbacks=[pruner])
     pruner = kw.WoodFisherPruning(0.5, end_epoch=1.5, start_epoch=0.5, init_sparsity=0.25, num_grads=2, verbose=0)

@@ -7,6 +7,7 @@ import time
 import keras
 import numpy as np
 import pytest
+from gathering import add_rows
 from keras import ops
 from keras_woodfisher_backends.kernel.numpy_operators import host_kernel
 
@@ -14,7 +15,7 @@ from keras_woodfisher.memory.device import DeviceStore
 from keras_woodfisher.memory.disk import DiskStore, Spool, disk_room
 from keras_woodfisher.memory.recomputed import RecomputedStore
 from keras_woodfisher.memory.staged import HalfStore
-from keras_woodfisher.memory.store import MemoryStore, add_rows
+from keras_woodfisher.memory.store import MemoryStore
 from keras_woodfisher.pruning.fisher import BlockFisher, block_slices
 
 KEPT = (70, 0, 131, 1)
@@ -220,7 +221,7 @@ def test_files_are_gone_when_they_are_closed(tmp_path, monkeypatch):
 
 def test_no_room_on_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(OSError, match=r"of 1048576\.00 GiB .* can't be had in .*are free there.*TMPDIR .*num_grads"):
+    with pytest.raises(OSError, match=r"of 1048576\.00 GiB .* created in .*are free there.*TMPDIR .*num_grads"):
         Spool(2**50)
     spool = Spool(100)
 
@@ -232,7 +233,7 @@ def test_no_room_on_disk(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
 
     file, spool._file = spool._file, Full()
-    with pytest.raises(OSError, match=r"can't be had in .*No space left on device\. Set .* TMPDIR"):
+    with pytest.raises(OSError, match=r"can't be created in .*No space left on device\. Set .* TMPDIR"):
         spool.write(0, np.zeros(4, np.float32))
     file.close()
     assert disk_room(str(tmp_path)) > 0

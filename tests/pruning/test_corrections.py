@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from gathering import stored
+from gathering import add_rows, stored
 
 from keras_woodfisher.memory.disk import DiskStore
-from keras_woodfisher.memory.store import add_rows
 from keras_woodfisher.pruning.corrections import WholeCorrection
 
 M, D = 9, 40

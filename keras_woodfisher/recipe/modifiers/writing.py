@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from keras_woodfisher.options.checks import as_json
 from keras_woodfisher.recipe.modifiers.pruning import Modifier
 from keras_woodfisher.recipe.modifiers.validation import TAGS
 
@@ -23,7 +24,7 @@ def canonical_text(modifiers: Sequence[Modifier]) -> str:
 def changed_fields(modifier: Modifier) -> dict[str, Any]:
     """The fields that aren't at their default, as plain data."""
     return {
-        name: _as_data(getattr(modifier, name))
+        name: as_json(getattr(modifier, name))
         for name, field in type(modifier).model_fields.items()
         if field.is_required() or getattr(modifier, name) != field.default
     }
@@ -42,12 +43,6 @@ def _inline(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(_inline(item) for item in value) + "]"
     return json.dumps(value, ensure_ascii=True)
-
-
-def _as_data(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _as_data(item) for key, item in value.items()}
-    return [_as_data(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 _EXPRESSION = {"type": "string", "pattern": r"^eval\(.*\)$"}

@@ -45,8 +45,8 @@ def _refuse(unknown: Sequence[Any]) -> None:
         )
 
 
-class Rosters:
-    """The rosters of a model's optimizer, of what it wraps and of its parts.
+class OptimizerSlots:
+    """The lists of variables, and of slots for them, of a model's optimizer, of what it wraps and of its parts.
 
     Args:
         model: A built model that is compiled.
@@ -60,7 +60,7 @@ class Rosters:
         optimizer = built_optimizer(model)
         inner = inner_optimizer(optimizer)
         holders = list({id(o): o for o in (optimizer, inner, *parts_of(inner))}.values())
-        self._rosters = [_Roster(holder) for holder in holders if holder.built]
+        self._slots = [_Slots(holder) for holder in holders if holder.built]
         self._hidden = HiddenVariables.of(optimizer)
         self._added: list[Any] = []
         known = {id(v) for v in trained_variables(optimizer)}
@@ -70,13 +70,13 @@ class Rosters:
 
     def show(self, variables: Sequence[Any]) -> None:
         """Has the optimizer train these variables, in their order."""
-        for roster in self._rosters:
-            roster.show(variables)
+        for part in self._slots:
+            part.show(variables)
 
     def restore(self) -> None:
         """Makes it the optimizer that it was."""
-        for roster in self._rosters:
-            roster.restore()
+        for part in self._slots:
+            part.restore()
         self._hidden.remove(self._added)
 
     def _grow(self, inner: Any, unknown: list[Any]) -> None:
@@ -88,8 +88,8 @@ class Rosters:
         slots = slot_lists(fresh)
         for index, variable in enumerate(unknown):
             own = {name: self._hide(values[index]) for name, values in slots.items()}
-            for roster in self._rosters:
-                roster.add(variable, own if roster.optimizer is inner else {})
+            for part in self._slots:
+                part.add(variable, own if part.optimizer is inner else {})
 
     def _hide(self, slot: Any) -> Any:
         """A variable with a slot's value that saved files leave out, as they do for one that is frozen."""
@@ -101,7 +101,7 @@ class Rosters:
         return hidden
 
 
-class _Roster:
+class _Slots:
     """One optimizer's variables with the state that it keeps for each."""
 
     def __init__(self, optimizer: Any):
