@@ -20,8 +20,10 @@ class KeepZeros(HoldingCallback):
     For fine-tuning a pruned model. Weights that are zero at `start_epoch` are exactly zero after every optimizer step
     from then on; a variable that is zero as a whole is left free.
 
-        >>> import keras, keras_woodfisher as kw
-        >>> model.fit(x, y, epochs=5, callbacks=[kw.KeepZeros()])  # doctest: +SKIP
+        >>> report = kw.prune(model, sparsity=0.5, method="magnitude")
+        >>> history = model.fit(x, y, callbacks=[kw.KeepZeros()], verbose=0)
+        >>> kw.sparsity_report(model).sparsity
+        0.5
 
     Args:
         params: The variables to hold: `"__ALL_PRUNABLE__"` (kernels), `"__ALL__"`, or names and `re:` patterns.

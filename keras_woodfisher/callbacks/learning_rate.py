@@ -96,8 +96,10 @@ class RateCallback(Companion):
 class SetLearningRate(RateCallback):
     """Sets the optimizer's learning rate at a position in training. It stays so afterwards.
 
-        >>> import keras_woodfisher as kw
-        >>> model.fit(x, y, callbacks=[SetLearningRate(1e-4, start_epoch=1.5)])  # doctest: +SKIP
+        >>> lower = kw.SetLearningRate(1e-4, start_epoch=0.5)
+        >>> history = model.fit(x, y, callbacks=[lower], verbose=0)
+        >>> round(float(model.optimizer.learning_rate), 6)
+        0.0001
 
     Args:
         learning_rate: The rate.
@@ -129,6 +131,10 @@ class LearningRateFunction(RateCallback):
     `final + f(x) (init - final)` with `x = (position - start) / (end - start)`: `linear` has `f = 1 - x`, `cosine`
     `f = (1 + cos(pi x)) / 2`; `cyclic_linear` is linear within each cycle of `cycle_epochs` and then jumps back.
     From `end_epoch` on, and after training, the rate is `final_lr`.
+
+        >>> ramp = kw.LearningRateFunction("linear", init_lr=0.1, final_lr=0.0, start_epoch=2, end_epoch=4)
+        >>> [ramp.value_at(position) for position in (0, 2, 3, 4, 9)]
+        [None, 0.1, 0.05, 0.0, 0.0]
 
     Args:
         lr_func: `"linear"`, `"cosine"` or `"cyclic_linear"`.
@@ -188,6 +194,10 @@ class LearningRateSchedule(RateCallback):
     """Sets the learning rate as one of PyTorch's schedules does that is stepped once an epoch.
 
     Epochs are counted from `start_epoch`. From `end_epoch` on the rate stays what it was.
+
+        >>> steps = kw.LearningRateSchedule("StepLR", {"step_size": 2, "gamma": 0.5}, init_lr=0.4)
+        >>> [steps.value_at(position) for position in (0, 1.5, 2, 4)]
+        [0.4, 0.4, 0.2, 0.1]
 
     Args:
         lr_class: `"StepLR"`, `"MultiStepLR"`, `"ExponentialLR"` or `"CosineAnnealingWarmRestarts"`.

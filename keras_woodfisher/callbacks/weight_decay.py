@@ -15,8 +15,10 @@ class SetWeightDecay(Companion):
     Keras subtracts `weight_decay * learning_rate * w` from each weight `w` in each step, except where
     `exclude_from_weight_decay` says otherwise. The value is part of the compiled train step, so that one is made anew.
 
-        >>> import keras_woodfisher as kw
-        >>> model.fit(x, y, callbacks=[SetWeightDecay(0.0, start_epoch=2)])  # doctest: +SKIP
+        >>> model.compile(keras.optimizers.AdamW(weight_decay=0.01), model.loss)
+        >>> history = model.fit(x, y, callbacks=[kw.SetWeightDecay(0.0, start_epoch=0.5)], verbose=0)
+        >>> model.optimizer.weight_decay
+        0.0
 
     Args:
         weight_decay: The weight decay, for all variables (of Muon, for those that it leaves to Adam too).

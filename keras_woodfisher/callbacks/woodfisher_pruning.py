@@ -27,9 +27,10 @@ class WoodFisherPruning(HoldingCallback):
     2004.14340; M-FAC, arXiv 2107.03356). Pruned weights are exactly zero after every optimizer step from then on.
     It belongs first in the list of callbacks.
 
-        >>> import keras_woodfisher as kw
-        >>> pruner = kw.WoodFisherPruning(0.9, end_epoch=8, data=(x, y))  # doctest: +SKIP
-        >>> model.fit(x, y, epochs=10, callbacks=[pruner])  # doctest: +SKIP
+        >>> pruner = kw.WoodFisherPruning(0.75, end_epoch=1, data=(x, y), verbose=0)
+        >>> history = model.fit(x, y, epochs=2, callbacks=[pruner], verbose=0)
+        >>> history.history["sparsity"]
+        [0.0, 0.75]
 
     Args:
         final_sparsity: Fraction of zeros from `end_epoch` on, in [0, 1); or `{fraction: names}`, which prunes each

@@ -46,10 +46,10 @@ def reestimate_batchnorm(
     statistics than cropped and flipped ones, and with them even a dense model loses accuracy. Give the dense model to
     have that checked.
 
-        >>> import keras_woodfisher as kw
-        >>> dense = keras.models.clone_model(model); dense.set_weights(model.get_weights())  # doctest: +SKIP
-        >>> kw.prune(model, data, 0.8)  # doctest: +SKIP
-        >>> print(kw.reestimate_batchnorm(model, augmented, dense=dense))  # doctest: +SKIP
+        >>> report = kw.prune(model, sparsity=0.5, method="magnitude")
+        >>> report = kw.reestimate_batchnorm(model, x, num_examples=200, verbose=0)
+        >>> report.layers, report.examples
+        (('sequential/batch_normalization',), 200)
 
     `prune(..., reestimate_batchnorm=True)` does all of it.
 

@@ -59,10 +59,9 @@ def sensitivity(
     set). The measured loss is that of the model with the corrected variable in place. It takes a pass over the
     examples for each variable and level.
 
-        >>> import keras_woodfisher as kw
-        >>> report = kw.sensitivity(model, data=(x, y), eval_data=(x_val, y_val))  # doctest: +SKIP
-        >>> print(report)  # doctest: +SKIP
-        >>> report.plot()  # doctest: +SKIP
+        >>> report = kw.sensitivity(model, data=(x, y), levels=[0.5], num_grads=64, verbose=0)
+        >>> [(entry.weights, entry.pruned) for entry in report.entries]
+        [(32, 16), (48, 24)]
 
     Args:
         model: A built Keras model.

@@ -26,6 +26,12 @@ class Recipe:
 
     Two recipes are equal if they do the same, whatever dialect they were written in.
 
+        >>> recipe = kw.load_recipe({"modifiers": [{"EpochRangeModifier": {"start_epoch": 0.0, "end_epoch": 3.0}}]})
+        >>> recipe.epochs, recipe.callbacks(model)
+        (3, [])
+        >>> kw.load_recipe(str(recipe)) == recipe
+        True
+
     Attributes:
         modifiers: What it does, in the project's own terms.
     """
@@ -101,6 +107,16 @@ def load_recipe(
     source: str | os.PathLike[str] | Mapping[str, Any], variables: Mapping[str, Any] | None = None
 ) -> Recipe:
     """Reads a recipe and checks it.
+
+        >>> recipe = kw.load_recipe('''
+        ... last: 2.0
+        ... modifiers:
+        ...   - !SetLearningRateModifier
+        ...     learning_rate: 0.01
+        ...     start_epoch: eval(last / 2)
+        ... ''', variables={"last": 3.0})
+        >>> print(recipe.modifiers[0].start_epoch)
+        1.5
 
     Args:
         source: A file (`.yaml`, `.yml`, `.md`, `.json`), the text itself, or plain data such as a JSON configuration.

@@ -17,6 +17,9 @@ _SLACK = 1e-3
 class BatchNormReport:
     """The outcome of `reestimate_batchnorm`; `print` it.
 
+        >>> print(kw.reestimate_batchnorm(model, x, verbose=0))
+        BatchNorm: statistics of 1 layers measured on 240 examples
+
     Attributes:
         layers: The layers whose statistics were measured, in the order in which the model calls them.
         left_alone: BatchNorm layers that are frozen or that the model doesn't call.

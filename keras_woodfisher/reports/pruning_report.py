@@ -10,7 +10,12 @@ from keras_woodfisher.reports.rendering import aligned, axes_of
 
 @dataclass(frozen=True)
 class VariableReport:
-    """One variable: its name, shape, number of weights and how many of them are zero."""
+    """One variable: its name, shape, number of weights and how many of them are zero.
+
+    >>> first = kw.sparsity_report(model).variables[0]
+    >>> first.shape, first.weights, first.pruned, first.sparsity
+    ((2, 16), 32, 0, 0.0)
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -25,6 +30,10 @@ class VariableReport:
 @dataclass(frozen=True)
 class PhaseReport:
     """One phase of the work.
+
+        >>> report = kw.prune(model, (x, y), 0.5, quality="fast", num_grads=32, verbose=0)
+        >>> [phase.name for phase in report.phases]
+        ['gradients', 'inverse', 'update']
 
     Attributes:
         name: `"gradients"`, `"inverse"`, `"update"`, `"calibration"` or `"batchnorm"`.
@@ -60,6 +69,10 @@ class CalibrationReport:
 @dataclass(frozen=True)
 class StageReport:
     """One update, or one stage of several.
+
+        >>> report = kw.prune(model, (x, y), 0.75, quality="fast", stages=2, num_grads=32, verbose=0)
+        >>> [(stage.sparsity, stage.samples) for stage in report.stages]
+        [(0.5, 32), (0.75, 32)]
 
     Attributes:
         sparsity: Fraction of zeros after it.
@@ -113,6 +126,12 @@ def combined(reports: Sequence["PruningReport"], variables: tuple[VariableReport
 @dataclass(frozen=True)
 class PruningReport:
     """The outcome of `prune` or `sparsity_report`; `print` it to see a table.
+
+        >>> report = kw.prune(model, sparsity=0.25, method="magnitude")
+        >>> report.pruned, report.weights, report.sparsity
+        (20, 80, 0.25)
+        >>> sorted(report.as_dict())[:3]
+        ['batchnorm', 'notes', 'phases']
 
     Attributes:
         variables: One entry a variable.

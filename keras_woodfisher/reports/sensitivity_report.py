@@ -12,6 +12,10 @@ from keras_woodfisher.reports.rendering import aligned, axes_of
 class Sensitivity:
     """One variable, pruned alone to one level.
 
+        >>> report = kw.sensitivity(model, levels=[0.5], eval_data=(x, y), method="magnitude", verbose=0)
+        >>> [(entry.weights, entry.level, entry.pruned, entry.predicted) for entry in report.entries]
+        [(32, 0.5, 16, None), (48, 0.5, 24, None)]
+
     Attributes:
         name: The variable.
         weights: Its number of weights.
@@ -32,6 +36,10 @@ class Sensitivity:
 @dataclass(frozen=True)
 class SensitivityReport:
     """The outcome of `sensitivity`; `print` it to see tables.
+
+        >>> report = kw.sensitivity(model, levels=[0.5, 0.9], eval_data=(x, y), method="magnitude", verbose=0)
+        >>> report.levels, report.examples, report.predicts
+        ((0.5, 0.9), 240, False)
 
     Attributes:
         entries: Variable after variable, each with all levels from the lowest to the highest.

@@ -15,6 +15,10 @@ _PACKED = ("int4", "gptq", "awq")
 def sparsity_report(model: keras.Model, params: str | Sequence[str] = ALL_PRUNABLE) -> PruningReport:
     """Counts the zeros of a model's prunable variables.
 
+        >>> model.get_layer("out").set_weights([np.eye(16, 3), np.zeros(3)])
+        >>> [(variable.weights, variable.pruned) for variable in kw.sparsity_report(model).variables]
+        [(32, 0), (48, 45)]
+
     Args:
         model: Any built Keras model, pruned by whatever means.
         params: Names and patterns as in `WoodFisherPruning`; frozen and int8 variables are counted too.

@@ -47,6 +47,11 @@ def check_recipe(
 ) -> RecipeCheck:
     """Prints what a recipe will do to a model, what that costs, and everything that would fail. Nothing is changed.
 
+        >>> rate = {"SetLearningRateModifier": {"learning_rate": 0.1, "start_epoch": 2.0}}
+        >>> recipe = kw.load_recipe({"modifiers": [rate]})
+        >>> kw.check_recipe(recipe, model, epochs=3, verbose=0).problems
+        ()
+
     Args:
         recipe: From `load_recipe`.
         model: The built model to train.

@@ -140,6 +140,11 @@ class CheckedModifier:
 class RecipeCheck:
     """The outcome of `check_recipe`; `print` it.
 
+        >>> recipe = kw.load_recipe({"modifiers": [{"ConstantPruningModifier": {"params": ["hiden/kernel"]}}]})
+        >>> check = kw.check_recipe(recipe, model, verbose=0)
+        >>> len(check.problems), check.modifiers[0].nearly
+        (1, ('sequential/hidden/kernel',))
+
     Attributes:
         modifiers: What each modifier will do.
         problems: Everything that would fail, with its mend; empty if nothing would.

@@ -13,6 +13,10 @@ MOST_BITS = 1024
 class RecipeError(ValueError):
     """A recipe can't be read.
 
+        >>> kw.load_recipe("modifiers: [!PruningModifer {}]")
+        Traceback (most recent call last):
+        keras_woodfisher.recipe.syntax.errors.RecipeError: ...
+
     Args:
         message: What was found, what is allowed, and the mend.
         line: Line in the recipe's file, from 1.
