@@ -10,11 +10,17 @@ from keras_woodfisher.reports.rendering import aligned, axes_of
 
 @dataclass(frozen=True)
 class VariableReport:
-    """One variable: its name, shape, number of weights and how many of them are zero.
+    """One variable.
 
-    >>> first = kw.sparsity_report(model).variables[0]
-    >>> first.shape, first.weights, first.pruned, first.sparsity
-    ((2, 16), 32, 0, 0.0)
+        >>> first = kw.sparsity_report(model).variables[0]
+        >>> first.shape, first.weights, first.pruned, first.sparsity
+        ((2, 16), 32, 0, 0.0)
+
+    Attributes:
+        name: Its path.
+        shape: Its shape.
+        weights: Its number of weights.
+        pruned: How many of them are zero.
     """
 
     name: str

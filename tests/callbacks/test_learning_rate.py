@@ -1,6 +1,5 @@
 """Companion callbacks: the rate and the weight decay that each step really used, shown by what it did to a weight."""
 
-import doctest
 import json
 
 import keras
@@ -11,7 +10,6 @@ from releases import MultiOptimizer, OptimizerMap
 
 import keras_woodfisher as kw
 from keras_woodfisher.callbacks import LearningRateFunction, LearningRateSchedule, SetLearningRate, SetWeightDecay
-from keras_woodfisher.callbacks import learning_rate_functions as rates
 
 BACKEND = keras.backend.backend()
 STEPS = 4
@@ -78,12 +76,6 @@ def ramp(kind="linear", init=1.0, final=0.2, start=0.5, end=2.5, **kwargs):
 LINEAR = [[7, 7, 1.0, 0.9], [0.8, 0.7, 0.6, 0.5], [0.4, 0.3, 0.2, 0.2]]
 CYCLIC = [[7, 7, 1.0, 0.8], [0.6, 0.4, 1.0, 0.8], [0.6, 0.4, 0.2, 0.2]]
 COSINE = [7, 7, *[0.6 + 0.4 * np.cos(np.pi * k / 8) for k in range(8)], 0.2, 0.2]
-
-
-def test_the_examples_in_the_docstrings_hold():
-    outcome = doctest.testmod(rates)
-    assert outcome.attempted > 5
-    assert outcome.failed == 0
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,9 @@
-import doctest
 import math
 
 import numpy as np
 import pytest
 
-import keras_woodfisher.options.schedule
-import keras_woodfisher.pruning.fisher
-import keras_woodfisher.pruning.masks
 from keras_woodfisher.options.schedule import INTERPOLATIONS, Schedule
-
-MODULES = (keras_woodfisher.options.schedule, keras_woodfisher.pruning.masks, keras_woodfisher.pruning.fisher)
-
-
-@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
-def test_the_examples_in_the_docstrings_hold(module):
-    outcome = doctest.testmod(module)
-    assert outcome.attempted > 0
-    assert outcome.failed == 0
 
 
 def drawn(seed):

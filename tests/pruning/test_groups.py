@@ -1,17 +1,12 @@
 """Groups of weights in Keras's own layout of every kind of layer, and blocks of the Fisher that hold them."""
 
-import doctest
-
 import keras
 import numpy as np
 import pytest
 from keras import layers
-from keras_woodfisher_backends.kernel import removal_sets
 
 from keras_woodfisher.model.targets import find_targets
-from keras_woodfisher.options import mask_types
 from keras_woodfisher.options.mask_types import check_final, checked_mask
-from keras_woodfisher.pruning import group_masks as selection
 from keras_woodfisher.pruning.fisher import block_slices
 from keras_woodfisher.pruning.groups import Structure, arranged
 
@@ -159,13 +154,6 @@ def test_blocks_of_the_fisher_end_between_groups():
     whole = np.zeros(10, int)
     assert block_slices([10], 4, whole) == block_slices([10], 4)
     assert block_slices([10], None, whole) == [slice(0, 10)]
-
-
-@pytest.mark.parametrize("module", [mask_types, removal_sets, selection])
-def test_examples_in_docstrings(module):
-    outcome = doctest.testmod(module)
-    assert outcome.attempted > 0
-    assert outcome.failed == 0
 
 
 @pytest.mark.parametrize("value", ["unstructured", "2:4", "1:4", "4:8", "block4", "filter", "channel", [1, 4], (2, 2)])
