@@ -29,7 +29,7 @@ FOUND = [test for package in (kw, keras_woodfisher_backends) for test in example
 
 @pytest.fixture
 def names(rng, tmp_path, monkeypatch):
-    """What examples may use: `keras`, `kw`, `np`, a classifier `model` of points in the plane, and its data `x`, `y`."""
+    """What examples may use: `keras`, `kw`, `np`, a classifier `model` of points in the plane, its data `x` and `y`."""
     monkeypatch.chdir(tmp_path)
     x = rng.normal(size=(240, 2)).astype("float32")
     y = (x[:, 0] > 0).astype("int32") + (x[:, 1] > 0)
