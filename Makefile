@@ -11,12 +11,12 @@ KERAS_VENV := .venv-keras-$(KERAS)
 KERAS_PACKAGE = $(if $(filter nightly,$(KERAS)),keras-nightly,keras==$(KERAS))
 BACKENDS ?= torch tensorflow jax
 
-.PHONY: demo test test-torch test-tensorflow test-jax test-keras lint bench fuzz clean
+.PHONY: demo test test-torch test-tensorflow test-jax test-keras lint docs bench fuzz clean
 
 demo: $(VENV)/.demo-$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(QUIET) $(BIN)/python examples/quickstart.py
 
-test: test-torch test-tensorflow test-jax
+test: $(BACKENDS:%=test-%)
 
 test-torch test-tensorflow test-jax: test-%: $(VENV)/.dev
 	@echo "== tests on $*"
@@ -33,7 +33,6 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.PHONY: docs
 docs: $(VENV)/.dev
 	$(BIN)/python -m keras_woodfisher.options.table README.md
 
