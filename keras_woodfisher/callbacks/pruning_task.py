@@ -38,18 +38,16 @@ class Task:
     data: Any
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], data: Any) -> "Task":
+    def of(cls, given: Mapping[str, Any]) -> "Task":
         """What the arguments of `WoodFisherPruning` mean.
 
         Args:
-            given: All but `data`, by name.
-            data: As in `WoodFisherPruning`.
+            given: All of them, by name.
 
         Raises:
             ValueError, TypeError: If one is out of range.
         """
-        names = {field.name for field in fields(PruningOptions)}
-        wanted = {name: value for name, value in given.items() if name in names}
+        wanted = PruningOptions.among(given)
         final, levels = given["final_sparsity"], None
         if isinstance(final, Mapping):
             levels = checked_levels(final)
@@ -67,7 +65,7 @@ class Task:
         schedule = checked_schedule(init, final, start, end, frequency, given["inter_func"])
         check_final(options.mask_type, schedule.final if levels is None else max(level for level, _ in levels))
         positions = {name: float(given[name]) for name in POSITIONS}
-        return cls(options, schedule, levels, init == FROM_PARAM, given["leave_enabled"], positions, data)
+        return cls(options, schedule, levels, init == FROM_PARAM, given["leave_enabled"], positions, given["data"])
 
     @property
     def buffers(self) -> bool:

@@ -115,10 +115,9 @@ class WoodFisherPruning(HoldingCallback):
         seed: int | None = 0,
         verbose: int = 1,
     ):
-        # All arguments by name; Task.of says what they mean, and checks them.
-        given = {name: value for name, value in locals().items() if name not in ("self", "data", "__class__")}
+        arguments = dict(locals())
         super().__init__()
-        self.task = Task.of(given, data)
+        self.task = Task.of(arguments)
         self._progress = Progress(None)
         self._siblings: list[WoodFisherPruning] = []
         self._run: Run | None = None

@@ -10,6 +10,11 @@ from keras_woodfisher.options.mask_types import UNSTRUCTURED, mask_text
 from keras_woodfisher.options.pruning_options import CALIBRATED, PruningOptions, checked_num_grads
 
 
+def _spelled(field: str) -> str:
+    """The argument of `prune` that gives a field."""
+    return "stages" if field == "num_recomputations" else field
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The options that a preset chooses. See `prune` for what each means."""
@@ -25,8 +30,7 @@ class Settings:
 
     def options(self) -> dict[str, Any]:
         """Those that are options of every update."""
-        names = {field.name for field in fields(PruningOptions)}
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name in names}
+        return PruningOptions.among(vars(self))
 
     def report(self, quality: str, options: PruningOptions) -> dict[str, Any]:
         """What a report says of them, and of some options: by the names of the arguments of `prune`."""
@@ -46,6 +50,10 @@ class Settings:
     def held_out(self) -> int:
         """Examples that are held out of the data."""
         return self.calibration if isinstance(self.calibration, int) else 0
+
+
+CHOSEN = tuple(_spelled(field.name) for field in fields(Settings))
+"""The arguments of `prune` that a preset gives a value where they are None."""
 
 
 _HELD_OUT = 500
@@ -106,8 +114,8 @@ def chosen(name: str, given: Mapping[str, Any], available: int | None) -> Settin
         ValueError, TypeError: If there is no such preset, or an option is wrong or doesn't fit the others.
     """
     one_of("quality", name, tuple(PRESETS))
-    fields_given = {name: given.get(_spelled(name)) for name in Settings.__dataclass_fields__}
-    explicit = {name: value for name, value in fields_given.items() if value is not None}
+    values = {field.name: given.get(_spelled(field.name)) for field in fields(Settings)}
+    explicit = {name: value for name, value in values.items() if value is not None}
     for key in ("num_recomputations", "grad_batch_size"):
         if key in explicit:
             explicit[key] = count(_spelled(key), explicit[key])
@@ -189,11 +197,6 @@ def examples_to_count(name: str, given: Mapping[str, Any]) -> int:
     quality = chosen(name, given, None)
     # Whatever has to be smaller for some number of examples has to be for one.
     return 0 if chosen(name, given, 1) == quality else plenty(quality)
-
-
-def _spelled(field: str) -> str:
-    """The argument of `prune` that gives a field."""
-    return "stages" if field == "num_recomputations" else field
 
 
 def plenty(quality: Settings) -> int:

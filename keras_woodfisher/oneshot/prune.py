@@ -1,19 +1,20 @@
 """One-shot pruning: no training, no compiled model needed."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
 from keras_woodfisher_backends.nest import map_arrays
 
 from keras_woodfisher.data.batches import read_batches
-from keras_woodfisher.data.examples import count_up_to, open_examples
+from keras_woodfisher.data.examples import Examples, count_up_to, open_examples
 from keras_woodfisher.gradients.gauss_newton import curvature_problem
 from keras_woodfisher.gradients.loss import MeanLoss
 from keras_woodfisher.gradients.sources import SampledGradients
 from keras_woodfisher.model.targets import finals_of
 from keras_woodfisher.oneshot.batchnorm import reestimation_of, takes_data
-from keras_woodfisher.oneshot.presets import Circumstances, Settings, examples_to_count, resolve
+from keras_woodfisher.oneshot.presets import CHOSEN, Circumstances, Settings, chosen, examples_to_count, resolve
 from keras_woodfisher.options.checks import fraction
 from keras_woodfisher.options.mask_types import check_final
 from keras_woodfisher.options.pruning_options import AUTO, CALIBRATED, PruningOptions
@@ -126,62 +127,34 @@ def prune(
         MemoryError: If the gradients don't fit (the message says how many would).
         FloatingPointError: If a weight or score isn't finite.
     """
+    arguments = dict(locals())
     levels = checked_levels(sparsity, "sparsity") if isinstance(sparsity, Mapping) else None
-    final = 0.0 if isinstance(sparsity, Mapping) else fraction("sparsity", sparsity)
     if levels is not None:
         params, global_sparsity = arguments_of(levels, params, global_sparsity)
+        arguments |= {"params": params, "global_sparsity": global_sparsity}
+    final = fraction("sparsity", sparsity) if levels is None else max(level for level, _ in levels)
     second_order = method != "magnitude"
     if second_order and data is None:
         raise ValueError(
             "prune needs data to take gradients of: data=(x, y), or whatever fit takes. "
             "Only method='magnitude' works without."
         )
-    given = {
-        "stages": stages,
-        "num_grads": num_grads,
-        "grad_batch_size": grad_batch_size,
-        "fisher": fisher,
-        "damp": damp,
-        "update": update,
-        "calibration": calibration,
-        "newton_steps": newton_steps,
-    }
-    most = examples_to_count(quality, given)
+    given = {name: arguments[name] for name in CHOSEN}
+    options = PruningOptions.of(**(PruningOptions.among(arguments) | chosen(quality, given, None).options()))
+    check_final(options.mask_type, final)
+    most = examples_to_count(quality, given) if second_order else 0
     examples = open_examples(data) if second_order or (takes_data(reestimate_batchnorm) and data is not None) else None
-    available = count_up_to(examples, most) if examples is not None and second_order and most else None
+    available = count_up_to(examples, most) if examples is not None and most else None
     problem = curvature_problem(model, loss) if second_order and fisher is None else None
     circumstances = Circumstances(second_order, available, problem, reestimate_batchnorm is not False)
-    used, notes = resolve(quality, given, circumstances)
-    options = PruningOptions.of(
-        params=params,
-        exclude=exclude,
-        method=method,
-        mask_type=mask_type,
-        global_sparsity=global_sparsity,
-        fisher_block_size=fisher_block_size,
-        available_gpus=available_gpus,
-        memory_limit=memory_limit,
-        grads_device=grads_device,
-        grads_dtype=grads_dtype,
-        num_pages=num_pages,
-        seed=seed,
-        verbose=verbose,
-        **used.options(),
-    )
-    check_final(options.mask_type, final if levels is None else max(level for level, _ in levels))
+    settings, notes = resolve(quality, given, circumstances)
+    options = replace(options, **settings.options())
     pruner = Pruner(model, options)
     finals = [final] * len(pruner.targets) if levels is None else finals_of(pruner.targets, levels)
     pruner.find_zeros()
     if not pruner.prunes(finals):
         notes += (f"nothing was left to prune: the chosen weights were at sparsity {pruner.sparsity:.4f} before.",)
-    source = corrector = None
-    if second_order:
-        assert examples is not None
-        source = SampledGradients(model, pruner.targets, options, pruner.backend, examples, loss)
-        corrector = _corrector(pruner, source, used)
-        rows = options.most_gradients_between(pruner.sparsity, max(finals))
-        pruner.open_source(source, rows, [(rows, pruner.kept)] if pruner.prunes(finals) else [])
-    updates = StagedUpdates(pruner, source, used.num_recomputations if source else 1, corrector, options.verbose)
+    updates = _updates(pruner, model, examples, loss, finals, settings)
     meter = Meter(pruner.backend, pruner.backend.devices(), options.verbose)
     reestimation = reestimation_of(model, reestimate_batchnorm, examples, loss, seed, meter)
     batchnorm = None
@@ -197,26 +170,41 @@ def prune(
         sum(stage.samples for stage in done),
         (*notes, pruner.note) if pruner.note else notes,
         tuple(done),
-        used.report(quality, options) if second_order else {},
+        settings.report(quality, options) if second_order else {},
         batchnorm,
     )
 
 
-def _corrector(pruner: Pruner, source: SampledGradients, used: Settings) -> Corrector | None:
+def _updates(
+    pruner: Pruner, model: keras.Model, examples: Examples | None, loss: Any, finals: list[float], settings: Settings
+) -> StagedUpdates:
+    """How the sparsities are reached; what can't work fails here."""
+    options = pruner.options
+    if not options.second_order or examples is None:
+        return StagedUpdates(pruner, None, 1, verbose=options.verbose)
+    source = SampledGradients(model, pruner.targets, options, pruner.backend, examples, loss)
+    corrector = _corrector(pruner, source, settings)
+    rows = options.most_gradients_between(pruner.sparsity, max(finals))
+    pruner.open_source(source, rows, [(rows, pruner.kept)] if pruner.prunes(finals) else [])
+    return StagedUpdates(pruner, source, options.num_recomputations, corrector, options.verbose)
+
+
+def _corrector(pruner: Pruner, source: SampledGradients, settings: Settings) -> Corrector | None:
     """The corrector that is calibrated, with its examples; None where corrections are made block by block."""
-    if used.update != CALIBRATED:
+    if settings.update != CALIBRATED:
         return None
-    if isinstance(used.calibration, int):
-        held_out = source.hold_out(used.calibration)
+    if isinstance(settings.calibration, int):
+        held_out = source.hold_out(settings.calibration)
     else:
-        held_out = read_batches(open_examples(used.calibration), _MOST_HELD_OUT, _MOST_HELD_OUT, pruner.options.seed)
+        examples = open_examples(settings.calibration)
+        held_out = read_batches(examples, _MOST_HELD_OUT, _MOST_HELD_OUT, pruner.options.seed)
         try:
             source.loss.probe(map_arrays(lambda array: array[None], held_out[0]))
         except ValueError as error:
             raise ValueError(f"The examples in calibration don't fit the model. {error}") from error
-    damp = None if used.damp == AUTO else float(used.damp)
+    damp = None if settings.damp == AUTO else float(settings.damp)
     loss = HeldOutLoss(MeanLoss(source.loss, pruner.backend.compiled), pruner.targets, held_out)
-    return CalibratedCorrector(source, loss, used.newton_steps, damp)
+    return CalibratedCorrector(source, loss, settings.newton_steps, damp)
 
 
 def _constrain(pruner: Pruner) -> None:

@@ -95,27 +95,13 @@ def sensitivity(
         MemoryError: If the gradients don't fit (the message says how many would).
         FloatingPointError: If a weight, a score or the loss without pruning isn't finite.
     """
+    arguments = dict(locals())
     wanted = _checked_levels(levels)
     one_of("update", update, UPDATES)
-    options = PruningOptions.of(
-        params=params,
-        exclude=exclude,
-        method=method,
-        update=update,
-        global_sparsity=False,
-        num_grads=_GRADIENTS if num_grads is None else num_grads,
-        grad_batch_size=grad_batch_size,
-        fisher=fisher,
-        damp=damp,
-        # Blocks never span variables here: what they share would be corrected too.
-        fisher_block_size=fisher_block_size or sys.maxsize,
-        available_gpus=available_gpus,
-        memory_limit=memory_limit,
-        grads_device=grads_device,
-        grads_dtype=grads_dtype,
-        seed=seed,
-        verbose=verbose,
-    )
+    # Blocks never span variables here: what they share would be corrected too.
+    alone = {"global_sparsity": False, "fisher_block_size": fisher_block_size or sys.maxsize}
+    rows_wanted = {"num_grads": _GRADIENTS if num_grads is None else num_grads}
+    options = PruningOptions.of(**(PruningOptions.among(arguments) | alone | rows_wanted))
     pruner = Pruner(model, options)
     pruner.find_zeros()
     if options.second_order and data is None:

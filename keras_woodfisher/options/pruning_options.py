@@ -203,6 +203,11 @@ class PruningOptions:
         left_out = {row.name for row in options_of(cls) if row.default_in(CALLBACK) is None and not row.takes_none}
         return cls(**{name: value for name, value in given.items() if value is not None or name not in left_out})
 
+    @classmethod
+    def among(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of a function's arguments that are options."""
+        return {row.name: arguments[row.name] for row in options_of(cls) if row.name in arguments}
+
     @property
     def second_order(self) -> bool:
         """Whether updates take gradients; magnitude pruning doesn't."""

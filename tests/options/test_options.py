@@ -182,7 +182,7 @@ def test_get_config_holds_what_was_given_and_goes_through_json(blobs):
     read = json.loads(json.dumps(config))
     second = kw.WoodFisherPruning.from_config(read, data=blobs)
     assert second.get_config() == config
-    assert second._options == first._options
+    assert second.options == first.options
     assert second.task.schedule == first.task.schedule
 
 
