@@ -8,8 +8,8 @@ import numpy as np
 from keras_woodfisher_backends import get_backend
 from keras_woodfisher_backends.devices import canonical, expand
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
-from keras_woodfisher_backends.kernel.host_blas import advice
 from keras_woodfisher_backends.kernel.panels import PANEL
+from keras_woodfisher_backends.kernel.threads import advice
 from keras_woodfisher_backends.protocol import Backend
 
 from keras_woodfisher.gradients.footprint import Footprint
@@ -81,14 +81,16 @@ def needs_of(
 
 
 def means_of(options: PruningOptions) -> Means:
-    """What there is now."""
+    """The memory that may be used now."""
     free, folder = free_memory(), temporary_folder()
     limit, reason = int(SHARE * free), "a quarter of what is free"
     if options.memory_limit is not None:
         limit, reason = parse_bytes("memory_limit", options.memory_limit), "memory_limit"
         if limit > free:
             limit, reason = free, "all that is free, which is less than memory_limit"
-    return Means(limit, reason, folder, disk_room(folder), options.grads_device, options.grads_dtype, options.num_pages)
+    return Means(
+        limit, reason, folder, disk_room(folder), options.grads_device, options.grads_dtype, options.num_pages
+    )
 
 
 def open_store(
@@ -167,7 +169,7 @@ class Resources:
         self._check_grads_device(options.grads_device)
         self.memory: MemoryPlan | None = None
         self._width = sum(self._sizes)
-        self._told = False
+        self._plan_shown = False
 
     def plan(self, footprint: Footprint, uses: Sequence[tuple[int, int]]) -> MemoryPlan:
         """Decides where gradients will be, and how many samples and blocks are worked on at a time.
@@ -187,7 +189,7 @@ class Resources:
             free, itemsize = self.backend.free_memory(plan.storage), 4 if plan.dtype == "float32" else 2
             check_device_memory(plan.samples, plan.columns, plan.storage, free, itemsize)
         self.kernels = [kernel.with_lanes(min(kernel.lanes, plan.lanes)) for kernel in self._kernels]
-        self._told = False
+        self._plan_shown = False
         return plan
 
     def gradients(
@@ -205,18 +207,18 @@ class Resources:
             kept: For each variable its unpruned weights, bool.
             blocks: Their blocks.
             draw: How many samples, and the number of the update.
-            meter: Tells of progress.
+            meter: Shows progress.
         """
         shape = draw[0], int(sum(mask.sum() for mask in kept))
         if self.memory is None or not self.memory.covers(*shape):
             # More than was foreseen: the same limit holds.
             self.plan(source.footprint(draw[0]), [shape])
         assert self.memory is not None
-        if self._options.verbose and not self._told:
+        if self._options.verbose and not self._plan_shown:
             say(str(self.memory))
             if (faster := advice()) and any(kernel.on_host for kernel in self.kernels):
                 say(faster)
-            self._told = True
+            self._plan_shown = True
         store = open_store(self.memory, shape, blocks, lambda s: source.fill(s, kept, *draw, lambda number: None))
         squares = 0.0
         try:

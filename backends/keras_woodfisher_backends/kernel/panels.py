@@ -6,8 +6,8 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from keras_woodfisher_backends.kernel.lanes import side_by_side
 from keras_woodfisher_backends.kernel.operators import Operators
+from keras_woodfisher_backends.kernel.threads import side_by_side
 
 PANEL = 4096
 """Columns of `G` that are worked on at a time: it bounds the memory when one block spans everything."""
