@@ -15,8 +15,8 @@ _CANDIDATES = 100
 
 
 @dataclass(frozen=True)
-class Means:
-    """What there is to plan with.
+class MemoryBudget:
+    """The memory that a plan may use, and what the user chose.
 
     Attributes:
         limit: Bytes that may be used.
@@ -41,7 +41,7 @@ class Means:
         return 4 if self.dtype == "float32" else 2
 
 
-def plan_memory(needs: MemoryNeeds, means: Means) -> MemoryPlan:
+def plan_memory(needs: MemoryNeeds, budget: MemoryBudget) -> MemoryPlan:
     """The first plan within the limit, of: all in memory, on disk, and a page of columns at a time.
 
     Work (samples at a time, blocks at a time) is made smaller only where gradients on disk don't make room enough.
@@ -49,40 +49,40 @@ def plan_memory(needs: MemoryNeeds, means: Means) -> MemoryPlan:
     Raises:
         MemoryError: If none is, with what would fit.
     """
-    plan = _first(needs, means)
+    plan = _first(needs, budget)
     if plan is not None:
         return plan
-    raise MemoryError(_refusal(needs, means))
+    raise MemoryError(_refusal(needs, budget))
 
 
-def _first(needs: MemoryNeeds, means: Means) -> MemoryPlan | None:
-    return next((plan for plan in _candidates(needs, means) if plan.total <= means.limit), None)
+def _first(needs: MemoryNeeds, budget: MemoryBudget) -> MemoryPlan | None:
+    return next((plan for plan in _candidates(needs, budget) if plan.total <= budget.limit), None)
 
 
-def _candidates(needs: MemoryNeeds, means: Means) -> Iterator[MemoryPlan]:
-    size = means.itemsize * needs.samples * needs.columns
-    elsewhere = means.place not in ("cpu", DISK)
-    whole = means.place == "cpu" and (means.pages == 1 or needs.blocks > 1)
-    memory = _Layout(MEMORY, size, 0, _page(needs, means))
-    away = _Layout(means.place if elsewhere else DISK, 0, size, _page(needs, means))
-    room = elsewhere or size <= means.disk
+def _candidates(needs: MemoryNeeds, budget: MemoryBudget) -> Iterator[MemoryPlan]:
+    size = budget.itemsize * needs.samples * needs.columns
+    elsewhere = budget.place not in ("cpu", DISK)
+    whole = budget.place == "cpu" and (budget.pages == 1 or needs.blocks > 1)
+    memory = _Layout(MEMORY, size, 0, _page(needs, budget))
+    away = _Layout(budget.place if elsewhere else DISK, 0, size, _page(needs, budget))
+    room = elsewhere or size <= budget.disk
     if whole:
-        yield _plan(needs, means, memory, needs.chunk, needs.lanes)
+        yield _plan(needs, budget, memory, needs.chunk, needs.lanes)
     if room:
-        yield _plan(needs, means, away, needs.chunk, needs.lanes)
-        yield _less_work(needs, means, away)
+        yield _plan(needs, budget, away, needs.chunk, needs.lanes)
+        yield _less_work(needs, budget, away)
         while away.page > needs.panel and needs.widest > away.page:
             away = replace(away, page=max(needs.panel, away.page // 2))
-            yield _less_work(needs, means, away)
+            yield _less_work(needs, budget, away)
     if whole:
-        yield _less_work(needs, means, memory)
-    if means.place == "cpu":
-        yield _by_pages(needs, means)
+        yield _less_work(needs, budget, memory)
+    if budget.place == "cpu":
+        yield _by_pages(needs, budget)
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """A place for gradients: bytes in memory, bytes elsewhere, and columns that are had at a time."""
+    """A place for gradients: bytes in memory, bytes elsewhere, and columns of a page."""
 
     storage: str
     resident: int
@@ -90,23 +90,23 @@ class _Layout:
     page: int
 
 
-def _page(needs: MemoryNeeds, means: Means) -> int:
-    """Columns to have at a time: whole blocks, but for those that are wide."""
-    if means.pages > 1:
-        return -(-needs.columns // means.pages)
+def _page(needs: MemoryNeeds, budget: MemoryBudget) -> int:
+    """Columns of a page: those of whole blocks, but for blocks that are wide."""
+    if budget.pages > 1:
+        return -(-needs.columns // budget.pages)
     # The kernel takes a block of no more columns than samples as a whole.
     return max(1, min(needs.widest, max(needs.panel, needs.most)))
 
 
-def _plan(needs: MemoryNeeds, means: Means, layout: _Layout, chunk: int, lanes: int) -> MemoryPlan:
+def _plan(needs: MemoryNeeds, budget: MemoryBudget, layout: _Layout, chunk: int, lanes: int) -> MemoryPlan:
     pages = -(-needs.columns // max(layout.page, 1)) if needs.widest > layout.page else 1
     if layout.storage == RECOMPUTED:
         pages = -(-needs.columns // layout.page)
     return MemoryPlan(
-        limit=means.limit,
-        reason=means.reason,
+        limit=budget.limit,
+        reason=budget.reason,
         storage=layout.storage,
-        dtype=means.dtype,
+        dtype=budget.dtype,
         samples=needs.samples,
         columns=needs.columns,
         most=needs.most,
@@ -114,11 +114,11 @@ def _plan(needs: MemoryNeeds, means: Means, layout: _Layout, chunk: int, lanes: 
         lanes=lanes,
         page=layout.page,
         pages=pages if layout.storage != MEMORY else 1,
-        folder=means.folder if layout.storage == DISK else "",
+        folder=budget.folder if layout.storage == DISK else "",
         stored=layout.stored,
         gradients=layout.resident,
-        sampling=_sampling(needs, means, layout, chunk),
-        blocks=needs.block_bytes(needs.most, lanes) + _copies(needs, means, layout, lanes),
+        sampling=_sampling(needs, budget, layout, chunk),
+        blocks=needs.block_bytes(needs.most, lanes) + _copies(needs, budget, layout, lanes),
         vectors=_vectors(needs),
         ring=needs.ring_bytes,
     )
@@ -128,22 +128,22 @@ def _vectors(needs: MemoryNeeds) -> int:
     return (_VECTORS + (_CANDIDATES if needs.whole else 0)) * needs.weights + needs.structure_bytes
 
 
-def _sampling(needs: MemoryNeeds, means: Means, layout: _Layout, chunk: int) -> int:
-    staged = layout.storage != MEMORY or means.dtype != "float32"
+def _sampling(needs: MemoryNeeds, budget: MemoryBudget, layout: _Layout, chunk: int) -> int:
+    staged = layout.storage != MEMORY or budget.dtype != "float32"
     # A chunk waits in a buffer of its own, and what is written of it at a time is a copy (on a device: all).
-    copy = means.itemsize * needs.columns if layout.storage not in (MEMORY, DISK, RECOMPUTED) else 0
+    copy = budget.itemsize * needs.columns if layout.storage not in (MEMORY, DISK, RECOMPUTED) else 0
     return needs.reading_bytes + chunk * (needs.sample_bytes + (4 * needs.columns + copy if staged else 0))
 
 
-def _copies(needs: MemoryNeeds, means: Means, layout: _Layout, lanes: int) -> int:
+def _copies(needs: MemoryNeeds, budget: MemoryBudget, layout: _Layout, lanes: int) -> int:
     """Bytes of the gradients of blocks at work, where they aren't views of what is in memory."""
-    if layout.storage == MEMORY and means.dtype == "float32":
+    if layout.storage == MEMORY and budget.dtype == "float32":
         return 0
     wide = needs.width > max(layout.page, needs.most)
     width = min(needs.width, max(layout.page, needs.most))
     # As it is stored, and as float32.
-    page = (4 + (2 if means.dtype == "float16" else 0)) * needs.most * width
-    if layout.storage == RECOMPUTED and means.dtype == "float32":
+    page = (4 + (2 if budget.dtype == "float16" else 0)) * needs.most * width
+    if layout.storage == RECOMPUTED and budget.dtype == "float32":
         page = 0
     lanes *= needs.kernels
     if wide:
@@ -152,64 +152,65 @@ def _copies(needs: MemoryNeeds, means: Means, layout: _Layout, lanes: int) -> in
     return lanes * page
 
 
-def _less_work(needs: MemoryNeeds, means: Means, layout: _Layout, budget: int | None = None) -> MemoryPlan:
-    """As much work at a time as fits; one sample and one block in any case."""
-    least = _plan(needs, means, layout, 1, 1)
-    room = means.limit - (least.total - max(least.sampling, least.blocks)) if budget is None else budget
+def _less_work(needs: MemoryNeeds, budget: MemoryBudget, layout: _Layout, room: int | None = None) -> MemoryPlan:
+    """As much work at a time as fits in so many bytes (by default what is left); at least one sample and one block."""
+    if room is None:
+        smallest = _plan(needs, budget, layout, 1, 1)
+        room = budget.limit - (smallest.total - max(smallest.sampling, smallest.blocks))
     chunk, lanes = needs.chunk, needs.lanes
-    while chunk > 1 and _sampling(needs, means, layout, chunk) > room:
+    while chunk > 1 and _sampling(needs, budget, layout, chunk) > room:
         chunk -= 1
-    while lanes > 1 and _plan(needs, means, layout, chunk, lanes).blocks > room:
+    while lanes > 1 and _plan(needs, budget, layout, chunk, lanes).blocks > room:
         lanes -= 1
-    return _plan(needs, means, layout, chunk, lanes)
+    return _plan(needs, budget, layout, chunk, lanes)
 
 
-def _by_pages(needs: MemoryNeeds, means: Means) -> MemoryPlan:
+def _by_pages(needs: MemoryNeeds, budget: MemoryBudget) -> MemoryPlan:
     """As many columns a page as fit beside the work, which may have half of what the rest leaves."""
     smallest = max(1, min(needs.widest, max(needs.panel, needs.most)))
     layout = _Layout(RECOMPUTED, 0, 0, smallest)
     if needs.blocks == 1 or needs.whole:
         # Threads that share the panels of one block would each want a page of their own.
         needs = replace(needs, lanes=1)
-    rest = means.limit - _vectors(needs) - needs.ring_bytes
-    column = means.itemsize * needs.samples
-    work = _less_work(needs, means, layout, budget=min(rest // 2, rest - column * smallest))
+    rest = budget.limit - _vectors(needs) - needs.ring_bytes
+    column = budget.itemsize * needs.samples
+    work = _less_work(needs, budget, layout, room=min(rest // 2, rest - column * smallest))
     page = (rest - max(work.sampling, work.blocks)) // column
-    most = _page(needs, means) if means.pages > 1 else needs.columns
-    page = max(smallest if means.pages == 1 else min(smallest, most), min(page, most))
-    plan = _plan(needs, means, replace(layout, page=page, resident=column * page), work.chunk, work.lanes)
-    while plan.total > means.limit and page > smallest:
+    most = _page(needs, budget) if budget.pages > 1 else needs.columns
+    page = max(smallest if budget.pages == 1 else min(smallest, most), min(page, most))
+    plan = _plan(needs, budget, replace(layout, page=page, resident=column * page), work.chunk, work.lanes)
+    while plan.total > budget.limit and page > smallest:
         # A page that holds a wide block as a whole needs more room for copies of it.
         page = max(smallest, page * 3 // 4)
-        plan = _plan(needs, means, replace(layout, page=page, resident=column * page), work.chunk, work.lanes)
+        plan = _plan(needs, budget, replace(layout, page=page, resident=column * page), work.chunk, work.lanes)
     return plan
 
 
-def _refusal(needs: MemoryNeeds, means: Means) -> str:
-    mends = []
-    if fewer := _fitting_samples(needs, means):
-        mends.append(f"num_grads={fewer}")
-    least = min(_candidates(needs, replace(means, limit=0)), key=lambda plan: plan.total, default=None)
+def _refusal(needs: MemoryNeeds, budget: MemoryBudget) -> str:
+    remedies = []
+    if fewer := _fitting_samples(needs, budget):
+        remedies.append(f"num_grads={fewer}")
+    smallest = min(_candidates(needs, replace(budget, limit=0)), key=lambda plan: plan.total, default=None)
     wanted = f"num_grads={needs.samples} for {needs.columns:,} weights"
-    if least is None:
+    if smallest is None:
         text = f"{wanted} were to be kept on disk. "
     else:
         text = (
-            f"{wanted} needs at least {size_text(least.total)} of memory, but {size_text(means.limit)} may be used "
-            f"({means.reason}). "
+            f"{wanted} needs at least {size_text(smallest.total)} of memory, but {size_text(budget.limit)} may be used "
+            f"({budget.reason}). "
         )
-        mends.append(f'memory_limit="{-(-least.total // 2**20)} MiB"')
-    size = means.itemsize * needs.samples * needs.columns
-    if means.place in ("cpu", DISK) and size > means.disk:
+        remedies.append(f'memory_limit="{-(-smallest.total // 2**20)} MiB"')
+    size = budget.itemsize * needs.samples * needs.columns
+    if budget.place in ("cpu", DISK) and size > budget.disk:
         text += (
-            f"On disk they would take {size_text(size)}, and {size_text(means.disk)} are free in {means.folder}: the "
+            f"On disk they would take {size_text(size)}, and {size_text(budget.disk)} are free in {budget.folder}: the "
             "environment variable TMPDIR names another folder. "
         )
-    fits = f"Any one of these would fit: {', '.join(mends)}; " if mends else ""
+    fits = f"Any one of these would fit: {', '.join(remedies)}; " if remedies else ""
     return f"{text}{fits}params or exclude choose fewer weights."
 
 
-def _fitting_samples(needs: MemoryNeeds, means: Means) -> int:
+def _fitting_samples(needs: MemoryNeeds, budget: MemoryBudget) -> int:
     """The most samples that would fit, or 0."""
     low, high = 0, needs.samples
     while high - low > 1:
@@ -220,5 +221,5 @@ def _fitting_samples(needs: MemoryNeeds, means: Means) -> int:
             most=max(1, needs.most * middle // needs.samples),
             ring_bytes=needs.ring_bytes * middle // needs.samples,
         )
-        low, high = (middle, high) if _first(fewer, means) else (low, middle)
+        low, high = (middle, high) if _first(fewer, budget) else (low, middle)
     return low

@@ -40,7 +40,7 @@ class GradientStore(Protocol):
         ...
 
     def groups(self, blocks: Sequence[slice]) -> Iterator[Sequence[slice]]:
-        """Blocks that can be had at the same time, group after group in any order; `block` gives those of the group."""
+        """Blocks that can be read at the same time, group after group in any order; `block` gives those of a group."""
         ...
 
     def block(self, block: slice) -> Any:

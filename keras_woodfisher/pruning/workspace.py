@@ -18,7 +18,7 @@ from keras_woodfisher.memory.device import DeviceStore
 from keras_woodfisher.memory.disk import DiskStore, disk_room, temporary_folder
 from keras_woodfisher.memory.free_memory import SHARE, check_device_memory, free_memory
 from keras_woodfisher.memory.plan import DISK, MEMORY, RECOMPUTED, MemoryNeeds, MemoryPlan
-from keras_woodfisher.memory.planning import Means, plan_memory
+from keras_woodfisher.memory.planning import MemoryBudget, plan_memory
 from keras_woodfisher.memory.recomputed import RecomputedStore
 from keras_woodfisher.memory.staged import HalfStore
 from keras_woodfisher.memory.store import GradientStore, MemoryStore
@@ -80,7 +80,7 @@ def needs_of(
     )
 
 
-def means_of(options: PruningOptions) -> Means:
+def budget_of(options: PruningOptions) -> MemoryBudget:
     """The memory that may be used now."""
     free, folder = free_memory(), temporary_folder()
     limit, reason = int(SHARE * free), "a quarter of what is free"
@@ -88,7 +88,7 @@ def means_of(options: PruningOptions) -> Means:
         limit, reason = parse_bytes("memory_limit", options.memory_limit), "memory_limit"
         if limit > free:
             limit, reason = free, "all that is free, which is less than memory_limit"
-    return Means(
+    return MemoryBudget(
         limit, reason, folder, disk_room(folder), options.grads_device, options.grads_dtype, options.num_pages
     )
 
@@ -184,7 +184,7 @@ class Resources:
         kernels = list(zip(self.devices, self._kernels, strict=True))
         needs = needs_of(uses, self._sizes, self._options, kernels, footprint, self._structure)
         self._width = needs.width
-        plan = self.memory = plan_memory(needs, means_of(self._options))
+        plan = self.memory = plan_memory(needs, budget_of(self._options))
         if plan.storage not in (MEMORY, DISK, RECOMPUTED):
             free, itemsize = self.backend.free_memory(plan.storage), 4 if plan.dtype == "float32" else 2
             check_device_memory(plan.samples, plan.columns, plan.storage, free, itemsize)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from keras_woodfisher.memory.plan import MemoryNeeds
-from keras_woodfisher.memory.planning import Means, plan_memory
+from keras_woodfisher.memory.planning import MemoryBudget, plan_memory
 
 MIB = 2**20
 G = 512 * 2**18 * 4  # 512 MiB
@@ -34,7 +34,7 @@ STAGED = SAMPLING + 32 * 2**20
 
 
 def means(limit, disk=LOTS, **kwargs):
-    return Means(limit, "memory_limit", "/there", disk, **kwargs)
+    return MemoryBudget(limit, "memory_limit", "/there", disk, **kwargs)
 
 
 def check(plan, limit):
