@@ -16,8 +16,8 @@ import time
 import keras
 import numpy as np
 from common import gemm_rate, record
-from keras_woodfisher_backends.kernel.host_blas import blas_threads
 from keras_woodfisher_backends.kernel.numpy_operators import host_kernel
+from keras_woodfisher_backends.kernel.threads import blas_threads
 from update_cost import AnonymousMemory, useful
 
 from keras_woodfisher.memory.store import MemoryStore

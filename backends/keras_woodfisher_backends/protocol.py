@@ -5,6 +5,9 @@ Letters used in every docstring of this package:
     d   weights that may be pruned          B   weights in one block
     m   gradient samples (rows of G)        b   examples averaged into one sample
     G   the (m, d) matrix of samples        n   groups of b examples in one chunk
+
+Row k of `G` is the gradient of the `Loss` of group k, float32. The Fisher of a block is `F = damp I + (1/m) G^T G` over
+its columns of `G`, (B, B); `damp` has the unit of a squared gradient.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,22 +21,25 @@ from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
 
 
 class Loss(Protocol):
-    """The scalar loss of one group of b examples, as a function of tensors alone.
+    """The scalar loss of one group of b examples, as a function of tensors alone: it has no other state.
 
-    `values` are tensors for the variables to differentiate, `others` tensors for all other variables of
-    the model. It reads no other state and writes none.
+    `values` are tensors for the variables to differentiate, each of its variable's shape, `others` tensors for all
+    other variables of the model.
     """
 
     def __call__(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> Any:
-        """`measure(batch, predict(values, others, batch))`, with `batch` = (x, y, sample_weight)."""
+        """`measure(batch, predict(values, others, batch))`, a scalar tensor.
+
+        `batch` is (x, y, sample_weight), whose leaves have shape (b, ...); y and sample_weight may be None.
+        """
         ...
 
     def predict(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> Any:
-        """The model's output, in inference mode, for examples that don't influence each other."""
+        """The model's output, in inference mode, for any number of examples, which don't influence each other."""
         ...
 
     def measure(self, batch: Any, prediction: Any) -> Any:
-        """The loss of one group, given its part of the output."""
+        """The loss of one group, a scalar tensor, given its part (b, ...) of the output."""
         ...
 
 
@@ -58,11 +64,11 @@ class Sampler(Protocol):
 
     @property
     def slow_layers(self) -> SlowLayers | None:
-        """What keeps the fast way from being used, as far as it is known by now; None if nothing does."""
+        """The layers that keep a faster way from being used, as far as calls have shown; None if there are none."""
         ...
 
     def __call__(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
-        """The gradient of each group of a chunk: for each of `values`, an array (n, *shape).
+        """The gradient of each group of a chunk: for each of `values`, a float32 array (n, *shape).
 
         The leaves of `batch` have shape (n, b, ...).
         """
@@ -79,8 +85,9 @@ class Backend(Protocol):
         ...
 
     def kernel(self, device: str) -> BlockKernel:
-        """The block-wise inverse-Fisher mathematics on one device.
+        """The block-wise inverse-Fisher mathematics on one device, see `BlockKernel`.
 
+        It has as many lanes as make it fast, which is what takes most memory (`BlockKernel.with_lanes` gives others).
         "cpu" is the fastest way known on the host's processor (the NumPy kernel); a numbered
         device, "cpu:0" included, runs the framework's own operators there.
 
@@ -90,21 +97,21 @@ class Backend(Protocol):
         ...
 
     def free_memory(self, device: str) -> int | None:
-        """Bytes that are free on a device, or None where the framework can't tell."""
+        """Bytes that are free on a device; None for the host, and where the framework doesn't know."""
         ...
 
     def peak_memory(self, device: str) -> int | None:
-        """Largest number of bytes in use on a device so far, or None where it can't tell."""
+        """Most bytes in use on a device so far; None for the host, and where the framework doesn't know."""
         ...
 
     def in_turn(self) -> AbstractContextManager[Any]:
-        """Entered by threads that work on tensors side by side, where only one of them at a time may begin to."""
+        """A context that threads enter to begin operations on tensors; a lock where only one of them may at a time."""
         ...
 
     def is_out_of_memory(self, error: Exception) -> bool:
         """Whether an error says that the memory of a device, or of the host, is full.
 
-        What can be given back to the device is.
+        If so, memory that the framework holds in reserve on devices is released, where it can be.
         """
         ...
 
@@ -121,15 +128,15 @@ class Backend(Protocol):
         ...
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of nested structures of tensors, compiled where that gives the same numbers."""
+        """The same function of nested structures of tensors, compiled where that gives the same numbers."""
         ...
 
     def chunk_groups(self, examples: int) -> int:
-        """How many groups of b = `examples` a chunk should hold to be fast."""
+        """How many groups (n) of b = `examples` a chunk should hold to be fast; at least one."""
         ...
 
     def write_row(self, buffer: Any, slot: Any, row: Any) -> None:
-        """Writes `row` (d,) into row `slot` of the Keras variable `buffer` (m, d), in place.
+        """Writes `row` (d,) into row `slot`, an integer tensor, of the Keras variable `buffer` (m, d), in place.
 
         Called inside the training step, so `slot` may be a tensor that is being traced.
         """

@@ -49,7 +49,7 @@ def _light_compilation() -> AbstractContextManager[None]:
     """On JAX the initialisers, whose values are replaced by those in the file, take seconds to compile."""
     if keras.backend.backend() != "jax":
         return nullcontext()
-    from keras_woodfisher_backends.jax.compilation import light_compilation
+    from keras_woodfisher_backends.jax.backend import light_compilation
 
     return light_compilation()
 

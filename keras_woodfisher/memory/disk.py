@@ -26,7 +26,7 @@ class Spool:
         size: Bytes that it will hold.
 
     Raises:
-        OSError: If there is no room, or it can't be made.
+        OSError: If there is no room, or it cannot be created.
     """
 
     def __init__(self, size: int):
@@ -69,7 +69,7 @@ class Spool:
 
     def _error(self, size: int, reason: str) -> OSError:
         return OSError(
-            f"A temporary file of {size_text(size)} for the gradients can't be created in {self._folder}: {reason}. "
+            f"A temporary file of {size_text(size)} for the gradients cannot be created in {self._folder}: {reason}. "
             "Set the environment variable TMPDIR to a folder with more room, or lower num_grads."
         )
 

@@ -70,7 +70,7 @@ class MemoryPlan:
         most: The most samples of any update.
         chunk: Samples that are taken at a time.
         lanes: Blocks (on a GPU stacks of them) that are worked on at a time.
-        page: Columns that are read at a time, where the gradients aren't in memory or one block spans more.
+        page: Columns of a page, which is read at a time where the gradients aren't in memory or one block is wider.
         pages: How many such pages there are; 1 where gradients are in memory as a whole.
         folder: Of the temporary file, or "".
         stored: Bytes of the gradients on disk or on a device.

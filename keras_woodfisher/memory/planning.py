@@ -15,8 +15,8 @@ _CANDIDATES = 100
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What there is to plan with.
+class MemoryBudget:
+    """The memory that a plan may use, and what the user chose.
 
     Attributes:
         limit: Bytes that may be used.
@@ -41,7 +41,7 @@ class Budget:
         return 4 if self.dtype == "float32" else 2
 
 
-def plan_memory(needs: MemoryNeeds, budget: Budget) -> MemoryPlan:
+def plan_memory(needs: MemoryNeeds, budget: MemoryBudget) -> MemoryPlan:
     """The first plan within the limit, of: all in memory, on disk, and a page of columns at a time.
 
     Work (samples at a time, blocks at a time) is made smaller only where gradients on disk don't make room enough.
@@ -55,11 +55,11 @@ def plan_memory(needs: MemoryNeeds, budget: Budget) -> MemoryPlan:
     raise MemoryError(_refusal(needs, budget))
 
 
-def _first(needs: MemoryNeeds, budget: Budget) -> MemoryPlan | None:
+def _first(needs: MemoryNeeds, budget: MemoryBudget) -> MemoryPlan | None:
     return next((plan for plan in _candidates(needs, budget) if plan.total <= budget.limit), None)
 
 
-def _candidates(needs: MemoryNeeds, budget: Budget) -> Iterator[MemoryPlan]:
+def _candidates(needs: MemoryNeeds, budget: MemoryBudget) -> Iterator[MemoryPlan]:
     size = budget.itemsize * needs.samples * needs.columns
     elsewhere = budget.place not in ("cpu", DISK)
     whole = budget.place == "cpu" and (budget.pages == 1 or needs.blocks > 1)
@@ -82,7 +82,7 @@ def _candidates(needs: MemoryNeeds, budget: Budget) -> Iterator[MemoryPlan]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """A place for gradients: bytes in memory, bytes elsewhere, and columns that are read at a time."""
+    """A place for gradients: bytes in memory, bytes elsewhere, and columns of a page."""
 
     storage: str
     resident: int
@@ -90,15 +90,15 @@ class _Layout:
     page: int
 
 
-def _page(needs: MemoryNeeds, budget: Budget) -> int:
-    """Columns to read at a time: whole blocks, but for those that are wide."""
+def _page(needs: MemoryNeeds, budget: MemoryBudget) -> int:
+    """Columns of a page: those of whole blocks, but for blocks that are wide."""
     if budget.pages > 1:
         return -(-needs.columns // budget.pages)
     # The kernel takes a block of no more columns than samples as a whole.
     return max(1, min(needs.widest, max(needs.panel, needs.most)))
 
 
-def _plan(needs: MemoryNeeds, budget: Budget, layout: _Layout, chunk: int, lanes: int) -> MemoryPlan:
+def _plan(needs: MemoryNeeds, budget: MemoryBudget, layout: _Layout, chunk: int, lanes: int) -> MemoryPlan:
     pages = -(-needs.columns // max(layout.page, 1)) if needs.widest > layout.page else 1
     if layout.storage == RECOMPUTED:
         pages = -(-needs.columns // layout.page)
@@ -128,14 +128,14 @@ def _vectors(needs: MemoryNeeds) -> int:
     return (_VECTORS + (_CANDIDATES if needs.whole else 0)) * needs.weights + needs.structure_bytes
 
 
-def _sampling(needs: MemoryNeeds, budget: Budget, layout: _Layout, chunk: int) -> int:
+def _sampling(needs: MemoryNeeds, budget: MemoryBudget, layout: _Layout, chunk: int) -> int:
     staged = layout.storage != MEMORY or budget.dtype != "float32"
     # A chunk waits in a buffer of its own, and what is written of it at a time is a copy (on a device: all).
     copy = budget.itemsize * needs.columns if layout.storage not in (MEMORY, DISK, RECOMPUTED) else 0
     return needs.reading_bytes + chunk * (needs.sample_bytes + (4 * needs.columns + copy if staged else 0))
 
 
-def _copies(needs: MemoryNeeds, budget: Budget, layout: _Layout, lanes: int) -> int:
+def _copies(needs: MemoryNeeds, budget: MemoryBudget, layout: _Layout, lanes: int) -> int:
     """Bytes of the gradients of blocks at work, where they aren't views of what is in memory."""
     if layout.storage == MEMORY and budget.dtype == "float32":
         return 0
@@ -152,11 +152,11 @@ def _copies(needs: MemoryNeeds, budget: Budget, layout: _Layout, lanes: int) -> 
     return lanes * page
 
 
-def _less_work(needs: MemoryNeeds, budget: Budget, layout: _Layout, room: int | None = None) -> MemoryPlan:
-    """As much work at a time as fits; one sample and one block in any case."""
-    least = _plan(needs, budget, layout, 1, 1)
+def _less_work(needs: MemoryNeeds, budget: MemoryBudget, layout: _Layout, room: int | None = None) -> MemoryPlan:
+    """As much work at a time as fits in so many bytes (by default what is left); at least one sample and one block."""
     if room is None:
-        room = budget.limit - (least.total - max(least.sampling, least.blocks))
+        smallest = _plan(needs, budget, layout, 1, 1)
+        room = budget.limit - (smallest.total - max(smallest.sampling, smallest.blocks))
     chunk, lanes = needs.chunk, needs.lanes
     while chunk > 1 and _sampling(needs, budget, layout, chunk) > room:
         chunk -= 1
@@ -165,7 +165,7 @@ def _less_work(needs: MemoryNeeds, budget: Budget, layout: _Layout, room: int | 
     return _plan(needs, budget, layout, chunk, lanes)
 
 
-def _by_pages(needs: MemoryNeeds, budget: Budget) -> MemoryPlan:
+def _by_pages(needs: MemoryNeeds, budget: MemoryBudget) -> MemoryPlan:
     """As many columns a page as fit beside the work, which may have half of what the rest leaves."""
     smallest = max(1, min(needs.widest, max(needs.panel, needs.most)))
     layout = _Layout(RECOMPUTED, 0, 0, smallest)
@@ -186,31 +186,31 @@ def _by_pages(needs: MemoryNeeds, budget: Budget) -> MemoryPlan:
     return plan
 
 
-def _refusal(needs: MemoryNeeds, budget: Budget) -> str:
-    mends = []
+def _refusal(needs: MemoryNeeds, budget: MemoryBudget) -> str:
+    remedies = []
     if fewer := _fitting_samples(needs, budget):
-        mends.append(f"num_grads={fewer}")
-    least = min(_candidates(needs, replace(budget, limit=0)), key=lambda plan: plan.total, default=None)
+        remedies.append(f"num_grads={fewer}")
+    smallest = min(_candidates(needs, replace(budget, limit=0)), key=lambda plan: plan.total, default=None)
     wanted = f"num_grads={needs.samples} for {needs.columns:,} weights"
-    if least is None:
+    if smallest is None:
         text = f"{wanted} were to be kept on disk. "
     else:
         text = (
-            f"{wanted} needs at least {size_text(least.total)} of memory, but {size_text(budget.limit)} may be used "
+            f"{wanted} needs at least {size_text(smallest.total)} of memory, but {size_text(budget.limit)} may be used "
             f"({budget.reason}). "
         )
-        mends.append(f'memory_limit="{-(-least.total // 2**20)} MiB"')
+        remedies.append(f'memory_limit="{-(-smallest.total // 2**20)} MiB"')
     size = budget.itemsize * needs.samples * needs.columns
     if budget.place in ("cpu", DISK) and size > budget.disk:
         text += (
             f"On disk they would take {size_text(size)}, and {size_text(budget.disk)} are free in {budget.folder}: the "
             "environment variable TMPDIR names another folder. "
         )
-    fits = f"Any one of these would fit: {', '.join(mends)}; " if mends else ""
+    fits = f"Any one of these would fit: {', '.join(remedies)}; " if remedies else ""
     return f"{text}{fits}params or exclude choose fewer weights."
 
 
-def _fitting_samples(needs: MemoryNeeds, budget: Budget) -> int:
+def _fitting_samples(needs: MemoryNeeds, budget: MemoryBudget) -> int:
     """The most samples that would fit, or 0."""
     low, high = 0, needs.samples
     while high - low > 1:

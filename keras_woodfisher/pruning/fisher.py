@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
-from keras_woodfisher_backends.kernel.host_blas import host_threads
-from keras_woodfisher_backends.kernel.lanes import deal
 from keras_woodfisher_backends.kernel.stacking import Stack
+from keras_woodfisher_backends.kernel.threads import deal, host_threads
 
 from keras_woodfisher.memory.store import GradientStore, MemoryStore
 

@@ -8,8 +8,8 @@ import numpy as np
 from keras_woodfisher_backends import get_backend
 from keras_woodfisher_backends.devices import canonical, expand
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
-from keras_woodfisher_backends.kernel.host_blas import advice
 from keras_woodfisher_backends.kernel.panels import PANEL
+from keras_woodfisher_backends.kernel.threads import advice
 from keras_woodfisher_backends.protocol import Backend
 
 from keras_woodfisher.gradients.footprint import Footprint
@@ -18,7 +18,7 @@ from keras_woodfisher.memory.device import DeviceStore
 from keras_woodfisher.memory.disk import DiskStore, disk_room, temporary_folder
 from keras_woodfisher.memory.free_memory import SHARE, check_device_memory, free_memory
 from keras_woodfisher.memory.plan import DISK, MEMORY, RECOMPUTED, MemoryNeeds, MemoryPlan
-from keras_woodfisher.memory.planning import Budget, plan_memory
+from keras_woodfisher.memory.planning import MemoryBudget, plan_memory
 from keras_woodfisher.memory.recomputed import RecomputedStore
 from keras_woodfisher.memory.staged import HalfStore
 from keras_woodfisher.memory.store import GradientStore, MemoryStore
@@ -80,7 +80,7 @@ def needs_of(
     )
 
 
-def budget_of(options: PruningOptions) -> Budget:
+def budget_of(options: PruningOptions) -> MemoryBudget:
     """What there is now."""
     free, folder = free_memory(), temporary_folder()
     limit, reason = int(SHARE * free), "a quarter of what is free"
@@ -88,7 +88,7 @@ def budget_of(options: PruningOptions) -> Budget:
         limit, reason = parse_bytes("memory_limit", options.memory_limit), "memory_limit"
         if limit > free:
             limit, reason = free, "all that is free, which is less than memory_limit"
-    return Budget(
+    return MemoryBudget(
         limit, reason, folder, disk_room(folder), options.grads_device, options.grads_dtype, options.num_pages
     )
 

@@ -136,7 +136,7 @@ def test_groups_that_explain_nearly_everything(backend, monkeypatch, panel):
     for device in DEVICES:
         kernel = BlockKernel(backend.kernel(device).operators, panel=panel)
         np.testing.assert_allclose(kernel.group_costs(grads, damp, weights, labels)[1], truth, rtol=1e-5)
-    # Without the second look the first group is off.
+    # Without the sum over samples the first group is off.
     monkeypatch.setattr(group_scores, "RISKY_PIVOT", 0.0)
     careless = host_kernel().group_costs(grads, damp, weights, labels)[1]
     assert np.abs(careless / truth - 1).max() > 5e-5

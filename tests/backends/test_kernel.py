@@ -136,7 +136,7 @@ def test_extreme_leverage_keeps_its_digits(backend, monkeypatch, make, panel):
     for device in DEVICES:
         kernel = BlockKernel(backend.kernel(device).operators, panel=panel)
         np.testing.assert_allclose(kernel.inverse_diagonal(grads, damp), truth, rtol=5e-6)
-    # Without the second look in float64 it isn't so.
+    # Without the computation in float64 it isn't so.
     monkeypatch.setattr(factors, "RISKY_LEVERAGE", np.inf)
     monkeypatch.setattr(factors, "RISKY_ERROR", np.inf)
     careless = host_kernel().inverse_diagonal(grads, damp)
@@ -318,7 +318,7 @@ def test_light_compilation_is_put_back():
         assert NAME in ("torch", "tensorflow")  # these compile nothing where a model is loaded
         return
     import jax
-    from keras_woodfisher_backends.jax.compilation import light_compilation
+    from keras_woodfisher_backends.jax.backend import light_compilation
 
     with pytest.raises(ZeroDivisionError), light_compilation():
         assert jax.config.read("jax_disable_most_optimizations")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from keras_woodfisher.memory.plan import MemoryNeeds
-from keras_woodfisher.memory.planning import Budget, plan_memory
+from keras_woodfisher.memory.planning import MemoryBudget, plan_memory
 
 MIB = 2**20
 G = 512 * 2**18 * 4  # 512 MiB
@@ -33,8 +33,8 @@ SAMPLING = 3 * MIB + 32 * 5 * MIB
 STAGED = SAMPLING + 32 * 2**20
 
 
-def budget(limit, disk=LOTS, **kwargs):
-    return Budget(limit, "memory_limit", "/there", disk, **kwargs)
+def means(limit, disk=LOTS, **kwargs):
+    return MemoryBudget(limit, "memory_limit", "/there", disk, **kwargs)
 
 
 def check(plan, limit):
@@ -48,108 +48,108 @@ def check(plan, limit):
 
 def test_all_in_memory_to_the_byte():
     limit = G + VECTORS + SAMPLING
-    plan = check(plan_memory(NEEDS, budget(limit)), limit)
+    plan = check(plan_memory(NEEDS, means(limit)), limit)
     assert (plan.storage, plan.total, plan.gradients, plan.stored, plan.pages) == ("memory", limit, G, 0, 1)
     assert (plan.chunk, plan.lanes) == (32, 2)
     assert "512.0 MiB in memory" in str(plan)
-    plan = check(plan_memory(NEEDS, budget(limit - 1)), limit - 1)
+    plan = check(plan_memory(NEEDS, means(limit - 1)), limit - 1)
     assert (plan.storage, plan.gradients, plan.stored, plan.folder) == ("disk", 0, G, "/there")
     assert "512.0 MiB on disk in /there" in str(plan)
 
 
 def test_work_becomes_smaller_on_disk_only_where_it_must():
     limit = VECTORS + STAGED
-    plan = check(plan_memory(NEEDS, budget(limit)), limit)
+    plan = check(plan_memory(NEEDS, means(limit)), limit)
     assert (plan.storage, plan.chunk, plan.total) == ("disk", 32, limit)
-    plan = check(plan_memory(NEEDS, budget(limit - 1)), limit - 1)
+    plan = check(plan_memory(NEEDS, means(limit - 1)), limit - 1)
     assert (plan.storage, plan.chunk, plan.lanes) == ("disk", 31, 2)
     # Two blocks at work take 47 MiB: one of them is left first where less is free.
     limit = VECTORS + 40 * MIB
-    plan = check(plan_memory(NEEDS, budget(limit)), limit)
+    plan = check(plan_memory(NEEDS, means(limit)), limit)
     assert (plan.storage, plan.chunk, plan.lanes) == ("disk", 6, 1)
 
 
 def test_without_disk_a_page_at_a_time():
     limit = VECTORS + 256 * MIB
-    plan = check(plan_memory(NEEDS, budget(limit, disk=G - 1)), limit)
+    plan = check(plan_memory(NEEDS, means(limit, disk=G - 1)), limit)
     assert plan.storage == "recomputed" and plan.chunk < 32
     assert plan.pages == -(-NEEDS.columns // plan.page) >= 3
     assert plan.gradients == 4 * 512 * plan.page
     # Work has half of what there is, pages the rest.
     assert plan.gradients >= 128 * MIB
     assert "taken again for each page" in str(plan)
-    assert check(plan_memory(NEEDS, budget(limit, disk=G)), limit).storage == "disk"
+    assert check(plan_memory(NEEDS, means(limit, disk=G)), limit).storage == "disk"
 
 
 def test_memory_with_less_work_goes_before_pages():
     limit = G + VECTORS + SAMPLING - 1
-    plan = check(plan_memory(NEEDS, budget(limit, disk=0)), limit)
+    plan = check(plan_memory(NEEDS, means(limit, disk=0)), limit)
     assert (plan.storage, plan.chunk) == ("memory", 31)
 
 
 def test_float16_takes_half():
-    plan = check(plan_memory(NEEDS, budget(G, dtype="float16")), G)
+    plan = check(plan_memory(NEEDS, means(G, dtype="float16")), G)
     assert (plan.storage, plan.dtype, plan.gradients) == ("memory", "float16", G // 2)
-    plan = check(plan_memory(NEEDS, budget(300 * MIB, dtype="float16")), 300 * MIB)
+    plan = check(plan_memory(NEEDS, means(300 * MIB, dtype="float16")), 300 * MIB)
     assert (plan.storage, plan.stored) == ("disk", G // 2)
 
 
 def test_where_gradients_were_asked_to_be():
-    plan = check(plan_memory(NEEDS, budget(LOTS, place="disk")), LOTS)
+    plan = check(plan_memory(NEEDS, means(LOTS, place="disk")), LOTS)
     assert (plan.storage, plan.gradients, plan.stored) == ("disk", 0, G)
-    plan = check(plan_memory(NEEDS, budget(LOTS, place="cuda:0", disk=0)), LOTS)
+    plan = check(plan_memory(NEEDS, means(LOTS, place="cuda:0", disk=0)), LOTS)
     assert (plan.storage, plan.gradients, plan.stored, plan.folder) == ("cuda:0", 0, G, "")
     with pytest.raises(MemoryError, match=r"On disk they would take 512.0 MiB, and 1.0 MiB are free in /there.*TMPDIR"):
-        plan_memory(NEEDS, budget(LOTS, place="disk", disk=MIB))
+        plan_memory(NEEDS, means(LOTS, place="disk", disk=MIB))
 
 
 ONE = replace(NEEDS, widest=2**18, blocks=1)
 
 
 def test_pages_of_one_block():
-    whole = check(plan_memory(ONE, budget(LOTS)), LOTS)
+    whole = check(plan_memory(ONE, means(LOTS)), LOTS)
     assert (whole.storage, whole.pages) == ("memory", 1)
-    plan = check(plan_memory(ONE, budget(LOTS, pages=4)), LOTS)
+    plan = check(plan_memory(ONE, means(LOTS, pages=4)), LOTS)
     assert (plan.storage, plan.pages, plan.page) == ("disk", 4, 2**16)
     assert plan.blocks >= G // 4
     assert "read in 4 pages" in str(plan)
     # A page of a quarter doesn't fit here, one of an eighth does.
-    plan = check(plan_memory(ONE, budget(180 * MIB, pages=4)), 180 * MIB)
+    plan = check(plan_memory(ONE, means(180 * MIB, pages=4)), 180 * MIB)
     assert (plan.storage, plan.pages) == ("disk", 8)
-    plan = check(plan_memory(ONE, budget(LOTS, pages=4, disk=0)), LOTS)
+    plan = check(plan_memory(ONE, means(LOTS, pages=4, disk=0)), LOTS)
     assert (plan.storage, plan.pages, plan.lanes, plan.gradients) == ("recomputed", 4, 1, G // 4)
-    plan = check(plan_memory(ONE, budget(220 * MIB)), 220 * MIB)
+    plan = check(plan_memory(ONE, means(220 * MIB)), 220 * MIB)
     assert (plan.storage, plan.page) == ("disk", 8192)
 
 
 def test_the_ring_counts():
     needs = replace(NEEDS, ring_bytes=G)
     limit = 2 * G + VECTORS + SAMPLING
-    assert check(plan_memory(needs, budget(limit)), limit).storage == "memory"
-    assert check(plan_memory(needs, budget(limit - 1)), limit - 1).storage == "disk"
+    assert check(plan_memory(needs, means(limit)), limit).storage == "memory"
+    assert check(plan_memory(needs, means(limit - 1)), limit - 1).storage == "disk"
     with pytest.raises(MemoryError, match="num_grads=512 for 262,144 weights needs at least 5") as error:
-        plan_memory(needs, budget(G))
+        plan_memory(needs, means(G))
     # What the message proposes does fit, and one more doesn't.
     number = int(str(error.value).split("fit: num_grads=")[1].split(",")[0])
     assert 450 < number < 512
     fewer = replace(needs, samples=number, most=number, ring_bytes=G * number // 512)
-    check(plan_memory(fewer, budget(G)), G)
+    check(plan_memory(fewer, means(G)), G)
     more = replace(needs, samples=number + 1, most=number + 1, ring_bytes=G * (number + 1) // 512)
     with pytest.raises(MemoryError):
-        plan_memory(more, budget(G))
+        plan_memory(more, means(G))
 
 
 @pytest.mark.parametrize("disk", [0, LOTS])
 @pytest.mark.parametrize("needs", [NEEDS, ONE, replace(NEEDS, widest=20_000, blocks=14)])
 def test_what_fits_is_found_and_told(needs, disk):
     with pytest.raises(MemoryError, match=r"MiB may be used \(memory_limit\)") as error:
-        plan_memory(needs, budget(VECTORS, disk=disk))
+        plan_memory(needs, means(VECTORS, disk=disk))
     text = str(error.value)
     assert ("On disk they would take" in text) == (disk == 0)
     limit = int(text.split('memory_limit="')[1].split(" MiB", maxsplit=1)[0]) * MIB
-    check(plan_memory(needs, budget(limit, disk=disk)), limit)
+    check(plan_memory(needs, means(limit, disk=disk)), limit)
     with pytest.raises(MemoryError):
-        plan_memory(needs, budget(limit - MIB, disk=disk))
+        plan_memory(needs, means(limit - MIB, disk=disk))
 
 
 def test_every_limit_is_kept_or_refused():
@@ -159,7 +159,7 @@ def test_every_limit_is_kept_or_refused():
                 fits = []
                 for limit in range(8 * MIB, 900 * MIB, 24 * MIB):
                     try:
-                        check(plan_memory(needs, budget(limit, disk=disk, dtype=dtype)), limit)
+                        check(plan_memory(needs, means(limit, disk=disk, dtype=dtype)), limit)
                         fits.append(True)
                     except MemoryError:
                         fits.append(False)
@@ -167,6 +167,6 @@ def test_every_limit_is_kept_or_refused():
 
 
 def test_an_update_is_within_the_plan_or_not():
-    plan = plan_memory(replace(NEEDS, most=1024), budget(LOTS))
+    plan = plan_memory(replace(NEEDS, most=1024), means(LOTS))
     assert plan.covers(512, 2**18) and plan.covers(1024, 2**17)
     assert not plan.covers(512, 2**18 + 1) and not plan.covers(1025, 100)

@@ -221,7 +221,9 @@ def test_files_are_gone_when_they_are_closed(tmp_path, monkeypatch):
 
 def test_no_room_on_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(OSError, match=r"of 1048576\.00 GiB .* created in .*are free there.*TMPDIR .*num_grads"):
+    with pytest.raises(
+        OSError, match=r"of 1048576\.00 GiB .* cannot be created in .*are free there.*TMPDIR .*num_grads"
+    ):
         Spool(2**50)
     spool = Spool(100)
 
@@ -233,7 +235,7 @@ def test_no_room_on_disk(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
 
     file, spool._file = spool._file, Full()
-    with pytest.raises(OSError, match=r"can't be created in .*No space left on device\. Set .* TMPDIR"):
+    with pytest.raises(OSError, match=r"cannot be created in .*No space left on device\. Set .* TMPDIR"):
         spool.write(0, np.zeros(4, np.float32))
     file.close()
     assert disk_room(str(tmp_path)) > 0

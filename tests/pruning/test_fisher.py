@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from gathering import stored
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
-from keras_woodfisher_backends.kernel.host_blas import host_threads
 from keras_woodfisher_backends.kernel.numpy_operators import NumpyOperators, host_kernel
+from keras_woodfisher_backends.kernel.threads import host_threads
 
 from keras_woodfisher.pruning.fisher import BlockFisher, block_slices
 

@@ -8,7 +8,7 @@ import pytest
 from gathering import GivenGradients
 from keras import ops
 from keras_woodfisher_backends import get_backend
-from keras_woodfisher_backends.kernel.host_blas import blas_threads
+from keras_woodfisher_backends.kernel.threads import blas_threads
 
 import keras_woodfisher as kw
 from keras_woodfisher.data.examples import open_examples

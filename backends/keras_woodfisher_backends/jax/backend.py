@@ -1,7 +1,7 @@
 """JAX: devices, and gradients by `jit(vmap(grad))`."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import jax
@@ -81,6 +81,17 @@ class _JaxSampler:
         # GPUs would round the factors of products to TF32.
         with jax.default_matmul_precision("highest"):
             return [np.asarray(row, np.float32) for row in self._rows(list(values), list(others), batch)]
+
+
+@contextmanager
+def light_compilation() -> Iterator[None]:
+    """What is compiled meanwhile is hardly optimised: worth it for what runs once."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def _gpus() -> list[Any]:

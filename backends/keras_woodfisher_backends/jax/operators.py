@@ -48,13 +48,13 @@ class JaxOperators:
     def load(self, panel: np.ndarray) -> jax.Array:
         rows, columns = panel.shape
         # A sample that was dropped changes the number of rows.
-        padded = np.zeros((-(-rows // _ROWS) * _ROWS, _power(columns, _SMALLEST_PANEL)), np.float32)
+        padded = np.zeros((-(-rows // _ROWS) * _ROWS, _power_of_two(columns, _SMALLEST_PANEL)), np.float32)
         padded[:rows, :columns] = panel
         return jax.device_put(padded, self._device)
 
     def padded(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
         number, rows, columns = shape
-        return _power(number), -(-rows // _ROWS) * _ROWS, _power(columns, _SMALLEST_BLOCK)
+        return _power_of_two(number), -(-rows // _ROWS) * _ROWS, _power_of_two(columns, _SMALLEST_BLOCK)
 
     def load_stack(self, shape: tuple[int, int, int], parts: Iterable[np.ndarray]) -> tuple[np.ndarray, jax.Array]:
         number, rows, columns = shape
@@ -130,9 +130,9 @@ def is_out_of_memory(error: Exception) -> bool:
     return of_device or isinstance(error, MemoryError)
 
 
-def _power(number: int, least: int = 1) -> int:
-    """The next power of two."""
-    return max(least, 1 << (number - 1).bit_length())
+def _power_of_two(number: int, smallest: int = 1) -> int:
+    """The next power of two, not below the smallest."""
+    return max(smallest, 1 << (number - 1).bit_length())
 
 
 def _like(matrix: jax.Array, right: np.ndarray) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ import numpy as np
 from keras_woodfisher_backends.kernel import factors
 from keras_woodfisher_backends.kernel.group_scores import GroupScores
 from keras_woodfisher_backends.kernel.operators import Operators
-from keras_woodfisher_backends.kernel.panels import PANEL, Panels, PanelWidth, Samples
+from keras_woodfisher_backends.kernel.panels import PANEL, Panels, PanelWidth, Samples, block_bytes
 from keras_woodfisher_backends.kernel.stacking import Stack, Stacking
 
 
@@ -91,7 +91,7 @@ class BlockKernel:
             group: The most weights that are scored together.
             blocks: How many blocks there are, if it is known.
         """
-        single = _bytes(samples, width, group, self.panels.width)
+        single = block_bytes(samples, width, group, self.panels.width)
         if self._stacking is None or self.lanes == 1 or blocks == 1:
             return single
         return max(single, self._stacking.memory(samples, width, blocks))
@@ -118,7 +118,7 @@ class BlockKernel:
         """
         if self._stacking is not None:
             self._stacking.fit(free)
-        self.panels.columns.fit(lambda panel: _bytes(samples, width, group, panel) <= free)
+        self.panels.columns.fit(lambda panel: block_bytes(samples, width, group, panel) <= free)
 
     def gram(self, grads: Samples, keep: np.ndarray) -> np.ndarray:
         """`G_K G_K^T`, (m, m) float64.
@@ -290,17 +290,3 @@ class BlockKernel:
                 out.update(zip(places, found, strict=True))
                 left = left[len(places) :]
         return [out[place] if place in out else one(place) for place in range(len(stack))]
-
-
-def _bytes(samples: int, width: int, group: int, panel: int) -> int:
-    """Bytes that the work on one block takes at most; see `BlockKernel.memory`."""
-    matrix = 8 * min(samples, width) ** 2
-    columns = 8 * samples * min(width, panel)
-    # Double panel, product of the panel, and Fisher or Gram matrix, factor, its inverse and a copy.
-    single = columns + columns // 2 + 4 * matrix
-    if group == 1:
-        return single
-    rows, largest = min(samples, width), min(group, samples, width)
-    gathered = max(min(width, panel // 2), largest)
-    # Columns of groups in float32, in float64, solved, and by group; the matrix of each group and its factor.
-    return max(single, (4 + 3 * 8) * rows * gathered + 2 * 8 * gathered * largest + 5 * matrix)

@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
-from keras_woodfisher_backends.kernel.host_blas import host_threads
 from keras_woodfisher_backends.kernel.operators import Operators
+from keras_woodfisher_backends.kernel.threads import host_threads
 from keras_woodfisher_backends.kernel.triangular import inverse_factor, lower_square
 
 _ROWS = 64

@@ -6,8 +6,8 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from keras_woodfisher_backends.kernel.lanes import side_by_side
 from keras_woodfisher_backends.kernel.operators import Operators
+from keras_woodfisher_backends.kernel.threads import side_by_side
 
 PANEL = 4096
 """Columns of `G` that are worked on at a time: it bounds the memory when one block spans everything."""
@@ -138,3 +138,17 @@ def take_columns(panel: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """The columns of a panel (m, c) that are `chosen`, (c,) bool."""
     # `panel[:, chosen]` would be laid out column after column, which is slow to work on.
     return panel if chosen.all() else np.take(panel, np.flatnonzero(chosen), axis=1)
+
+
+def block_bytes(samples: int, width: int, group: int, panel: int) -> int:
+    """Bytes that the work on one block takes at most; see `BlockKernel.memory`."""
+    matrix = 8 * min(samples, width) ** 2
+    columns = 8 * samples * min(width, panel)
+    # Double panel, product of the panel, and Fisher or Gram matrix, factor, its inverse and a copy.
+    single = columns + columns // 2 + 4 * matrix
+    if group == 1:
+        return single
+    rows, largest = min(samples, width), min(group, samples, width)
+    gathered = max(min(width, panel // 2), largest)
+    # Columns of groups in float32, in float64, solved, and by group; the matrix of each group and its factor.
+    return max(single, (4 + 3 * 8) * rows * gathered + 2 * 8 * gathered * largest + 5 * matrix)

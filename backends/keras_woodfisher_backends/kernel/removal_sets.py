@@ -9,7 +9,7 @@ MOST_SETS = 70
 
 
 def cheapest_sets(
-    inverse: np.ndarray, least: np.ndarray, weights: np.ndarray, allowed: np.ndarray, most: int
+    inverse: np.ndarray, lower_bounds: np.ndarray, weights: np.ndarray, allowed: np.ndarray, most: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """For n groups of M weights, the sets of 1, 2, ..., `most` weights with the least `w_S^T (M_SS)^-1 w_S`.
 
@@ -23,7 +23,7 @@ def cheapest_sets(
 
     Args:
         inverse: (n, M, M) float64, a positive multiple of the inverse Fisher of each group.
-        least: (n, M) bounds from below of each weight's pivots, whatever rounding says.
+        lower_bounds: (n, M), below which no pivot of a weight is taken to be, whatever rounding says.
         weights: (n, M).
         allowed: (n, M) bool, the weights that may go.
         most: The largest number of weights to remove of a group.
@@ -33,8 +33,8 @@ def cheapest_sets(
     """
     size = weights.shape[1]
     if max(comb(size, number) for number in range(1, most + 1)) > MOST_SETS:
-        return _one_after_the_other(inverse, least, weights, allowed, most)
-    search = _Search(least, allowed, most)
+        return _greedy_sets(inverse, lower_bounds, weights, allowed, most)
+    search = _Search(lower_bounds, allowed, most)
     search.extend([], inverse, weights, np.zeros(len(weights)))
     return search.costs, search.sets
 
@@ -42,22 +42,22 @@ def cheapest_sets(
 class _Search:
     """All sets of up to `most` weights, in lexicographic order."""
 
-    def __init__(self, least: np.ndarray, allowed: np.ndarray, most: int):
-        self._least = least
+    def __init__(self, lower_bounds: np.ndarray, allowed: np.ndarray, most: int):
+        self._lower_bounds = lower_bounds
         self._allowed = allowed
-        self.costs = np.full((len(least), most), np.inf)
-        self.sets = np.zeros((len(least), most, least.shape[1]), bool)
+        self.costs = np.full((len(lower_bounds), most), np.inf)
+        self.sets = np.zeros((len(lower_bounds), most, lower_bounds.shape[1]), bool)
 
     def extend(self, taken: list[int], inverse: np.ndarray, weights: np.ndarray, cost: np.ndarray) -> None:
         """Adds each later weight to a set; `inverse` and `weights` are those of the later weights when it is gone."""
-        number, first = len(taken), self._least.shape[1] - weights.shape[1]
+        number, first = len(taken), self._lower_bounds.shape[1] - weights.shape[1]
         for place in range(weights.shape[1]):
             index = first + place
-            pivot = np.maximum(inverse[:, place, place], self._least[:, index])
+            pivot = np.maximum(inverse[:, place, place], self._lower_bounds[:, index])
             total = cost + np.where(self._allowed[:, index], np.square(weights[:, place]) / pivot, np.inf)
             better = total < self.costs[:, number]
             self.costs[better, number] = total[better]
-            self.sets[better, number] = np.isin(np.arange(self._least.shape[1]), [*taken, index])
+            self.sets[better, number] = np.isin(np.arange(self._lower_bounds.shape[1]), [*taken, index])
             if number + 1 < self.costs.shape[1]:
                 later = slice(place + 1, None)
                 row = inverse[:, place, later]
@@ -66,8 +66,8 @@ class _Search:
                 self.extend([*taken, index], rest, weights[:, later] - column * weights[:, place, None], total)
 
 
-def _one_after_the_other(
-    inverse: np.ndarray, least: np.ndarray, weights: np.ndarray, allowed: np.ndarray, most: int
+def _greedy_sets(
+    inverse: np.ndarray, lower_bounds: np.ndarray, weights: np.ndarray, allowed: np.ndarray, most: int
 ) -> tuple[np.ndarray, np.ndarray]:
     number, size = weights.shape
     every = np.arange(number)
@@ -75,7 +75,7 @@ def _one_after_the_other(
     costs, sets = np.empty((number, most)), np.zeros((number, most, size), bool)
     total, gone = np.zeros(number), np.zeros((number, size), bool)
     for step in range(most):
-        pivots = np.maximum(np.diagonal(inverse, axis1=1, axis2=2), least)
+        pivots = np.maximum(np.diagonal(inverse, axis1=1, axis2=2), lower_bounds)
         each = np.where(left, np.square(weights) / pivots, np.inf)
         next_one = each.argmin(1)
         total = total + each[every, next_one]

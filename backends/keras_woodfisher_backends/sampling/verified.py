@@ -90,8 +90,8 @@ class VerifiedSampler:
         return [
             place
             for place, (row, truth) in enumerate(zip(rows, exact, strict=True))
-            for fast, direct, least in zip(row[largest], truth, faint, strict=True)
-            if not np.linalg.norm(fast - direct) <= TOLERANCE * max(np.linalg.norm(direct), least)
+            for fast, direct, rounding in zip(row[largest], truth, faint, strict=True)
+            if not np.linalg.norm(fast - direct) <= TOLERANCE * max(np.linalg.norm(direct), rounding)
         ]
 
 

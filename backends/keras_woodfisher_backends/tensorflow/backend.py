@@ -17,9 +17,12 @@ from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
 from keras_woodfisher_backends.sampling.capture import Capture, Differentiation
 from keras_woodfisher_backends.sampling.convolution import positions
 from keras_woodfisher_backends.sampling.verified import VerifiedSampler
-from keras_woodfisher_backends.tensorflow.operators import TensorFlowOperators, is_out_of_memory
-from keras_woodfisher_backends.tensorflow.precision import full_precision
-from keras_woodfisher_backends.tensorflow.threads import ONE_AT_A_TIME
+from keras_woodfisher_backends.tensorflow.operators import (
+    ONE_AT_A_TIME,
+    TensorFlowOperators,
+    full_precision,
+    is_out_of_memory,
+)
 
 _FEW_POSITIONS = 8
 """Up to so many positions of the output for each filter, a product of matrices is faster than TensorFlow's own way."""

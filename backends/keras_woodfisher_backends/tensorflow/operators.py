@@ -1,15 +1,51 @@
-"""TensorFlow: the block-wise mathematics by `tf.linalg`, on the chosen device."""
+"""TensorFlow: the block-wise mathematics by `tf.linalg`, on the chosen device and in full precision."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
 from keras_woodfisher_backends.kernel.operators import StackedOperators, fill_stack
-from keras_woodfisher_backends.tensorflow.precision import full_precision
-from keras_woodfisher_backends.tensorflow.threads import one_at_a_time
+from keras_woodfisher_backends.kernel.threads import SharedSetting
+
+ONE_AT_A_TIME = threading.RLock()
+"""Held while operations begin. A GPU goes on with them when it is given back.
+
+On TensorFlow 2.21, threads that hand numbers of the host (shapes, for one) to operations on another device than the
+host's first one now and then get each other's, mostly without an error, or wait for each other forever.
+"""
+
+
+Arguments = ParamSpec("Arguments")
+
+
+Result = TypeVar("Result")
+
+
+def one_at_a_time(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """A function that only one thread is in. It should return tensors: waiting for their numbers is for afterwards."""
+
+    @wraps(function)
+    def locked(*args: Any, **kwargs: Any) -> Result:
+        with ONE_AT_A_TIME:
+            return function(*args, **kwargs)
+
+    return locked
+
+
+def _without_tf32() -> Callable[[], Any]:
+    # TF32 has 10 bits of mantissa: a product in it would lose the small eigenvalues, and gradient samples three digits.
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    return partial(tf.config.experimental.enable_tensor_float_32_execution, before)
+
+
+full_precision = SharedSetting(_without_tf32)
+"""float32 products in full float32, on every device."""
 
 
 class TensorFlowOperators:

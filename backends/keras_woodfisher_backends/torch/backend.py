@@ -18,9 +18,27 @@ from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
 from keras_woodfisher_backends.sampling.capture import Capture, Differentiation
 from keras_woodfisher_backends.sampling.convolution import padded
 from keras_woodfisher_backends.sampling.verified import VerifiedSampler
-from keras_woodfisher_backends.torch.cuda_devices import CudaDevices
-from keras_woodfisher_backends.torch.operators import TorchOperators, is_out_of_memory
-from keras_woodfisher_backends.torch.precision import full_precision
+from keras_woodfisher_backends.torch.operators import TorchOperators, full_precision, is_out_of_memory
+
+
+class CudaDevices:
+    """The accelerators that torch sees, CUDA's (or ROCm's), by index."""
+
+    def count(self) -> int:
+        return torch.cuda.device_count()
+
+    def place(self, index: int) -> torch.device:
+        """The device itself."""
+        return torch.device("cuda", index)
+
+    def free_memory(self, index: int) -> int:
+        """Free bytes, what torch holds in reserve included."""
+        unused = torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index)
+        return torch.cuda.mem_get_info(index)[0] + unused
+
+    def peak_memory(self, index: int) -> int:
+        """Most bytes in use so far."""
+        return torch.cuda.max_memory_allocated(index)
 
 
 class TorchBackend:
