@@ -8,8 +8,6 @@ from keras.callbacks import EarlyStopping, History, ModelCheckpoint, ProgbarLogg
 from keras_woodfisher_backends.keras_internals.training import callers
 
 _INSIDE = ("keras", "keras_woodfisher")
-
-
 MAY_COME_FIRST = "may_come_before_pruning"
 """An attribute of callbacks that don't look at the sparsity."""
 

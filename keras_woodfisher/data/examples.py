@@ -120,7 +120,6 @@ class ArrayExamples:
 _HELD_OUT = 2**32 - 1
 """Number of the draw of what is held out: no update has it."""
 
-
 _PATIENCE = 16
 """A stream is read for so many times as many examples as groups need and as are held out, and then given up."""
 

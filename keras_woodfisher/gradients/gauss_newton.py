@@ -142,10 +142,7 @@ def _squared_error(output: Any, signs: Any) -> Any:
 
 
 Root = Callable[[Any, Any], Any]
-
-
 _ELEMENTWISE = (_sigmoid_of_logits, _sigmoid_of_probabilities, _squared_error)
-
 
 _ROOTS: dict[Any, tuple[Root, Root]] = {
     losses.sparse_categorical_crossentropy: (_softmax_of_logits, _softmax_of_probabilities),

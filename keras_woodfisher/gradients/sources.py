@@ -61,7 +61,6 @@ class GradientSource(Protocol):
 GRADIENT_EXAMPLES = 1024
 """Examples that a gradient of the mean loss is taken of, at most."""
 
-
 _SIGNS, _GRADIENTS = 1, 2
 """What random numbers are for, beside the choice of samples."""
 

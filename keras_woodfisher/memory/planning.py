@@ -9,7 +9,6 @@ from keras_woodfisher.options.sizes import size_text
 _VECTORS = 40
 """Bytes a weight: weights, masks, scores and corrections, most of them float64, with a copy to rank by."""
 
-
 _CANDIDATES = 100
 """Bytes a weight beside them: corrections to choose from, in float32, with the gradient and what is tried."""
 

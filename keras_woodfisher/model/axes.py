@@ -10,20 +10,10 @@ from typing import Any, NamedTuple
 from keras import layers
 
 _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-
-
 _SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
-
-
 _CONVOLUTION = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
-
-
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
-
-
 _RECURRENT = (layers.SimpleRNNCell, layers.GRUCell, layers.LSTMCell)
-
-
 _CONV_LSTM = (layers.ConvLSTM1D, layers.ConvLSTM2D, layers.ConvLSTM3D)
 
 

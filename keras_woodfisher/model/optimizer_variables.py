@@ -12,8 +12,6 @@ import keras
 from keras_woodfisher_backends.keras_internals import optimizers as internals
 
 _ATTRIBUTE = "_keras_woodfisher_hidden"
-
-
 _SAVING = ("save_own_variables", "load_own_variables")
 
 

@@ -17,10 +17,7 @@ from keras_woodfisher.options.sparsity_levels import Levels
 FROZEN = "Frozen variables"
 """How the warning of them begins."""
 
-
 ALL = "__ALL__"
-
-
 ALL_PRUNABLE = "__ALL_PRUNABLE__"
 
 

@@ -55,10 +55,8 @@ class Settings:
 CHOSEN = tuple(_spelled(field.name) for field in fields(Settings))
 """The arguments of `prune` that a preset gives a value where they are None."""
 
-
 _HELD_OUT = 500
 """Examples that are held out to choose by, where a preset doesn't say."""
-
 
 PRESETS: Mapping[str, Settings] = {
     "fast": Settings(
@@ -93,10 +91,8 @@ PRESETS: Mapping[str, Settings] = {
     ),
 }
 
-
 _LARGEST_SHARE = 10
 """At most one example in so many is held out, where a preset says how many."""
-
 
 FEWEST = 200
 """With fewer examples than this, so few are held out that presets choose nothing by them."""

@@ -22,8 +22,6 @@ from keras_woodfisher.reports.meter import Meter
 from keras_woodfisher.reports.sensitivity_report import Sensitivity, SensitivityReport
 
 _GRADIENTS = 512
-
-
 _LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95)
 
 

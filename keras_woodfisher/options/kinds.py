@@ -111,7 +111,6 @@ def _checked_device(name: str, value: Any) -> str:
 
 
 _SEVERAL_NAMES = {"nargs": "+", "action": "extend", "metavar": "NAME"}
-
 ANYTHING = Kind()
 COUNT = Kind(count, {"type": whole_text(1), "metavar": "N"})
 COUNT_OR_ZERO = Kind(partial(count, least=0), {"type": whole_text(0), "metavar": "N"})

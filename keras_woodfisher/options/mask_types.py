@@ -5,14 +5,9 @@ from numbers import Integral
 from typing import Any
 
 UNSTRUCTURED = "unstructured"
-
-
 NAMED = (UNSTRUCTURED, "block4", "filter", "channel")
-
-
 TOLERANCE = 0.005
 """A sparsity so close to the one of an N:M pattern stands for it: 0.667 for 1:3."""
-
 
 Mask = str | tuple[int, int]
 

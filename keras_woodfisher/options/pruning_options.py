@@ -20,14 +20,8 @@ from keras_woodfisher.options.option import (
 )
 
 UPDATES = ("joint", "independent")
-
-
 CALIBRATED = "calibrated"
-
-
 AUTO = "auto"
-
-
 _AUTO_PART = 0.1
 """Part of the mean diagonal of the Fisher that `damp="auto"` adds to it."""
 
@@ -49,7 +43,6 @@ DAMP = kinds.Kind(
 BLOCK_SIZE = kinds.Kind(_checked_block_size, kinds.COUNT_OR_ZERO.notation)
 _VERBOSE = kinds.choice(0, 1, 2)
 VERBOSITY = kinds.Kind(lambda name, value: _VERBOSE.check(name, 1 if value == "auto" else value))
-
 _COMMANDS: Any = {"commands": (PRUNE, SENSITIVITY)}
 _NOT_SENSITIVITY: Any = {"callers": (CALLBACK, PRUNE)}
 _SECOND_ORDER: Any = _COMMANDS | {"second_order": True, "reported": True}

@@ -9,10 +9,7 @@ from keras_woodfisher.options.checks import fraction, number, one_of
 FROM_PARAM = "__FROM_PARAM__"
 """As `init_sparsity`: the zeros that are there when training begins."""
 
-
 _GRID_TOLERANCE = 1e-9
-
-
 _MOST_UPDATES = 1_000_000
 
 

@@ -22,7 +22,6 @@ _RAMP: dict[str, Any] = {"callers": (CALLBACK,), "group": RAMP}
 _REQUIRED: dict[str, Any] = _RAMP | {"defaults": {RECIPE: ...}}
 _PRUNE: dict[str, Any] = {"callers": (PRUNE,), "commands": (PRUNE,)}
 _SENSITIVITY: dict[str, Any] = {"callers": (SENSITIVITY,), "commands": (SENSITIVITY,)}
-
 _params, *_of_updates = options_of(PruningOptions)
 
 OPTIONS = (

@@ -13,7 +13,6 @@ from keras_woodfisher.model.targets import Target, tensors_of
 COMPENSATIONS = (1e-3, 1e-2, 1e-1)
 """Dampings of the compensation, as parts of the Fisher's mean diagonal."""
 
-
 STEPS = tuple(10.0 ** (exponent / 2) for exponent in range(10, 1, -1))
 """Dampings of the Newton step, as multiples of the Fisher's mean diagonal, the shortest step first."""
 

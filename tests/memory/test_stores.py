@@ -221,9 +221,7 @@ def test_files_are_gone_when_they_are_closed(tmp_path, monkeypatch):
 
 def test_no_room_on_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(
-        OSError, match=r"of 1048576\.00 GiB .* cannot be created in .*are free there.*TMPDIR .*num_grads"
-    ):
+    with pytest.raises(OSError, match=r"of 1048576\.00 GiB .* cannot be created in .*are free there.*num_grads"):
         Spool(2**50)
     spool = Spool(100)
 

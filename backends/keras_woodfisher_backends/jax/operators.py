@@ -13,14 +13,8 @@ from jax.scipy.linalg import solve_triangular
 from keras_woodfisher_backends.kernel.operators import StackedOperators, fill_stack
 
 _SMALLEST_PANEL = 128
-
-
 _ROWS = 32
-
-
 _SMALLEST_BLOCK = 32
-
-
 _GROUP = 8
 
 

@@ -10,12 +10,10 @@ from typing import Any
 import keras
 
 _ALL, _TRAINED, _INDICES = "_variables", "_trainable_variables", "_trainable_variables_indices"
-
 _DECAYED = "_weight_decay_by_var_key"
 """Whether each variable decays: from 3.16 on settled when the optimizer is built."""
 
 _AVERAGING = "_update_model_variables_moving_average"
-
 MOVING_AVERAGES, GRADIENT_SUMS = "_model_variables_moving_average", "_accumulated_gradients"
 """Of `slot_lists`: the averages of weights (`use_ema`), and sums of gradients that weren't used yet."""
 

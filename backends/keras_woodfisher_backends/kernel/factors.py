@@ -15,7 +15,6 @@ from keras_woodfisher_backends.kernel.panels import Panels, Samples, take_column
 RISKY_LEVERAGE = 0.95
 """Above this, `1 - leverage` would lose digits in float32, and the column is computed again in float64."""
 
-
 RISKY_ERROR = 1e-6
 """Where rounding in float32 may move `1 - leverage` by more than this, relatively, the same is done."""
 

@@ -12,7 +12,6 @@ from keras_woodfisher_backends.kernel.threads import side_by_side
 PANEL = 4096
 """Columns of `G` that are worked on at a time: it bounds the memory when one block spans everything."""
 
-
 SMALLEST_PANEL = 64
 """A device that has no room for so many columns is too small."""
 

@@ -13,7 +13,6 @@ from keras_woodfisher_backends.kernel.panels import Samples
 STACK = 2**24
 """Entries of `G` in one stack, padding included: 64 MiB, and a few times as much on the device."""
 
-
 DEVICE_BYTES = 400 * 2**20
 """What a stack takes of the device's memory: enough to keep it busy, and a small part of it."""
 

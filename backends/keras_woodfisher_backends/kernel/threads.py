@@ -12,8 +12,6 @@ import numpy as np
 from threadpoolctl import LibController, ThreadpoolController
 
 Lane = TypeVar("Lane")
-
-
 Job = TypeVar("Job")
 
 
@@ -100,7 +98,6 @@ class SharedSetting:
 
 _WIDE = {"SkylakeX", "Cooperlake", "SapphireRapids"}
 """OpenBLAS's names for its kernels with AVX-512."""
-
 
 _AVX512 = {"X86_V4", "AVX512_SKX"}
 """NumPy's names, newer and older, for the AVX-512 instructions that those need."""

@@ -6,7 +6,6 @@ from scipy.linalg import lapack
 _SMALL = 64
 """Up to this size LAPACK's own routines are faster."""
 
-
 _LARGE = 128
 """From this size on it pays to leave out the zero quarter of a triangle."""
 

@@ -20,17 +20,9 @@ from keras_woodfisher_backends.sampling.convolution import (
 )
 
 _CONVOLUTION = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
-
-
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
-
-
 _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-
-
 _SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
-
-
 _KERNELS = ("kernel", "depthwise_kernel", "pointwise_kernel", "embeddings")
 
 

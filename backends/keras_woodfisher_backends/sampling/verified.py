@@ -12,10 +12,8 @@ from keras_woodfisher_backends.sampling.capture import Capture
 TOLERANCE = 1e-3
 """Largest relative distance between a fast sample and the direct one."""
 
-
 _FAINT = 1e-4
 """A variable with less than this part of a sample's norm may be off by TOLERANCE of this part."""
-
 
 Way = Callable[[Sequence[Any], Sequence[Any], Any], list[np.ndarray]]
 """The samples of a chunk, as a `Sampler` gives them."""

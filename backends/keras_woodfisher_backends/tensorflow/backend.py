@@ -174,6 +174,4 @@ def _logical(kind: str) -> list[Any]:
 
 
 _backend: type[Backend] = TensorFlowBackend
-
-
 _differentiation: Callable[..., Differentiation] = _Tape

@@ -19,10 +19,7 @@ On TensorFlow 2.21, threads that hand numbers of the host (shapes, for one) to o
 host's first one now and then get each other's, mostly without an error, or wait for each other forever.
 """
 
-
 Arguments = ParamSpec("Arguments")
-
-
 Result = TypeVar("Result")
 
 

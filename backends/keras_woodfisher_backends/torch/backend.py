@@ -175,6 +175,4 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 
 _backend: type[Backend] = TorchBackend
-
-
 _differentiation: Callable[..., Differentiation] = _Autograd

@@ -16,7 +16,6 @@ from keras_woodfisher.pruning.fisher import block_slices
 _OVERHEAD = 1.8
 """Time of an update without its gradients over that of its useful arithmetic (benchmarks/update_cost.py)."""
 
-
 _FLOAT = 4
 
 

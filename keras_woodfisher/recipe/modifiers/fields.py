@@ -122,8 +122,6 @@ Sparsities = Annotated[float | dict[float, Names], BeforeValidator(with_number_k
 Sampler = Annotated[dict[Literal["batch_size"], Whole], AfterValidator(fixed)]
 Settings = Annotated[dict[str, Any], BeforeValidator(with_whole_counts), AfterValidator(fixed)]
 Position = Annotated[float, Field(le=LAST_POSITION, description="In epochs, fractions allowed.")]
-
-
 LogTypes = Annotated[None, BeforeValidator(all_logged, json_schema_input_type=str | list[str] | None)]
 Off = Annotated[None, switched_off("the rate is logged at the end of each epoch, as Keras does")]
 Unphased = Annotated[None, switched_off("phases, in which pruned weights grow back, aren't there")]

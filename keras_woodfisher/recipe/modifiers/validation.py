@@ -23,7 +23,6 @@ TAGS: dict[str, type[Modifier]] = {
 }
 """Every modifier by its tag."""
 
-
 _SUBJECT = re.compile(r"^(Input|Tuple|List|Dictionary) ")
 
 
