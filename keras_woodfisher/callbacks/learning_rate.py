@@ -78,14 +78,14 @@ class RateCallback(Companion):
 
     def _apply(self, position: float) -> None:
         # Of equals the last in the list.
-        leader = max(reversed(self._kin), key=lambda callback: callback._standing(position))
+        leader = max(reversed(self._kin), key=lambda callback: callback.standing(position))
         value = self.value_at(position) if leader is self else None
         if value is not None and value != self._set:
             for part in known_parts(model_of(self)):
                 assign_between_steps(model_of(self), learning_rate_of(part), value)
         self._set = value
 
-    def _standing(self, position: float) -> tuple[bool, float, float]:
+    def standing(self, position: float) -> tuple[bool, float, float]:
         """What decides between callbacks at a position; the greatest wins."""
         if position < self._start - TOLERANCE:
             return False, -1.0, -1.0
