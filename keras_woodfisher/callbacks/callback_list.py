@@ -7,7 +7,9 @@ from typing import Any
 from keras.callbacks import EarlyStopping, History, ModelCheckpoint, ProgbarLogger
 from keras_woodfisher_backends.keras_internals.training import callers
 
-_INSIDE = ("keras", "keras_woodfisher")
+_INSIDE = ("keras", "keras_woodfisher", "keras_woodfisher_backends")
+
+
 MAY_COME_FIRST = "may_come_before_pruning"
 """An attribute of callbacks that don't look at the sparsity."""
 

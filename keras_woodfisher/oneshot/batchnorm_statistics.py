@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import layers, ops
-from keras_woodfisher_backends.keras_internals.models import infer, layers_of
+from keras_woodfisher_backends.keras_internals.models import infer, layers_of, renormalises
 from keras_woodfisher_backends.nest import map_arrays
 
 from keras_woodfisher.data.batch import Batch
@@ -141,7 +141,7 @@ def _float64(tensor: Any) -> np.ndarray:
 def _write(layer: Any, moments: Moments) -> None:
     layer.moving_mean.assign(moments.mean)
     layer.moving_variance.assign(moments.variance)
-    if layer.renorm:
+    if renormalises(layer):
         # Training goes on from these.
         deviation = np.sqrt(moments.variance + layer.epsilon)
         layer.moving_stddev.assign(deviation)

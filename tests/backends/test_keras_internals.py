@@ -74,7 +74,6 @@ PARTS = [
     Part("_model_variables_moving_average", "optimizer", "follow_averages, MOVING_AVERAGES"),
     Part("_accumulated_gradients", "optimizer", "GRADIENT_SUMS"),
     Part("keras.src.backend.torch.", "module of Adam", "is_for_torch_alone", on="torch"),
-    Part("_assert_compile_called", "model", "undo_at_next_fit"),
     Part("_model", "callback", "model_of"),
     Part("_jax_state", "model", "keep_edits, assign_between_steps", on="jax"),
     Part("_jax_state_synced", "model", "assign_between_steps", on="jax"),
@@ -84,14 +83,14 @@ PARTS = [
 
 def missing(parts):
     """Which of them this Keras lacks on this backend, each with its users."""
-    here = tuple(int(part) for part in keras.__version__.split(".")[:2])
     owners = _owners()
 
     def has(part):
         owner = owners[part.where]
         return part.name in owner if isinstance(owner, (str, tuple)) else hasattr(owner, part.name)
 
-    due = [p for p in parts if p.on in (None, keras.backend.backend()) and tuple(map(int, p.since.split("."))) <= here]
+    here = [part for part in parts if part.on in (None, keras.backend.backend())]
+    due = [part for part in here if keras_internals.release_of(part.since) <= keras_internals.RELEASE]
     return [f"{part.name} ({part.where}), used by {part.used_by}" for part in due if not has(part)]
 
 

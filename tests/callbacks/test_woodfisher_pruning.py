@@ -435,7 +435,7 @@ def test_what_fails_fails_before_the_first_batch(make_mlp, blobs):
         # Nothing of it stays.
         assert all(v.constraint is None for v in model.trainable_variables)
         assert not any("woodfisher" in v.name for v in model.optimizer.variables)
-        assert "_assert_compile_called" not in vars(model)
+        assert "fit" not in vars(model)
     no_loss = make_mlp(compile=False)
     no_loss.compile("sgd")
     with pytest.raises(ValueError, match="isn't compiled with a loss"):

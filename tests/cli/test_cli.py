@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
+from keras_woodfisher_backends.keras_internals import RELEASE
 
 import keras_woodfisher as kw
 from keras_woodfisher.cli import files
@@ -218,7 +219,8 @@ def test_the_seed_decides_about_training_too(cli):
         assert cli(f"{command} --out p.keras --seed {seed}")[0] == 0
         found.append(kernels("p.keras")[0])
     np.testing.assert_array_equal(found[0], found[1])
-    assert (found[0] != found[2]).any(), "another order of the examples"
+    # From 3.16 on Keras orders the examples by the epoch alone.
+    assert (found[0] != found[2]).any() == (RELEASE < (3, 16)), "another order of the examples"
 
 
 @pytest.mark.parametrize("option", ["--loss mse", "--learning-rate 0.1"])
@@ -301,7 +303,9 @@ def test_check_prints_the_plan_and_exits_with_0(cli, old):
     assert same == again
     document = json.loads(cli("check old.md bare.keras --loss mse --epochs 3 --json")[1])
     assert (document["epochs"], document["problems"]) == (3, [])
-    assert document["modifiers"][-1]["variables"] == ["hidden/kernel", "out/kernel"]
+    # From 3.16 on the paths in a loaded model begin with its name.
+    variables = document["modifiers"][-1]["variables"]
+    assert [name.removeprefix("mlp/") for name in variables] == ["hidden/kernel", "out/kernel"]
 
 
 def test_check_exits_with_1_where_there_are_problems(cli, old):

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from keras_woodfisher_backends.keras_internals.training import several_steps_are_possible
 from releases import MultiOptimizer
 
 import keras_woodfisher as kw
@@ -200,7 +201,7 @@ def test_more_updates_than_can_be_planned(make_mlp):
     assert any("An update at every step makes 1,999,900 updates" in p.message for p in found.problems)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="Keras's other backends take several steps at a time")
+@pytest.mark.skipif(several_steps_are_possible(), reason="this Keras takes several steps at a time")
 def test_several_steps_at_a_time_on_torch(make_mlp):
     model = make_mlp()
     model.compile("sgd", "mse", steps_per_execution=2)

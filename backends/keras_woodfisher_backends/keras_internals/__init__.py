@@ -12,10 +12,14 @@ import keras
 OLDEST_TESTED, NEWEST_TESTED = (3, 12), (3, 16)
 
 
+def release_of(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version, as far as there are any."""
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
+
+
 def check_version(version: str) -> None:
     """Warns of a release of Keras that nobody has tried."""
-    found = re.match(r"(\d+)\.(\d+)", version)
-    if found is None or not OLDEST_TESTED <= (int(found[1]), int(found[2])) <= NEWEST_TESTED:
+    if not OLDEST_TESTED <= release_of(version) <= NEWEST_TESTED:
         oldest, (major, newest) = "{}.{}".format(*OLDEST_TESTED), NEWEST_TESTED
         warnings.warn(
             f"keras_woodfisher is tested with Keras {oldest} to {major}.{newest}, found {version}, which may lack "
@@ -23,5 +27,7 @@ def check_version(version: str) -> None:
             stacklevel=2,
         )
 
+
+RELEASE = release_of(keras.__version__)
 
 check_version(keras.__version__)

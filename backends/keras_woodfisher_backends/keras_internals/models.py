@@ -68,6 +68,11 @@ def set_mask(tensor: Any, mask: Any) -> None:
     masking.set_keras_mask(tensor, mask)
 
 
+def renormalises(layer: Any) -> bool:
+    """Whether a BatchNorm layer does batch renormalisation, which Keras has from 3.14 on."""
+    return bool(getattr(layer, "renorm", False))
+
+
 @contextmanager
 def float32_computation(model: Any) -> Iterator[None]:
     """Has layers of half precision compute in float32 meanwhile."""

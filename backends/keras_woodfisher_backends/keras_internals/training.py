@@ -5,13 +5,13 @@ On JAX a step's values live in lists that `fit` hands from step to step, while t
 
 import inspect
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import keras
 
-_BEGINNING = "_assert_compile_called"
-"""What every backend's `fit` calls first, with its own name."""
+from keras_woodfisher_backends.keras_internals import RELEASE
 
 _OPTIMIZER = 2
 """Place of the optimizer's values in the state of a train step on JAX, as documented for custom ones."""
@@ -22,33 +22,45 @@ def undo_at_next_fit(model: keras.Model, undo: Callable[[], None]) -> None:
 
     Keras tells a callback nothing when `fit` ends with an exception, so that masks, gradient buffers and hooks stay.
     """
-    hook = vars(model).get(_BEGINNING)
-    if hook is None:
+    hook = vars(model).get("fit")
+    if not isinstance(hook, _Fit):
         # Past Keras's __setattr__, which would track it.
-        hook = vars(model)[_BEGINNING] = _Beginning(model)
+        hook = vars(model)["fit"] = _Fit(model, hook)
     hook.undos.append(undo)
 
 
 def forget(model: keras.Model, undo: Callable[[], None]) -> None:
     """Takes `undo` off the list; without any left the model is a stock model again."""
-    hook = vars(model).get(_BEGINNING)
-    if hook is None:
-        return
-    hook.undos = [known for known in hook.undos if known != undo]
-    if not hook.undos:
-        vars(model).pop(_BEGINNING)
+    hook = vars(model).get("fit")
+    if isinstance(hook, _Fit):
+        hook.undos = [known for known in hook.undos if known != undo]
+        if not hook.undos:
+            hook.give_back()
 
 
-class _Beginning:
-    def __init__(self, model: keras.Model):
+class _Fit:
+    """A model's `fit` that first undoes what an interrupted one left."""
+
+    def __init__(self, model: keras.Model, own: Callable[..., Any] | None):
         self._model = model
+        self._own = own
         self.undos: list[Callable[[], None]] = []
 
-    def __call__(self, method_name: str | None = None) -> Any:
-        if method_name == "fit":
-            for undo in list(self.undos):
-                undo()
-        return getattr(type(self._model), _BEGINNING)(self._model, method_name)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for undo in list(self.undos):
+            undo()
+        return (self._own or partial(type(self._model).fit, self._model))(*args, **kwargs)
+
+    def give_back(self) -> None:
+        """Takes this hook off the model, which may have had a `fit` of its own."""
+        vars(self._model).pop("fit")
+        if self._own is not None:
+            vars(self._model)["fit"] = self._own
+
+
+def several_steps_are_possible() -> bool:
+    """Whether `fit` may run several steps in one execution, which Keras refuses on torch before 3.16."""
+    return keras.backend.backend() != "torch" or RELEASE >= (3, 16)
 
 
 def refresh(callback: keras.callbacks.Callback) -> keras.Model:

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 from keras_woodfisher_backends import get_backend
 from keras_woodfisher_backends.devices import expand
+from keras_woodfisher_backends.keras_internals.training import several_steps_are_possible
 
 from keras_woodfisher.callbacks.keep_zeros import KeepZeros
 from keras_woodfisher.callbacks.learning_rate import RateCallback
@@ -125,7 +126,7 @@ class _Training:
             )
         pruned = any(isinstance(m, (PruningModifier, ConstantPruningModifier)) for m in modifiers)
         steps = getattr(model, "steps_per_execution", 1)
-        if steps != 1 and keras.backend.backend() == "torch":
+        if steps != 1 and not several_steps_are_possible():
             yield Problem("", f"steps_per_execution={steps} can't be trained with on torch. Compile the model with 1.")
         try:
             (check_trainable_here if pruned else check_optimizer)(model)
