@@ -1,6 +1,6 @@
 """What the callbacks that hold zeros, `KeepZeros` and `WoodFisherPruning`, have in common."""
 
-from typing import Any
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -9,6 +9,7 @@ from keras_woodfisher_backends.keras_internals.training import callbacks_beside,
 
 from keras_woodfisher.callbacks.callback_list import warn
 from keras_woodfisher.callbacks.mask_constraint import Enforcement
+from keras_woodfisher.callbacks.progress import Progress
 from keras_woodfisher.model.targets import Target
 
 
@@ -23,8 +24,15 @@ class HoldingCallback(keras.callbacks.Callback):
         self._started = False
         self._released = False
         self._warned = False
+        self._progress = Progress(None)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """A callback with the arguments of `get_config`."""
+        return cls(**config)
 
     def on_train_begin(self, logs: Any = None) -> None:
+        self._progress = Progress(self.params)
         model = self.model
         self._let_go()
         check_trainable_here(model)
@@ -39,6 +47,7 @@ class HoldingCallback(keras.callbacks.Callback):
             raise
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._progress.begin_epoch(epoch)
         if self._started or self.enforcement is None:
             return
         # Only now: a BackupAndRestore further down the list has restored its weights by then.
@@ -56,11 +65,21 @@ class HoldingCallback(keras.callbacks.Callback):
         if not self._started:
             self.on_epoch_begin(0)
 
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._progress.end_batch(batch)
+
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        if self.enforcement is None or not self._started or self._released:
-            return
+        if self.enforcement is not None and self._started and not self._released:
+            self._apply_again(self.enforcement)
+        self._progress.end_epoch(self._stopped)
+
+    @property
+    def _stopped(self) -> bool:
+        return bool(model_of(self).stop_training)
+
+    def _apply_again(self, enforcement: Enforcement) -> None:
         refresh(self)
-        changed = self.enforcement.apply()
+        changed = enforcement.apply()
         if changed:
             keep_edits(model_of(self))
         if changed and not self._warned:

@@ -11,7 +11,7 @@ from keras_woodfisher.callbacks.freezing import Participation, Plan
 from keras_woodfisher.callbacks.woodfisher_pruning import WoodFisherPruning
 from keras_woodfisher.model.optimizer_slots import check_growth
 from keras_woodfisher.model.targets import ALL, Target, all_targets, named_targets
-from keras_woodfisher.options.checks import as_json, flag, names
+from keras_woodfisher.options.checks import flag, names
 
 
 class TrainableParams(Companion):
@@ -51,21 +51,16 @@ class TrainableParams(Companion):
         start_epoch: float = 0.0,
         end_epoch: float = -1.0,
     ):
-        super().__init__()
         self._params_wanted = names("params", params)
-        flag("trainable", trainable)
-        self._value = trainable
+        self._value = flag("trainable", trainable)
         self._start = start_of(start_epoch)
         self._end = end_of(end_epoch, self._start)
-        self._written = {"start_epoch": float(start_epoch), "end_epoch": float(end_epoch)}
+        positions = {"start_epoch": float(start_epoch), "end_epoch": float(end_epoch)}
+        super().__init__({"params": self._params_wanted, "trainable": trainable} | positions)
         self._participation: Participation | None = None
         self._pruning: list[WoodFisherPruning] = []
         self._plan: Plan | None = None
         self._checked = False
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments, for `from_config`."""
-        return {"params": as_json(self._params_wanted), "trainable": self._value} | self._written
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_begin(epoch, logs)

@@ -9,7 +9,6 @@ from keras_woodfisher_backends.keras_internals.training import callbacks_beside,
 
 from keras_woodfisher.callbacks.callback_list import warn, warn_about_others
 from keras_woodfisher.callbacks.mask_callback import HoldingCallback
-from keras_woodfisher.callbacks.progress import Progress
 from keras_woodfisher.callbacks.pruning_run import Run, sparsity_of
 from keras_woodfisher.callbacks.pruning_task import Task
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate
@@ -118,7 +117,6 @@ class WoodFisherPruning(HoldingCallback):
         arguments = dict(locals())
         super().__init__()
         self.task = Task.of(arguments)
-        self._progress = Progress(None)
         self._siblings: list[WoodFisherPruning] = []
         self._run: Run | None = None
 
@@ -168,19 +166,14 @@ class WoodFisherPruning(HoldingCallback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._run = None
-        self._progress = Progress(self.params)
         super().on_train_begin(logs)
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._progress.begin_epoch(epoch)
-        super().on_epoch_begin(epoch, logs)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         super().on_train_batch_begin(batch, logs)
         self._prune_if_due(self._progress.before(batch))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._progress.end_batch(batch)
+        super().on_train_batch_end(batch, logs)
         if self._progress.is_last_batch() and self._progress.is_last_epoch():
             self._prune_if_due(self._progress.epoch + 1.0, last=True)
         self._log(logs)
@@ -193,7 +186,6 @@ class WoodFisherPruning(HoldingCallback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_end(epoch, logs)
-        self._progress.end_epoch(self._stopped)
         if self._progress.is_last_epoch() and self._progress.ended > epoch:
             self._prune_if_due(self._progress.ended, last=True)
         if self._released:
@@ -274,10 +266,6 @@ class WoodFisherPruning(HoldingCallback):
             enforcement.release()
             self._released = True
         keep_edits(model_of(self))
-
-    @property
-    def _stopped(self) -> bool:
-        return bool(model_of(self).stop_training)
 
     def _log(self, logs: Any) -> None:
         if logs is not None:
