@@ -34,13 +34,7 @@ def call_order(model: keras.Model, found: Sequence[Any], batch: Batch) -> list[t
 
 
 def measure(model: keras.Model, layer: Any, calls: int, batches: Sequence[Batch]) -> None:
-    """Replaces the moving statistics of one layer by those of what it gets.
-
-    Args:
-        model: The model.
-        layer: Its layer.
-        calls: How often the model calls it; a pass ends at the last call.
-        batches: The examples.
+    """Replaces the moving statistics of one layer by those of what it gets: a pass ends at the last of its `calls`.
 
     Raises:
         ValueError: If a statistic isn't finite.
