@@ -50,11 +50,6 @@ class Participation:
             undo_at_next_fit(model, known.detach)
         return known
 
-    @property
-    def boundaries(self) -> list[float]:
-        """Where plans begin and end."""
-        return [edge for plan in self._plans for edge in (plan.start, plan.end)]
-
     def join(self, plan: Plan) -> None:
         """Adds a plan before training."""
         self._plans.append(plan)
@@ -87,7 +82,8 @@ class Participation:
 
     def frozen_at(self, variable: Any, start: float, end: float) -> float | None:
         """Where a variable isn't trained between two positions, the end excluded unless it is the start; or None."""
-        positions = [start, *(edge for edge in self.boundaries if start < edge < end)]
+        edges = (edge for plan in self._plans for edge in (plan.start, plan.end))
+        positions = [start, *(edge for edge in edges if start < edge < end)]
         return next((p for p in positions if not self.trainable_at(variable, p)), None)
 
     def due(self, position: float, unfreeze_only: bool = False) -> list[tuple[Any, bool]]:

@@ -8,6 +8,7 @@ import numpy as np
 from keras_woodfisher_backends.keras_internals.training import keep_edits, model_of, refresh
 
 from keras_woodfisher.callbacks.mask_callback import HoldingCallback
+from keras_woodfisher.callbacks.mask_constraint import Enforcement
 from keras_woodfisher.model.targets import Target, find_targets
 from keras_woodfisher.options.checks import as_json, names, number
 from keras_woodfisher.pruning.masks import zeros_of
@@ -92,20 +93,17 @@ class KeepZeros(HoldingCallback):
         exclude = (self._exclude,) if isinstance(self._exclude, str) else self._exclude
         return find_targets(model, self._params_wanted, exclude)
 
-    def _prepare(self, model: keras.Model) -> list[Target]:
+    def _prepare(self, model: keras.Model) -> Enforcement:
         self._holds = False
         self._targets = self.check(model, self._progress.epochs)
-        return self._targets
+        start = max(self._start_epoch, 0.0)
+        return Enforcement(model, self._targets, (start, start))
 
     def _start(self, epoch: int) -> list[np.ndarray]:
         self._holds = epoch >= self._start_epoch
         if self._holds:
             return self._zeros()
         return [np.zeros(tuple(target.variable.shape), bool) for target in self._targets]
-
-    def _window(self) -> tuple[float, float]:
-        start = max(self._start_epoch, 0.0)
-        return start, start
 
     def _zeros(self) -> list[np.ndarray]:
         return [target.unflatten(zeros_of(target)) for target in self._targets]

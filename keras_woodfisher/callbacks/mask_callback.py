@@ -10,7 +10,6 @@ from keras_woodfisher_backends.keras_internals.training import callbacks_beside,
 from keras_woodfisher.callbacks.callback_list import warn
 from keras_woodfisher.callbacks.mask_constraint import Enforcement
 from keras_woodfisher.callbacks.progress import Progress
-from keras_woodfisher.model.targets import Target
 
 
 class HoldingCallback(keras.callbacks.Callback):
@@ -38,9 +37,7 @@ class HoldingCallback(keras.callbacks.Callback):
         check_trainable_here(model)
         self._started = self._released = self._warned = False
         try:
-            targets = self._prepare(model)
-            self._warn_about_others()
-            self.enforcement = Enforcement(model, targets, self._window())
+            self.enforcement = self._prepare(model)
             self.enforcement.attach(_in_force(callbacks_beside(self)))
         except BaseException:
             self._let_go()
@@ -105,20 +102,13 @@ class HoldingCallback(keras.callbacks.Callback):
             self.enforcement.detach()
             self.enforcement = None
 
-    def _prepare(self, model: keras.Model) -> list[Target]:
-        """Checks everything that can be checked, and says which variables are held."""
+    def _prepare(self, model: keras.Model) -> Enforcement:
+        """Checks everything that can be checked; gives masks for the variables to hold, which aren't attached yet."""
         raise NotImplementedError
 
     def _start(self, epoch: int) -> list[np.ndarray]:
         """The zeros to hold from the first batch on, each in its variable's shape."""
         raise NotImplementedError
-
-    def _window(self) -> tuple[float, float]:
-        """The first and last position, in epochs, at which the masks may grow."""
-        raise NotImplementedError
-
-    def _warn_about_others(self) -> None:
-        """Warns of callbacks in the same list that get in the way."""
 
 
 def _in_force(beside: tuple[list[Any], list[Any]]) -> list[Enforcement]:

@@ -1,6 +1,5 @@
 """A callback that sets the weight decay."""
 
-
 import keras
 from keras_woodfisher_backends.keras_internals.training import model_of
 

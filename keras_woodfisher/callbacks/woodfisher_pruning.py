@@ -9,10 +9,10 @@ from keras_woodfisher_backends.keras_internals.training import callbacks_beside,
 
 from keras_woodfisher.callbacks.callback_list import warn, warn_about_others
 from keras_woodfisher.callbacks.mask_callback import HoldingCallback
+from keras_woodfisher.callbacks.mask_constraint import Enforcement
 from keras_woodfisher.callbacks.pruning_run import Run, sparsity_of
 from keras_woodfisher.callbacks.pruning_task import Task
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate
-from keras_woodfisher.model.targets import Target
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.reports.meter import announce, say
 from keras_woodfisher.reports.pruning_report import PruningReport
@@ -206,13 +206,17 @@ class WoodFisherPruning(HoldingCallback):
                 f"start_from_epoch={self.task.first_final_epoch(self._progress.epochs)}."
             )
 
-    def _prepare(self, model: keras.Model) -> list[Target]:
+    def _prepare(self, model: keras.Model) -> Enforcement:
         self.task.check_epochs(self._progress.epochs)
         run = self._run = Run(self.task, model)
         if run.pruner.note and self.options.verbose:
             say(run.pruner.note)
         run.prepare(self._progress)
-        return run.targets
+        before, after = beside = callbacks_beside(self)
+        self._siblings = [c for c in [*before, *after] if isinstance(c, WoodFisherPruning)]
+        end = self.task.schedule.end
+        warn_about_others(beside, end, self.task.first_final_epoch(self._progress.epochs))
+        return Enforcement(model, run.targets, (self.task.schedule.start, end))
 
     def plan(
         self,
@@ -239,7 +243,7 @@ class WoodFisherPruning(HoldingCallback):
 
     def _start(self, epoch: int) -> list[np.ndarray]:
         self.run.begin(self._progress, [other.run for other in self._siblings])
-        return self.run.masks()
+        return self.run.pruner.masks()
 
     def _prune_if_due(self, position: float, last: bool = False) -> None:
         """Makes the update that is due; `last` where training ends and nothing can wait."""
@@ -257,7 +261,7 @@ class WoodFisherPruning(HoldingCallback):
         if prunes:
             run.update(due, rows, self._progress, position)
             if enforcement is not None:
-                enforcement.hold(run.masks())
+                enforcement.hold(run.pruner.masks())
                 enforcement.constrain()
             if self.options.verbose:
                 announce(f"epoch {position:.3g}, sparsity {self.sparsity:.4f}")
@@ -276,11 +280,3 @@ class WoodFisherPruning(HoldingCallback):
         super()._let_go()
         if self._run is not None:
             self._run.close()
-
-    def _window(self) -> tuple[float, float]:
-        return self.task.schedule.start, self.task.schedule.end
-
-    def _warn_about_others(self) -> None:
-        before, after = beside = callbacks_beside(self)
-        self._siblings = [c for c in [*before, *after] if isinstance(c, WoodFisherPruning)]
-        warn_about_others(beside, self.task.schedule.end, self.task.first_final_epoch(self._progress.epochs))
