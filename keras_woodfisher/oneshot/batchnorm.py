@@ -8,9 +8,8 @@ import keras
 import numpy as np
 from keras_woodfisher_backends.nest import map_arrays
 
-from keras_woodfisher.data.batch import length
-from keras_woodfisher.data.batches import read_batches
-from keras_woodfisher.data.examples import Examples, open_examples
+from keras_woodfisher.data.batches import length
+from keras_woodfisher.data.examples import Examples, open_examples, read_batches
 from keras_woodfisher.gradients.loss import ModelLoss, has_loss, mean_loss
 from keras_woodfisher.model.restoring import restored, restored_on_failure
 from keras_woodfisher.oneshot.batchnorm_statistics import batchnorm_layers, call_order, measure, name_of

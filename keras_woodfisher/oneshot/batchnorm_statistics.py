@@ -11,7 +11,7 @@ from keras import layers, ops
 from keras_woodfisher_backends.keras_internals.models import infer, layers_of, renormalises
 from keras_woodfisher_backends.nest import map_arrays
 
-from keras_woodfisher.data.batch import Batch
+from keras_woodfisher.data.batches import Batch
 from keras_woodfisher.gradients.loss import forward_only
 
 

@@ -10,9 +10,8 @@ import numpy as np
 from keras import ops
 from keras_woodfisher_backends.nest import map_arrays
 
-from keras_woodfisher.data.batch import Batch, length
-from keras_woodfisher.data.batches import read_batches
-from keras_woodfisher.data.examples import open_examples
+from keras_woodfisher.data.batches import Batch, length
+from keras_woodfisher.data.examples import open_examples, read_batches
 from keras_woodfisher.gradients.loss import MeanLoss, ModelLoss, has_loss
 from keras_woodfisher.gradients.sources import SampledGradients
 from keras_woodfisher.options.checks import fraction, one_of
