@@ -10,10 +10,6 @@ from keras_woodfisher_backends.keras_internals.training import callers
 _INSIDE = ("keras", "keras_woodfisher", "keras_woodfisher_backends")
 
 
-MAY_COME_FIRST = "may_come_before_pruning"
-"""An attribute of callbacks that don't look at the sparsity."""
-
-
 def warn(message: str) -> None:
     """A warning that points at the user's call of `fit` rather than into Keras or this package."""
     names = (frame.f_globals.get("__name__", "") for frame in callers())
@@ -30,7 +26,10 @@ def warn_about_others(beside: tuple[list[Any], list[Any]], end: float, final_epo
         final_epoch: Index of the first epoch at whose end the final sparsity is reached.
     """
     before, after = beside
-    unknown = [c for c in before if not isinstance(c, (History, ProgbarLogger)) and not hasattr(c, MAY_COME_FIRST)]
+    # Callbacks of this package, with that attribute, don't look at the sparsity.
+    unknown = [
+        c for c in before if not isinstance(c, (History, ProgbarLogger)) and not hasattr(c, "may_come_before_pruning")
+    ]
     if unknown:
         warn(
             f"{type(unknown[0]).__name__} comes before WoodFisherPruning in the list of callbacks, so it doesn't "

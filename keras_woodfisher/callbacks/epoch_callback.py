@@ -1,7 +1,7 @@
 """What all companion callbacks have in common: when something is due, and what they need of a model."""
 
 import math
-from typing import Any
+from typing import Any, Self
 
 import keras
 from keras_woodfisher_backends.keras_internals.optimizers import is_multi_optimizer
@@ -9,7 +9,7 @@ from keras_woodfisher_backends.keras_internals.training import model_of
 
 from keras_woodfisher.callbacks.progress import Progress
 from keras_woodfisher.model.optimizer_variables import built_optimizer, inner_optimizer, parts_of
-from keras_woodfisher.options.checks import number
+from keras_woodfisher.options.checks import as_json, number
 
 TOLERANCE = 1e-9
 """Positions that differ by less are the same: `2.3` and `2 + 3 / 10` need not be."""
@@ -20,6 +20,9 @@ class Companion(keras.callbacks.Callback):
 
     Positions are exact to the step where the number of steps is known. In the first epoch of a generator of unknown
     length, and with a hand-written loop that doesn't tell it, only whole epochs are.
+
+    Args:
+        config: The arguments, by name, as they were checked.
     """
 
     may_come_before_pruning = True
@@ -27,18 +30,19 @@ class Companion(keras.callbacks.Callback):
     async_safe = True
     """Keras may call `on_train_batch_end` from threads, which lets steps go on without waiting for their logs."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: dict[str, Any]):
         super().__init__()
+        self._config = config
         self._progress = Progress(None)
         self._batch_ends: list[int] = []
         self._reached = -math.inf
 
     def get_config(self) -> dict[str, Any]:
         """The arguments, for `from_config`."""
-        raise NotImplementedError
+        return as_json(self._config)
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "Companion":
+    def from_config(cls, config: dict[str, Any]) -> Self:
         """A callback with the arguments of `get_config`."""
         return cls(**config)
 

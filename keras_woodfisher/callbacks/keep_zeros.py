@@ -8,7 +8,7 @@ import numpy as np
 from keras_woodfisher_backends.keras_internals.training import keep_edits, model_of, refresh
 
 from keras_woodfisher.callbacks.mask_callback import HoldingCallback
-from keras_woodfisher.callbacks.progress import Progress
+from keras_woodfisher.callbacks.mask_constraint import Enforcement
 from keras_woodfisher.model.targets import Target, find_targets
 from keras_woodfisher.options.checks import as_json, names, number
 from keras_woodfisher.pruning.masks import zeros_of
@@ -51,7 +51,7 @@ class KeepZeros(HoldingCallback):
         if 0 <= self._end_epoch < max(self._start_epoch, 0.0):
             raise ValueError(f"end_epoch={end_epoch:g} lies before start_epoch={start_epoch:g}. Swap or move them.")
         self._targets: list[Target] = []
-        self._progress = Progress(None)
+        self._holds = False
 
     def get_config(self) -> dict[str, Any]:
         """The arguments, for `from_config`."""
@@ -62,34 +62,21 @@ class KeepZeros(HoldingCallback):
             "end_epoch": self._end_epoch,
         }
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "KeepZeros":
-        """A callback with the arguments of `get_config`."""
-        return cls(**config)
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        self._progress = Progress(self.params)
-        self._holds = False
-        super().on_train_begin(logs)
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._progress.begin_epoch(epoch)
-        super().on_epoch_begin(epoch, logs)
-
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         super().on_train_batch_begin(batch, logs)
         position = self._progress.before(batch) + 1e-6
-        if not self._holds and position >= self._start_epoch:
-            self._hold_now()
-        if not self._released and 0 <= self._end_epoch <= position:
-            self._let_grow()
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._progress.end_batch(batch)
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        super().on_epoch_end(epoch, logs)
-        self._progress.end_epoch(bool(model_of(self).stop_training))
+        starts = not self._holds and position >= self._start_epoch
+        ends = not self._released and 0 <= self._end_epoch <= position
+        if self.enforcement is None or not (starts or ends):
+            return
+        refresh(self)
+        if starts:
+            self._holds = True
+            self.enforcement.hold(self._zeros())
+        if ends:
+            self._released = True
+            self.enforcement.release()
+        keep_edits(model_of(self))
 
     def check(self, model: keras.Model, epochs: int | None = None) -> list[Target]:
         """The variables that it holds. Nothing is trained or changed.
@@ -106,33 +93,17 @@ class KeepZeros(HoldingCallback):
         exclude = (self._exclude,) if isinstance(self._exclude, str) else self._exclude
         return find_targets(model, self._params_wanted, exclude)
 
-    def _prepare(self, model: keras.Model) -> list[Target]:
+    def _prepare(self, model: keras.Model) -> Enforcement:
+        self._holds = False
         self._targets = self.check(model, self._progress.epochs)
-        return self._targets
+        start = max(self._start_epoch, 0.0)
+        return Enforcement(model, self._targets, (start, start))
 
     def _start(self, epoch: int) -> list[np.ndarray]:
         self._holds = epoch >= self._start_epoch
         if self._holds:
             return self._zeros()
         return [np.zeros(tuple(target.variable.shape), bool) for target in self._targets]
-
-    def _window(self) -> tuple[float, float]:
-        start = max(self._start_epoch, 0.0)
-        return start, start
-
-    def _hold_now(self) -> None:
-        refresh(self)
-        self._holds = True
-        if self.enforcement is not None:
-            self.enforcement.hold(self._zeros())
-        keep_edits(model_of(self))
-
-    def _let_grow(self) -> None:
-        refresh(self)
-        self._released = True
-        if self.enforcement is not None:
-            self.enforcement.release()
-        keep_edits(model_of(self))
 
     def _zeros(self) -> list[np.ndarray]:
         return [target.unflatten(zeros_of(target)) for target in self._targets]

@@ -8,13 +8,7 @@ from keras_woodfisher_backends.keras_internals.optimizers import learning_rate_o
 from keras_woodfisher_backends.keras_internals.training import assign_between_steps, callbacks_beside, model_of
 
 from keras_woodfisher.callbacks import learning_rate_functions as rates
-from keras_woodfisher.callbacks.epoch_callback import (
-    TOLERANCE,
-    Companion,
-    end_of,
-    known_parts,
-    start_of,
-)
+from keras_woodfisher.callbacks.epoch_callback import TOLERANCE, Companion, end_of, known_parts, start_of
 from keras_woodfisher.options.checks import LARGEST_FLOAT32, finite_float32, number, one_of
 
 
@@ -27,10 +21,11 @@ class RateCallback(Companion):
     Args:
         start: Position from which there is a rate.
         end: Position from which it stays as it is.
+        config: The arguments, by name, as they were checked.
     """
 
-    def __init__(self, start: float, end: float):
-        super().__init__()
+    def __init__(self, start: float, end: float, config: dict[str, Any]):
+        super().__init__(config)
         self._start = start
         self._end = end
         self._siblings: list[RateCallback] = [self]
@@ -112,16 +107,10 @@ class SetLearningRate(RateCallback):
 
     def __init__(self, learning_rate: float, start_epoch: float = 0.0):
         start = start_of(start_epoch)
-        super().__init__(start, start)
         self._rate = finite_float32("learning_rate", learning_rate, least=0.0)
-        self._config = {"learning_rate": self._rate, "start_epoch": float(start_epoch)}
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments, for `from_config`."""
-        return dict(self._config)
+        super().__init__(start, start, {"learning_rate": self._rate, "start_epoch": float(start_epoch)})
 
     def value_at(self, position: float) -> float | None:
-        """The rate at a position in epochs; None before `start_epoch`."""
         return self._rate if position >= self._start - TOLERANCE else None
 
 
@@ -161,33 +150,19 @@ class LearningRateFunction(RateCallback):
         start, end = start_of(start_epoch), number("end_epoch", end_epoch, least=0.0)
         if end < start:
             raise ValueError(f"end_epoch={end:g} lies before start_epoch={start:g}. Swap or move them.")
-        super().__init__(start, end)
-        one_of("lr_func", lr_func, tuple(rates.FUNCTIONS))
-        self._config: dict[str, Any] = {
-            "lr_func": lr_func,
+        config = {
+            "lr_func": one_of("lr_func", lr_func, tuple(rates.FUNCTIONS)),
             "init_lr": finite_float32("init_lr", init_lr, least=0.0),
             "final_lr": finite_float32("final_lr", final_lr, least=0.0),
             "start_epoch": float(start_epoch),
             "end_epoch": end,
             "cycle_epochs": number("cycle_epochs", cycle_epochs, least=1e-6),
         }
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments, for `from_config`."""
-        return dict(self._config)
+        super().__init__(start, end, config)
 
     def value_at(self, position: float) -> float | None:
-        """The rate at a position in epochs; None before `start_epoch`."""
-        written = self._config
-        return rates.function_value(
-            written["lr_func"],
-            position,
-            written["init_lr"],
-            written["final_lr"],
-            self._start,
-            self._end,
-            written["cycle_epochs"],
-        )
+        kind, init, final, cycle = (self._config[key] for key in ("lr_func", "init_lr", "final_lr", "cycle_epochs"))
+        return rates.function_value(kind, position, init, final, self._start, self._end, cycle)
 
 
 class LearningRateSchedule(RateCallback):
@@ -221,18 +196,12 @@ class LearningRateSchedule(RateCallback):
         end_epoch: float = -1.0,
     ):
         start = start_of(start_epoch)
-        super().__init__(start, end_of(end_epoch, start))
-        one_of("lr_class", lr_class, tuple(rates.SCHEDULES))
-        self._class = lr_class
+        end = end_of(end_epoch, start)
+        self._class = one_of("lr_class", lr_class, tuple(rates.SCHEDULES))
         self._settings = rates.checked_settings(lr_class, lr_kwargs)
         self._init = finite_float32("init_lr", init_lr, above=0.0)
-        self._written = {"start_epoch": float(start_epoch), "end_epoch": float(end_epoch)}
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments, for `from_config`."""
-        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in self._settings.items()}
-        return {"lr_class": self._class, "lr_kwargs": plain, "init_lr": self._init} | self._written
+        chosen = {"lr_class": lr_class, "lr_kwargs": self._settings, "init_lr": self._init}
+        super().__init__(start, end, chosen | {"start_epoch": float(start_epoch), "end_epoch": float(end_epoch)})
 
     def value_at(self, position: float) -> float | None:
-        """The rate at a position in epochs; None before `start_epoch`."""
         return rates.schedule_value(self._class, self._settings, position, self._init, self._start, self._end)

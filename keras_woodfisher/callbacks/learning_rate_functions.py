@@ -5,6 +5,7 @@ import inspect
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from keras_woodfisher.callbacks.epoch_callback import TOLERANCE
@@ -158,19 +159,11 @@ def _milestones(name: str, value: Any) -> tuple[int, ...]:
     return tuple(count(f"each of {name}", item, least=0) for item in value)
 
 
-def _gamma(name: str, value: Any) -> float:
-    return number(name, value, above=0.0)
-
-
-def _eta_min(name: str, value: Any) -> float:
-    return number(name, value, least=0.0)
-
-
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "step_size": count,
     "milestones": _milestones,
-    "gamma": _gamma,
+    "gamma": partial(number, above=0.0),
     "T_0": count,
     "T_mult": count,
-    "eta_min": _eta_min,
+    "eta_min": partial(number, least=0.0),
 }

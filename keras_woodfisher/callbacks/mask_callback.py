@@ -1,6 +1,6 @@
 """What the callbacks that hold zeros, `KeepZeros` and `WoodFisherPruning`, have in common."""
 
-from typing import Any
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ from keras_woodfisher_backends.keras_internals.training import callbacks_beside,
 
 from keras_woodfisher.callbacks.callback_list import warn
 from keras_woodfisher.callbacks.mask_constraint import Enforcement
-from keras_woodfisher.model.targets import Target
+from keras_woodfisher.callbacks.progress import Progress
 
 
 class HoldingCallback(keras.callbacks.Callback):
@@ -23,22 +23,28 @@ class HoldingCallback(keras.callbacks.Callback):
         self._started = False
         self._released = False
         self._warned = False
+        self._progress = Progress(None)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """A callback with the arguments of `get_config`."""
+        return cls(**config)
 
     def on_train_begin(self, logs: Any = None) -> None:
+        self._progress = Progress(self.params)
         model = self.model
         self._let_go()
         check_trainable_here(model)
         self._started = self._released = self._warned = False
         try:
-            targets = self._prepare(model)
-            self._warn_about_others()
-            self.enforcement = Enforcement(model, targets, self._window())
+            self.enforcement = self._prepare(model)
             self.enforcement.attach(_in_force(callbacks_beside(self)))
         except BaseException:
             self._let_go()
             raise
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._progress.begin_epoch(epoch)
         if self._started or self.enforcement is None:
             return
         # Only now: a BackupAndRestore further down the list has restored its weights by then.
@@ -56,11 +62,21 @@ class HoldingCallback(keras.callbacks.Callback):
         if not self._started:
             self.on_epoch_begin(0)
 
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._progress.end_batch(batch)
+
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        if self.enforcement is None or not self._started or self._released:
-            return
+        if self.enforcement is not None and self._started and not self._released:
+            self._apply_again(self.enforcement)
+        self._progress.end_epoch(self._stopped)
+
+    @property
+    def _stopped(self) -> bool:
+        return bool(model_of(self).stop_training)
+
+    def _apply_again(self, enforcement: Enforcement) -> None:
         refresh(self)
-        changed = self.enforcement.apply()
+        changed = enforcement.apply()
         if changed:
             keep_edits(model_of(self))
         if changed and not self._warned:
@@ -86,20 +102,13 @@ class HoldingCallback(keras.callbacks.Callback):
             self.enforcement.detach()
             self.enforcement = None
 
-    def _prepare(self, model: keras.Model) -> list[Target]:
-        """Checks everything that can be checked, and says which variables are held."""
+    def _prepare(self, model: keras.Model) -> Enforcement:
+        """Checks everything that can be checked; gives masks for the variables to hold, which aren't attached yet."""
         raise NotImplementedError
 
     def _start(self, epoch: int) -> list[np.ndarray]:
         """The zeros to hold from the first batch on, each in its variable's shape."""
         raise NotImplementedError
-
-    def _window(self) -> tuple[float, float]:
-        """The first and last position, in epochs, at which the masks may grow."""
-        raise NotImplementedError
-
-    def _warn_about_others(self) -> None:
-        """Warns of callbacks in the same list that get in the way."""
 
 
 def _in_force(beside: tuple[list[Any], list[Any]]) -> list[Enforcement]:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_woodfisher.callbacks.progress import Progress
 from keras_woodfisher.callbacks.pruning_task import Task
@@ -25,11 +24,10 @@ class Run:
     """A task carried out on one model; nothing of the model is changed before the first update.
 
     Args:
-        task: What to do.
+        task: What to do, an attribute too.
         model: A built model.
 
     Attributes:
-        task: See above.
         pruner: Does the updates.
         source: Where gradients come from; None for magnitude pruning, and before it is opened.
         buffer: The same, where the gradients of training are used.
@@ -58,15 +56,10 @@ class Run:
         return self.pruner.targets
 
     def plan(
-        self,
-        steps: int | None,
-        epochs: int | None,
-        first_epoch: int = 0,
-        pruned: Mapping[int, int] | None = None,
+        self, steps: int | None, epochs: int | None, first_epoch: int = 0, pruned: Mapping[int, int] | None = None
     ) -> list[PlannedUpdate]:
         """Every update that it will make; see `WoodFisherPruning.plan`."""
-        zeros = [int(zeros_of(target).sum()) for target in self.targets]
-        zeros = [(pruned or {}).get(id(t.variable), z) for t, z in zip(self.targets, zeros, strict=True)]
+        zeros = [(pruned or {}).get(id(t.variable), int(zeros_of(t).sum())) for t in self.targets]
         self._begin_ramps(zeros)
         return self._ramps.plan(zeros, steps, epochs, first_epoch)
 
@@ -109,9 +102,7 @@ class Run:
     def begin(self, progress: Progress, siblings: Sequence["Run"]) -> None:
         """To be called in the first epoch, when weights are what training begins with.
 
-        Args:
-            progress: Of training.
-            siblings: Runs of the other callbacks of this `fit` that prune.
+        `siblings` are the runs of the other callbacks of this `fit` that prune.
 
         Raises:
             ValueError: If the gradients of training, where they are buffered, aren't enough for an update.
@@ -139,7 +130,8 @@ class Run:
 
     def zeros_at_the_end(self) -> dict[int, int]:
         """About how many zeros each variable will have, by `id(variable)`."""
-        return self._ramps.zeros_at_the_end({id(target.variable): target.size for target in self.targets})
+        keys = (id(target.variable) for target in self.targets)
+        return dict(zip(keys, self._ramps.zeros_at_the_end(), strict=True))
 
     def rows(self) -> int:
         """Gradient samples that the next update uses."""
@@ -159,24 +151,13 @@ class Run:
         return self.pruner.prunes(self._ramps.at(due))
 
     def update(self, due: float, rows: int, progress: Progress, position: float) -> None:
-        """Makes an update.
-
-        Args:
-            due: Its position on the grid, in epochs.
-            rows: As `rows` has it.
-            progress: Of training.
-            position: Where training is.
-        """
+        """Makes the update at `due` on the grid, with so many gradient samples, while training is at `position`."""
         # A resumed run draws what an unbroken one would have drawn.
         gap = self.task.schedule.frequency or 1.0 / (progress.steps or 1)
         draw = round((due - self.task.schedule.start) / gap)
         updates = StagedUpdates(self.pruner, self.source, self.task.options.num_recomputations)
         done = updates.update(self._ramps.at(due), lambda _: rows, draw)
         self._stages += [replace(stage, epoch=position) for stage in done]
-
-    def masks(self) -> list[np.ndarray]:
-        """See `Pruner.masks`."""
-        return self.pruner.masks()
 
     def report(self) -> PruningReport:
         """See `WoodFisherPruning.report`."""

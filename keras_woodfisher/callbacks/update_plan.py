@@ -1,7 +1,7 @@
 """Which updates a training run will make, and with how many gradients: known before it begins."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from keras_woodfisher.options.pruning_options import PruningOptions
@@ -60,11 +60,7 @@ class Ramps:
         self._ramps = [replace(schedule, final=final) for final in finals]
 
     def start_from(self, pruned: Sequence[int]) -> None:
-        """Makes the zeros that are there the beginning of each ramp (`"__FROM_PARAM__"`).
-
-        Args:
-            pruned: Zeros of each variable.
-        """
+        """Makes the zeros that are there in each variable the beginning of its ramp (`"__FROM_PARAM__"`)."""
         found = [zeros / size for zeros, size in zip(pruned, self._sizes, strict=True)]
         if self._options.global_sparsity:
             found = [sum(pruned) / sum(self._sizes)] * len(found)
@@ -74,13 +70,9 @@ class Ramps:
         """The sparsity of each variable (the same one for all in global pruning)."""
         return [ramp.sparsity(position) for ramp in self._ramps]
 
-    def zeros_at_the_end(self, sizes: Mapping[int, int]) -> dict[int, int]:
-        """About how many zeros each variable will have; global pruning is taken to spread them evenly.
-
-        Args:
-            sizes: The size of each variable, by whatever names it.
-        """
-        return {key: count(r.final, size) for r, (key, size) in zip(self._ramps, sizes.items(), strict=True)}
+    def zeros_at_the_end(self) -> list[int]:
+        """About how many zeros each variable will have; global pruning is taken to spread them evenly."""
+        return [count(ramp.final, size) for ramp, size in zip(self._ramps, self._sizes, strict=True)]
 
     def gradients_after(self, pruned: int) -> int:
         """Samples to use when `pruned` weights are zero."""

@@ -1,7 +1,5 @@
 """A callback that sets the weight decay."""
 
-from typing import Any
-
 import keras
 from keras_woodfisher_backends.keras_internals.training import model_of
 
@@ -29,15 +27,10 @@ class SetWeightDecay(Companion):
     """
 
     def __init__(self, weight_decay: float, start_epoch: float = 0.0):
-        super().__init__()
         self._start = start_of(start_epoch)
         self._value = finite_float32("weight_decay", weight_decay, least=0.0)
-        self._written = float(start_epoch)
+        super().__init__({"weight_decay": self._value, "start_epoch": float(start_epoch)})
         self._done = False
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments, for `from_config`."""
-        return {"weight_decay": self._value, "start_epoch": self._written}
 
     def _prepare(self) -> None:
         self._done = False

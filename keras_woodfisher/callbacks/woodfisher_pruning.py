@@ -9,11 +9,10 @@ from keras_woodfisher_backends.keras_internals.training import callbacks_beside,
 
 from keras_woodfisher.callbacks.callback_list import warn, warn_about_others
 from keras_woodfisher.callbacks.mask_callback import HoldingCallback
-from keras_woodfisher.callbacks.progress import Progress
+from keras_woodfisher.callbacks.mask_constraint import Enforcement
 from keras_woodfisher.callbacks.pruning_run import Run, sparsity_of
 from keras_woodfisher.callbacks.pruning_task import Task
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate
-from keras_woodfisher.model.targets import Target
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.reports.meter import announce, say
 from keras_woodfisher.reports.pruning_report import PruningReport
@@ -118,7 +117,6 @@ class WoodFisherPruning(HoldingCallback):
         arguments = dict(locals())
         super().__init__()
         self.task = Task.of(arguments)
-        self._progress = Progress(None)
         self._siblings: list[WoodFisherPruning] = []
         self._run: Run | None = None
 
@@ -168,19 +166,14 @@ class WoodFisherPruning(HoldingCallback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._run = None
-        self._progress = Progress(self.params)
         super().on_train_begin(logs)
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._progress.begin_epoch(epoch)
-        super().on_epoch_begin(epoch, logs)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         super().on_train_batch_begin(batch, logs)
         self._prune_if_due(self._progress.before(batch))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._progress.end_batch(batch)
+        super().on_train_batch_end(batch, logs)
         if self._progress.is_last_batch() and self._progress.is_last_epoch():
             self._prune_if_due(self._progress.epoch + 1.0, last=True)
         self._log(logs)
@@ -193,7 +186,6 @@ class WoodFisherPruning(HoldingCallback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_end(epoch, logs)
-        self._progress.end_epoch(self._stopped)
         if self._progress.is_last_epoch() and self._progress.ended > epoch:
             self._prune_if_due(self._progress.ended, last=True)
         if self._released:
@@ -214,13 +206,17 @@ class WoodFisherPruning(HoldingCallback):
                 f"start_from_epoch={self.task.first_final_epoch(self._progress.epochs)}."
             )
 
-    def _prepare(self, model: keras.Model) -> list[Target]:
+    def _prepare(self, model: keras.Model) -> Enforcement:
         self.task.check_epochs(self._progress.epochs)
         run = self._run = Run(self.task, model)
         if run.pruner.note and self.options.verbose:
             say(run.pruner.note)
         run.prepare(self._progress)
-        return run.targets
+        before, after = beside = callbacks_beside(self)
+        self._siblings = [c for c in [*before, *after] if isinstance(c, WoodFisherPruning)]
+        end = self.task.schedule.end
+        warn_about_others(beside, end, self.task.first_final_epoch(self._progress.epochs))
+        return Enforcement(model, run.targets, (self.task.schedule.start, end))
 
     def plan(
         self,
@@ -247,7 +243,7 @@ class WoodFisherPruning(HoldingCallback):
 
     def _start(self, epoch: int) -> list[np.ndarray]:
         self.run.begin(self._progress, [other.run for other in self._siblings])
-        return self.run.masks()
+        return self.run.pruner.masks()
 
     def _prune_if_due(self, position: float, last: bool = False) -> None:
         """Makes the update that is due; `last` where training ends and nothing can wait."""
@@ -265,7 +261,7 @@ class WoodFisherPruning(HoldingCallback):
         if prunes:
             run.update(due, rows, self._progress, position)
             if enforcement is not None:
-                enforcement.hold(run.masks())
+                enforcement.hold(run.pruner.masks())
                 enforcement.constrain()
             if self.options.verbose:
                 announce(f"epoch {position:.3g}, sparsity {self.sparsity:.4f}")
@@ -274,10 +270,6 @@ class WoodFisherPruning(HoldingCallback):
             enforcement.release()
             self._released = True
         keep_edits(model_of(self))
-
-    @property
-    def _stopped(self) -> bool:
-        return bool(model_of(self).stop_training)
 
     def _log(self, logs: Any) -> None:
         if logs is not None:
@@ -288,11 +280,3 @@ class WoodFisherPruning(HoldingCallback):
         super()._let_go()
         if self._run is not None:
             self._run.close()
-
-    def _window(self) -> tuple[float, float]:
-        return self.task.schedule.start, self.task.schedule.end
-
-    def _warn_about_others(self) -> None:
-        before, after = beside = callbacks_beside(self)
-        self._siblings = [c for c in [*before, *after] if isinstance(c, WoodFisherPruning)]
-        warn_about_others(beside, self.task.schedule.end, self.task.first_final_epoch(self._progress.epochs))

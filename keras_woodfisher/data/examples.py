@@ -11,7 +11,8 @@ import numpy as np
 from keras import tree
 from keras_woodfisher_backends.nest import arrays, map_arrays, take
 
-from keras_woodfisher.data.batch import Batch, as_batch, as_numpy, length, lengths, unpacked
+from keras_woodfisher.data.batches import Batch, as_batch, as_numpy, cut, length, lengths, unpacked
+from keras_woodfisher.options.checks import count
 
 GROUPS_AT_A_TIME = 256
 """Groups that are gathered from arrays at a time."""
@@ -81,6 +82,33 @@ def count_up_to(examples: Examples, most: int) -> int | None:
     return number if number < most else None
 
 
+def read_batches(examples: Examples, num_examples: int | None, batch_size: int, seed: Any) -> list[Batch]:
+    """Some of the examples, the same at each look even if reading shuffles or augments them.
+
+    Args:
+        examples: Where to read; labels may be missing.
+        num_examples: The most to read, or None for all: of arrays drawn with the seed, else the first ones.
+        batch_size: Examples of one batch at most.
+        seed: Of the choice from arrays.
+
+    Returns:
+        (x, y, sample_weight) each, leaves (n, ...).
+
+    Raises:
+        ValueError: If there is no example.
+    """
+    most = sys.maxsize if num_examples is None else count("num_examples", num_examples, "None means all.")
+    size = count("batch_size", batch_size)
+    if examples.available is not None:
+        most = min(most, examples.available)
+    batches: list[Batch] = []
+    for groups in examples.groups(most, 1, seed):
+        batches += cut(map_arrays(lambda array: array[:, 0], groups), size)
+    if not batches:
+        raise ValueError("data holds no example (a callable must return a fresh iterator at each call).")
+    return batches
+
+
 class ArrayExamples:
     """Arrays, drawn by `numpy.random.default_rng(seed).permutation`, the same on every backend.
 
@@ -98,10 +126,7 @@ class ArrayExamples:
                 "Give x, y and sample_weight with the same, positive number of rows."
             )
         self._rows = np.arange(found.pop()) if rows is None else rows
-
-    @property
-    def available(self) -> int | None:
-        return len(self._rows)
+        self.available: int | None = len(self._rows)
 
     def groups(self, count: int, size: int, seed: Any) -> Iterator[Batch]:
         drawn = self._rows[np.random.default_rng(seed).permutation(len(self._rows))[: count * size]]
@@ -135,12 +160,8 @@ class StreamedExamples:
 
     def __init__(self, start: Callable[[], Iterator[Any]], available: int | None, held: frozenset[int] = frozenset()):
         self._start = start
-        self._available = available
+        self.available = available
         self._held = held
-
-    @property
-    def available(self) -> int | None:
-        return self._available
 
     def groups(self, count: int, size: int, seed: Any) -> Iterator[Batch]:
         del seed
@@ -154,17 +175,16 @@ class StreamedExamples:
                 if self._held:
                     batch = take(batch, np.flatnonzero([key not in self._held for key in _keys(batch)]))
                 # Batches may be padded to different lengths: groups never mix them.
-                batch = _joined(rest, batch) if _fits(rest, batch) else batch
+                if _fits(rest, batch):
+                    batch = map_arrays(lambda a, b: np.concatenate([a, b]), rest, batch)
                 number = min(length(batch) // size, count)
-                cut = number * size
+                used = number * size
                 if number:
-                    yield _grouped(take(batch, slice(cut)), size)
+                    yield map_arrays(lambda a: a.reshape(-1, size, *a.shape[1:]), take(batch, slice(used)))
                 count -= number
-                if count == 0:
+                if count == 0 or patience < 0:
                     return
-                if patience < 0:
-                    return
-                rest = take(batch, slice(cut, None))
+                rest = take(batch, slice(used, None))
 
     def hold_out(self, count: int, seed: Any) -> tuple[list[Batch], "Examples"]:
         held: list[Batch] = []
@@ -176,7 +196,7 @@ class StreamedExamples:
         if found <= count:
             raise _none_left(count, found)
         held = [batch for batch in held if length(batch)]
-        left = None if self._available is None else self._available - count
+        left = None if self.available is None else self.available - count
         keys = frozenset(key for batch in held for key in _keys(batch))
         return held, StreamedExamples(self._start, left, self._held | keys)
 
@@ -199,14 +219,6 @@ def _fits(rest: Batch | None, batch: Batch) -> bool:
         return False
     pairs = zip(tree.flatten(rest), tree.flatten(batch), strict=True)
     return all(a is b or (a is not None and b is not None and a.shape[1:] == b.shape[1:]) for a, b in pairs)
-
-
-def _joined(rest: Batch | None, batch: Batch) -> Batch:
-    return map_arrays(lambda a, b: np.concatenate([a, b]), rest, batch)
-
-
-def _grouped(batch: Batch, size: int) -> Batch:
-    return map_arrays(lambda array: array.reshape(-1, size, *array.shape[1:]), batch)
 
 
 def _fresh(make: Callable[[], Any]) -> Iterator[Any]:

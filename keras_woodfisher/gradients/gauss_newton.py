@@ -14,7 +14,7 @@ from keras_woodfisher_backends.keras_internals.models import (
 )
 from keras_woodfisher_backends.nest import arrays, map_arrays, take
 
-from keras_woodfisher.data.batch import Batch
+from keras_woodfisher.data.batches import Batch
 from keras_woodfisher.gradients.loss import ModelLoss
 from keras_woodfisher.model.targets import Target
 

@@ -7,8 +7,7 @@ import keras
 import numpy as np
 from keras_woodfisher_backends.protocol import Backend, SlowLayers
 
-from keras_woodfisher.data.batch import Batch
-from keras_woodfisher.data.batches import even_chunks
+from keras_woodfisher.data.batches import Batch, even_chunks
 from keras_woodfisher.data.examples import Examples
 from keras_woodfisher.gradients.footprint import Footprint, counted_outputs, sampled_footprint
 from keras_woodfisher.gradients.gauss_newton import GaussNewtonLoss

@@ -8,9 +8,8 @@ import keras
 import numpy as np
 from keras_woodfisher_backends.nest import map_arrays
 
-from keras_woodfisher.data.batch import length
-from keras_woodfisher.data.batches import read_batches
-from keras_woodfisher.data.examples import Examples, open_examples
+from keras_woodfisher.data.batches import length
+from keras_woodfisher.data.examples import Examples, open_examples, read_batches
 from keras_woodfisher.gradients.loss import ModelLoss, has_loss, mean_loss
 from keras_woodfisher.model.restoring import restored, restored_on_failure
 from keras_woodfisher.oneshot.batchnorm_statistics import batchnorm_layers, call_order, measure, name_of
@@ -86,12 +85,7 @@ def reestimate_batchnorm(
 class Reestimation:
     """The work in steps: what can be found out beforehand, the check of the dense model, the re-estimation.
 
-    Args:
-        model: As in `reestimate_batchnorm`, like all that follow.
-        examples: Training examples.
-        num_examples: How many to use.
-        batch_size: Examples in one batch.
-        seed: Of the choice of examples from arrays.
+    Its arguments are those of `reestimate_batchnorm`.
 
     Attributes:
         total: Layers to measure.
@@ -120,12 +114,7 @@ class Reestimation:
     def check_dense(self, dense: keras.Model, loss: Any, advance: Callable[[], None]) -> None:
         """Measures the dense model's loss with its own and with measured statistics, and warns if it gets worse.
 
-        The model is left as it was.
-
-        Args:
-            dense: The model before pruning.
-            loss: A Keras loss instead of the compiled one.
-            advance: Called after each layer.
+        The model is left as it was; `advance` is called after each layer.
 
         Raises:
             ValueError: If there is no loss, or it can't be computed.
@@ -156,11 +145,7 @@ class Reestimation:
             )
 
     def run(self, advance: Callable[[], None]) -> BatchNormReport:
-        """Measures all layers; if one fails, all are as before.
-
-        Args:
-            advance: Called after each layer.
-        """
+        """Measures all layers, and calls `advance` after each; if one fails, all are as before."""
         with restored_on_failure(_statistics([layer for layer, _ in self._order])):
             for layer, calls in self._order:
                 measure(self._model, layer, calls, self._batches)

@@ -11,7 +11,7 @@ from keras import layers, ops
 from keras_woodfisher_backends.keras_internals.models import infer, layers_of, renormalises
 from keras_woodfisher_backends.nest import map_arrays
 
-from keras_woodfisher.data.batch import Batch
+from keras_woodfisher.data.batches import Batch
 from keras_woodfisher.gradients.loss import forward_only
 
 
@@ -34,13 +34,7 @@ def call_order(model: keras.Model, found: Sequence[Any], batch: Batch) -> list[t
 
 
 def measure(model: keras.Model, layer: Any, calls: int, batches: Sequence[Batch]) -> None:
-    """Replaces the moving statistics of one layer by those of what it gets.
-
-    Args:
-        model: The model.
-        layer: Its layer.
-        calls: How often the model calls it; a pass ends at the last call.
-        batches: The examples.
+    """Replaces the moving statistics of one layer by those of what it gets: a pass ends at the last of its `calls`.
 
     Raises:
         ValueError: If a statistic isn't finite.

@@ -7,7 +7,7 @@ from typing import Any
 
 from keras_woodfisher.options.checks import count, one_of
 from keras_woodfisher.options.mask_types import UNSTRUCTURED, mask_text
-from keras_woodfisher.options.pruning_options import CALIBRATED, PruningOptions, checked_num_grads
+from keras_woodfisher.options.pruning_options import AUTO, CALIBRATED, PruningOptions, checked_num_grads
 
 
 def _spelled(field: str) -> str:
@@ -17,16 +17,16 @@ def _spelled(field: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The options that a preset chooses. See `prune` for what each means."""
+    """The options that a preset chooses, with those of "fast" by default. See `prune` for what each means."""
 
-    num_recomputations: int
-    num_grads: int | Mapping[float, int]
-    grad_batch_size: int
-    fisher: str
-    damp: float | str
-    update: str
-    calibration: Any
-    newton_steps: int
+    num_recomputations: int = 1
+    num_grads: int | Mapping[float, int] = 512
+    grad_batch_size: int = 1
+    fisher: str = "empirical"
+    damp: float | str = 1e-5
+    update: str = "joint"
+    calibration: Any = 0
+    newton_steps: int = 0
 
     def options(self) -> dict[str, Any]:
         """Those that are options of every update."""
@@ -58,37 +58,13 @@ CHOSEN = tuple(_spelled(field.name) for field in fields(Settings))
 _HELD_OUT = 500
 """Examples that are held out to choose by, where a preset doesn't say."""
 
+_BALANCED = Settings(
+    num_recomputations=4, grad_batch_size=4, fisher="ggn", damp=AUTO, update=CALIBRATED, calibration=250, newton_steps=6
+)
 PRESETS: Mapping[str, Settings] = {
-    "fast": Settings(
-        num_recomputations=1,
-        num_grads=512,
-        grad_batch_size=1,
-        fisher="empirical",
-        damp=1e-5,
-        update="joint",
-        calibration=0,
-        newton_steps=0,
-    ),
-    "balanced": Settings(
-        num_recomputations=4,
-        num_grads=512,
-        grad_batch_size=4,
-        fisher="ggn",
-        damp="auto",
-        update=CALIBRATED,
-        calibration=250,
-        newton_steps=6,
-    ),
-    "best": Settings(
-        num_recomputations=14,
-        num_grads=512,
-        grad_batch_size=8,
-        fisher="ggn",
-        damp="auto",
-        update=CALIBRATED,
-        calibration=_HELD_OUT,
-        newton_steps=8,
-    ),
+    "fast": Settings(),
+    "balanced": _BALANCED,
+    "best": replace(_BALANCED, num_recomputations=14, grad_batch_size=8, calibration=_HELD_OUT, newton_steps=8),
 }
 
 _LARGEST_SHARE = 10

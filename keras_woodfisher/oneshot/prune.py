@@ -7,8 +7,7 @@ from typing import Any
 import keras
 from keras_woodfisher_backends.nest import map_arrays
 
-from keras_woodfisher.data.batches import read_batches
-from keras_woodfisher.data.examples import Examples, count_up_to, open_examples
+from keras_woodfisher.data.examples import Examples, count_up_to, open_examples, read_batches
 from keras_woodfisher.gradients.gauss_newton import curvature_problem
 from keras_woodfisher.gradients.loss import MeanLoss
 from keras_woodfisher.gradients.sources import SampledGradients

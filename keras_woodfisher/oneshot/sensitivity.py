@@ -1,22 +1,23 @@
 """Sensitivity analysis: what pruning each variable alone does to the loss, predicted and measured."""
 
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 from keras_woodfisher_backends.nest import map_arrays
 
-from keras_woodfisher.data.batch import Batch, length
-from keras_woodfisher.data.batches import read_batches
-from keras_woodfisher.data.examples import open_examples
+from keras_woodfisher.data.batches import Batch, length
+from keras_woodfisher.data.examples import open_examples, read_batches
 from keras_woodfisher.gradients.loss import MeanLoss, ModelLoss, has_loss
 from keras_woodfisher.gradients.sources import SampledGradients
-from keras_woodfisher.oneshot.per_variable import per_variable_changes
 from keras_woodfisher.options.checks import fraction, one_of
 from keras_woodfisher.options.pruning_options import UPDATES, PruningOptions
+from keras_woodfisher.pruning.fisher import BlockFisher
+from keras_woodfisher.pruning.masks import saliencies
 from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.reports.meter import Meter
 from keras_woodfisher.reports.sensitivity_report import Sensitivity, SensitivityReport
@@ -113,7 +114,7 @@ def sensitivity(
     judged = examples if eval_data is None else open_examples(eval_data)
     assert judged is not None
     batches = read_batches(judged, num_examples, batch_size, seed)
-    judge = _Judge(model, pruner, loss, batches)
+    measured = _MeasuredLoss(model, pruner, loss, batches)
     source, rows = None, 0
     if options.second_order:
         assert examples is not None
@@ -123,27 +124,100 @@ def sensitivity(
             rows = max(1, min(rows, source.available))
         pruner.open_source(source, rows, [(rows, pruner.kept)])
     meter = Meter(pruner.backend, pruner.backend.devices(), options.verbose)
-    dense = judge.dense_loss()
+    dense = measured.dense_loss()
     found: list[list[Sensitivity]] = []
-    with per_variable_changes(pruner, source, rows, meter) as (change, samples):
+    with _changes(pruner, source, rows, meter) as (change, samples):
         for level in wanted:
             outcome = change(level)
-            costs: Sequence[float | None] = outcome.costs or [None] * len(pruner.targets)
             with meter.phase(f"loss at {level:g}", len(pruner.targets), "variable") as advance:
                 row = []
-                for place, (target, cost) in enumerate(zip(pruner.targets, costs, strict=True)):
-                    pruned = int(outcome.pruned[place].sum())
+                parts = zip(pruner.targets, pruner.zeros, *outcome, strict=True)
+                for place, (target, zeros, weights, pruned, cost) in enumerate(parts):
+                    count = int(pruned.sum())
                     # Where nothing new is pruned, nothing is corrected either.
-                    same = pruned == pruner.zeros[place]
-                    loss_then = dense if same else judge.loss_with(place, outcome.weights[place], outcome.pruned[place])
-                    row.append(Sensitivity(target.name, target.size, level, pruned, cost, loss_then - dense))
+                    loss_then = dense if count == zeros else measured.loss_with(place, weights, pruned)
+                    row.append(Sensitivity(target.name, target.size, level, count, cost, loss_then - dense))
                     advance()
             found.append(row)
     entries = tuple(entry for entries in zip(*found, strict=True) for entry in entries)
     return SensitivityReport(entries, wanted, dense, sum(map(length, batches)), samples, tuple(meter.phases))
 
 
-class _Judge:
+class _Change(NamedTuple):
+    """What pruning each variable to one level would make of it.
+
+    Attributes:
+        weights: For each variable its weights then, in weight order.
+        pruned: For each variable its pruned weights, bool.
+        costs: For each variable the predicted increase of the loss; None for magnitude pruning.
+    """
+
+    weights: list[np.ndarray]
+    pruned: list[np.ndarray]
+    costs: Sequence[float | None]
+
+
+@contextmanager
+def _changes(
+    pruner: Pruner, source: SampledGradients | None, rows: int, meter: Meter
+) -> Iterator[tuple[Callable[[float], _Change], int]]:
+    """Takes gradients and inverts, once; gives a function of the level, and the number of samples.
+
+    Where no block of the Fisher spans variables, the update of all variables is that of each of them alone. Nothing is
+    written.
+
+    Raises:
+        FloatingPointError: If a weight or score isn't finite.
+    """
+    weights = pruner.check_weights()
+    if source is None:
+        still = np.zeros(weights.shape)
+        no_costs = [None] * len(pruner.targets)
+        yield lambda level: _change(pruner, weights, still, _chosen(pruner, np.abs(weights), level), no_costs), 0
+        return
+    keep = ~np.concatenate(pruner.pruned)
+    with pruner.gradients(source, rows, 0, meter) as (grads, blocks, mean_diagonal):
+        kernels, damp = pruner.resources.kernels, pruner.options.damping(mean_diagonal)
+        with meter.phase("inverse", len(blocks), "block") as advance:
+            diagonal = BlockFisher(grads, blocks, damp, kernels).inverse_diagonal(advance)
+        scores = saliencies(weights, keep, diagonal)
+
+        def change(level: float) -> _Change:
+            new = _chosen(pruner, scores, level)
+            prune = new[keep]
+            touched = [block for block in blocks if prune[block].any()]
+            fisher = BlockFisher(grads, touched, damp, kernels)
+            with meter.phase(f"update at {level:g}", 2 * len(touched), "block") as advance:
+                joint = pruner.options.update == "joint"
+                moved = fisher.update(weights[keep], prune, diagonal, joint, advance)
+                moved[prune] = -weights[keep][prune]
+                costs = fisher.costs(moved, source.square_scale, advance)
+            delta = np.zeros(weights.shape)
+            delta[keep] = moved
+            return _change(pruner, weights, delta, new, _by_variable(pruner, touched, costs))
+
+        yield change, len(grads)
+
+
+def _chosen(pruner: Pruner, scores: np.ndarray, level: float) -> np.ndarray:
+    return pruner.choose(scores, [level] * len(pruner.targets))
+
+
+def _change(
+    pruner: Pruner, weights: np.ndarray, delta: np.ndarray, new: np.ndarray, costs: Sequence[float | None]
+) -> _Change:
+    edges = np.cumsum([target.size for target in pruner.targets])[:-1]
+    changed = np.where(new, 0.0, weights + delta).astype(weights.dtype)
+    return _Change(np.split(changed, edges), np.split(new, edges), costs)
+
+
+def _by_variable(pruner: Pruner, blocks: list[slice], costs: np.ndarray) -> list[float]:
+    stops = np.cumsum([int((~pruned).sum()) for pruned in pruner.pruned])
+    owners = np.searchsorted(stops, [block.start for block in blocks], side="right")
+    return [float(costs[owners == place].sum()) for place in range(len(stops))]
+
+
+class _MeasuredLoss:
     """Measures the model's loss with one variable changed; the model itself isn't."""
 
     def __init__(self, model: keras.Model, pruner: Pruner, loss: Any, batches: list[Batch]):
@@ -174,13 +248,7 @@ class _Judge:
         return found
 
     def loss_with(self, place: int, flat: np.ndarray, pruned: np.ndarray) -> float:
-        """The loss with other weights of one variable.
-
-        Args:
-            place: Which variable.
-            flat: Its weights, in weight order.
-            pruned: Which of them are pruned, bool.
-        """
+        """The loss with other weights of the variable at `place`, in weight order, some of which are `pruned`."""
         target = self._targets[place]
         values = ops.convert_to_tensor(np.ascontiguousarray(target.unflatten(flat)), dtype=target.variable.dtype)
         if target.variable.constraint is not None:

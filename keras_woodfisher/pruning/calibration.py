@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from keras_woodfisher.data.batch import Batch
-from keras_woodfisher.data.batches import cut
+from keras_woodfisher.data.batches import Batch, cut
 from keras_woodfisher.gradients.loss import MeanLoss
 from keras_woodfisher.model.targets import Target, tensors_of
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import keras
 
-from keras_woodfisher.callbacks.freezing import Participation, Plan
+from keras_woodfisher.callbacks.trainable_params import Participation, Plan
 from keras_woodfisher.model.targets import all_targets
 from keras_woodfisher.recipe.dry_run.report import CheckedModifier, Problem
 from keras_woodfisher.recipe.modifiers.pruning import ConstantPruningModifier, PruningModifier
