@@ -115,14 +115,11 @@ class Task:
                     "data, each step of training gives one gradient, averaged over its batch."
                 )
 
-    def check_plan(self, updates: Sequence[PlannedUpdate], steps: int | None, epochs: int | None) -> None:
-        """Refuses a run that can't do what was planned.
-
-        Raises:
-            ValueError: If it ends too early, or (with the number of steps and without data) the buffer can't hold
-                enough gradients at an update.
-        """
+    def check_plan(
+        self, updates: Sequence[PlannedUpdate], steps: int | None, epochs: int | None, first_epoch: int = 0
+    ) -> None:
+        """See `WoodFisherPruning.check_plan`."""
         self.check_epochs(epochs)
         self.check_buffered()
         if self.buffers:
-            check_buffer(updates, steps, epochs, 0, self.schedule.start)
+            check_buffer(updates, steps, epochs, first_epoch, self.schedule.start)

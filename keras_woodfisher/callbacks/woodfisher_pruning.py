@@ -241,6 +241,17 @@ class WoodFisherPruning(HoldingCallback):
         """
         return Run(self.task, model).plan(steps_per_epoch, epochs, initial_epoch, pruned)
 
+    def check_plan(
+        self, updates: Sequence[PlannedUpdate], steps_per_epoch: int | None, epochs: int | None, initial_epoch: int = 0
+    ) -> None:
+        """Refuses a training run that can't do what was planned.
+
+        Raises:
+            ValueError: If training ends before `end_epoch`, or (with the number of steps and without data) the buffer
+                can't hold enough gradients at an update.
+        """
+        self.task.check_plan(updates, steps_per_epoch, epochs, initial_epoch)
+
     def _start(self, epoch: int) -> list[np.ndarray]:
         self.run.begin(self._progress, [other.run for other in self._siblings])
         return self.run.pruner.masks()

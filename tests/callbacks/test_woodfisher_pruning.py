@@ -492,3 +492,14 @@ def test_early_stopping_that_restores_stays_sparse(make_mlp, blobs):
     stop = keras.callbacks.EarlyStopping(monitor="loss", restore_best_weights=True, start_from_epoch=2, patience=1)
     model.fit(*blobs, epochs=5, verbose=0, callbacks=[of(end_epoch=2), stop])
     assert kw.sparsity_report(model).sparsity == 0.5
+
+
+def test_a_plan_is_checked_without_training(make_mlp):
+    model = make_mlp()
+    pruner = kw.WoodFisherPruning(0.5, start_epoch=1, end_epoch=2, num_grads=8, verbose=0)
+    updates = pruner.plan(model, steps_per_epoch=8, epochs=2)
+    pruner.check_plan(updates, 8, 2)
+    with pytest.raises(ValueError, match=r"end_epoch=2 lies after the last epoch \(1\)"):
+        pruner.check_plan(updates, 8, 1)
+    with pytest.raises(ValueError, match="num_grads"):
+        pruner.check_plan(pruner.plan(model, 4, 2), 4, 2)
