@@ -502,4 +502,4 @@ def test_a_plan_is_checked_without_training(make_mlp):
     with pytest.raises(ValueError, match=r"end_epoch=2 lies after the last epoch \(1\)"):
         pruner.check_plan(updates, 8, 1)
     with pytest.raises(ValueError, match="num_grads"):
-        pruner.check_plan(pruner.plan(model, 4, 2), 4, 2)
+        pruner.check_plan(pruner.plan(model, 3, 2), 3, 2)
