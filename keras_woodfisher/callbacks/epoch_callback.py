@@ -15,7 +15,7 @@ TOLERANCE = 1e-9
 """Positions that differ by less are the same: `2.3` and `2 + 3 / 10` need not be."""
 
 
-class Companion(keras.callbacks.Callback):
+class ScheduledCallback(keras.callbacks.Callback):
     """Tells where training stands before each batch, and where it ended.
 
     Positions are exact to the step where the number of steps is known. In the first epoch of a generator of unknown

@@ -3,11 +3,11 @@
 import keras
 from keras_woodfisher_backends.keras_internals.training import model_of
 
-from keras_woodfisher.callbacks.epoch_callback import TOLERANCE, Companion, known_parts, start_of
+from keras_woodfisher.callbacks.epoch_callback import TOLERANCE, ScheduledCallback, known_parts, start_of
 from keras_woodfisher.options.checks import finite_float32
 
 
-class SetWeightDecay(Companion):
+class SetWeightDecay(ScheduledCallback):
     """Sets the optimizer's weight decay at a position in training. It stays so afterwards.
 
     Keras subtracts `weight_decay * learning_rate * w` from each weight `w` in each step, except where
