@@ -10,6 +10,7 @@ from keras_woodfisher_backends.keras_internals.training import callbacks_beside,
 from keras_woodfisher.callbacks.callback_list import warn
 from keras_woodfisher.callbacks.mask_constraint import WeightMasks
 from keras_woodfisher.callbacks.progress import Progress
+from keras_woodfisher.model.optimizer_variables import check_compiled
 
 
 class MaskCallback(keras.callbacks.Callback):
@@ -38,7 +39,9 @@ class MaskCallback(keras.callbacks.Callback):
         self._started = self._released = self._warned = False
         try:
             self.weight_masks = self._prepare(model)
-            self.weight_masks.attach(_in_force(callbacks_beside(self)))
+            before, after = callbacks_beside(self)
+            others = [c.weight_masks for c in [*before, *after] if isinstance(c, MaskCallback)]
+            self.weight_masks.attach([masks for masks in others if masks is not None])
         except BaseException:
             self._let_go()
             raise
@@ -111,22 +114,13 @@ class MaskCallback(keras.callbacks.Callback):
         raise NotImplementedError
 
 
-def _in_force(beside: tuple[list[Any], list[Any]]) -> list[WeightMasks]:
-    holding = [c for callbacks in beside for c in callbacks if isinstance(c, MaskCallback)]
-    return [callback.weight_masks for callback in holding if callback.weight_masks is not None]
-
-
 def check_trainable_here(model: keras.Model) -> None:
     """Refuses a model whose training a pruning callback can't follow.
 
     Raises:
         ValueError: If it isn't compiled with an optimizer of this backend, or is trained on several replicas.
     """
-    if not getattr(model, "compiled", False) or model.optimizer is None:
-        raise ValueError(
-            "The model must be compiled with an optimizer before training with a pruning callback: "
-            "call model.compile(optimizer=..., loss=...)."
-        )
+    check_compiled(model, "a pruning callback")
     check_optimizer(model)
     strategy = getattr(model, "distribute_strategy", None)
     replicas = getattr(strategy, "num_replicas_in_sync", 1)

@@ -41,10 +41,8 @@ class SetWeightDecay(ScheduledCallback):
         self._done = True
         changed = False
         for part in known_parts(model_of(self)):
-            names = ["weight_decay"]
-            if isinstance(part, keras.optimizers.Muon):
-                names.append("adam_weight_decay")
-            for name in names:
+            is_muon = isinstance(part, keras.optimizers.Muon)
+            for name in ("weight_decay", "adam_weight_decay") if is_muon else ("weight_decay",):
                 changed = changed or getattr(part, name) != self._value
                 setattr(part, name, self._value)
         if changed:

@@ -83,6 +83,19 @@ class HiddenVariables:
             self._show()
 
 
+def check_compiled(model: keras.Model, callback: str) -> None:
+    """Refuses a model without an optimizer; `callback` is what it is to be trained with.
+
+    Raises:
+        ValueError: If the model isn't compiled with one.
+    """
+    if not getattr(model, "compiled", False) or model.optimizer is None:
+        raise ValueError(
+            f"The model must be compiled with an optimizer before training with {callback}: "
+            "call model.compile(optimizer=..., loss=...)."
+        )
+
+
 def built_optimizer(model: keras.Model) -> Any:
     """The optimizer of a compiled model, with its variables: TensorFlow's trainer would build it at the first step."""
     if not model.optimizer.built:
