@@ -1,6 +1,7 @@
 """Checks of single values that users give, each with an error that names the value, the rule and the mend."""
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -19,45 +20,26 @@ def number(
     below: float | None = None,
     mend: str = "",
 ) -> float:
-    """Checks a real number and its range.
-
-    Raises:
-        TypeError: If it isn't a number.
-        ValueError: If it is out of range.
-    """
+    """Checks a real number and its range (TypeError if it isn't one, ValueError if it is out of range)."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}. {mend}".rstrip())
     value = float(value)
-    rules = []
-    if above is not None:
-        rules.append((value > above, f"above {above:g}"))
-    if least is not None:
-        rules.append((value >= least, f"at least {least:g}"))
-    if below is not None:
-        rules.append((value < below, f"below {below:g}"))
-    if not math.isfinite(value) or not all(ok for ok, _ in rules):
-        wanted = " and ".join(text for _, text in rules) or "finite"
+    rules = (("above", operator.gt, above), ("at least", operator.ge, least), ("below", operator.lt, below))
+    given = [(f"{word} {bound:g}", holds(value, bound)) for word, holds, bound in rules if bound is not None]
+    if not math.isfinite(value) or not all(ok for _, ok in given):
+        wanted = " and ".join(text for text, _ in given) or "finite"
         raise ValueError(f"{name} must be {wanted}, got {value:g}. {mend}".rstrip())
     return value
 
 
 def finite_float32(name: str, value: Any, **bounds: Any) -> float:
-    """Checks a number that an optimizer will hold in float32.
-
-    Raises:
-        TypeError, ValueError: As `number`, and if float32 doesn't hold it.
-    """
+    """Checks a number as `number` does, and that float32, in which an optimizer will have it, can hold it."""
     value = number(name, value, **bounds)
     return value if value < LARGEST_FLOAT32 else number(name, value, below=LARGEST_FLOAT32)
 
 
 def fraction(name: str, value: Any) -> float:
-    """Checks a sparsity.
-
-    Raises:
-        TypeError: If it isn't a number.
-        ValueError: If it isn't in [0, 1).
-    """
+    """Checks a sparsity (TypeError if it isn't a number, ValueError if it isn't in [0, 1))."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a fraction in [0, 1), got {value!r}.")
     value = float(value)
@@ -70,12 +52,7 @@ def fraction(name: str, value: Any) -> float:
 
 
 def count(name: str, value: Any, mend: str = "", least: int = 1) -> int:
-    """Checks a whole number.
-
-    Raises:
-        TypeError: If it isn't an integer.
-        ValueError: If it is below `least`.
-    """
+    """Checks a whole number (TypeError if it isn't one, ValueError if it is below `least`)."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be a whole number, got {value!r}. {mend}".rstrip())
     if value < least:
@@ -84,22 +61,14 @@ def count(name: str, value: Any, mend: str = "", least: int = 1) -> int:
 
 
 def flag(name: str, value: Any) -> bool:
-    """Checks a bool.
-
-    Raises:
-        TypeError: If it isn't True or False.
-    """
+    """Checks a bool (TypeError if it isn't one)."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}.")
     return value
 
 
 def one_of(name: str, value: Any, choices: Sequence[Any]) -> Any:
-    """Checks a choice.
-
-    Raises:
-        ValueError: If it isn't among `choices`.
-    """
+    """Checks a choice (ValueError if it isn't among `choices`)."""
     if isinstance(value, bool) or value not in choices:
         listed = ", ".join(repr(c) for c in choices)
         raise ValueError(f"{name} must be one of {listed}, got {value!r}.")
@@ -124,22 +93,17 @@ def names(name: str, value: Any) -> str | tuple[str, ...]:
 
 
 def by_number(value: Mapping[Any, Any]) -> dict[Any, Any]:
-    """A mapping with numbers as keys, which JSON writes as strings.
-
-    Raises:
-        ValueError: If two keys are the same number.
-    """
+    """A mapping with numbers as keys, which JSON writes as strings (ValueError if two are the same number)."""
     found: dict[Any, Any] = {}
     for key, item in value.items():
-        number = as_number(key)
+        number = _as_number(key)
         if number in found:
             raise ValueError(f"The keys {key!r} and {number!r} are the same number. Keep one of them.")
         found[number] = item
     return found
 
 
-def as_number(key: Any) -> Any:
-    """The number that a string stands for, as JSON writes the keys of dictionaries; anything else as it is."""
+def _as_number(key: Any) -> Any:
     try:
         return float(key) if isinstance(key, str) else key
     except ValueError:
@@ -147,11 +111,7 @@ def as_number(key: Any) -> Any:
 
 
 def checked_num_grads(value: Any) -> int | Mapping[float, int]:
-    """Checks a number of samples, or `{sparsity: count}`.
-
-    Raises:
-        TypeError, ValueError: If it is neither.
-    """
+    """Checks a number of samples, or `{sparsity: count}` (TypeError or ValueError if it is neither)."""
     if not isinstance(value, Mapping):
         return count("num_grads", value)
     parsed = {

@@ -99,11 +99,6 @@ def _names_as_tuple(name: str, value: Any) -> tuple[str, ...]:
     return (found,) if isinstance(found, str) else found
 
 
-def _checked_size(name: str, value: Any) -> Any:
-    parse_bytes(name, value)
-    return value
-
-
 def _checked_device(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f'{name} must be "cpu", "disk" or a device, got {value!r}.')
@@ -123,4 +118,4 @@ LEVELS = Kind(notation={"nargs": "+", "type": fraction_text, "metavar": "S"})
 MASK = Kind(lambda name, value: checked_mask(value), {"type": _mask_text, "metavar": "MASK"})
 NAMES = Kind(_names_as_tuple, _SEVERAL_NAMES)
 PARAMS = Kind(names, _SEVERAL_NAMES)
-SIZE = Kind(_checked_size, {"type": _size_text, "metavar": "SIZE"})
+SIZE = Kind(lambda name, value: parse_bytes(name, value) and value, {"type": _size_text, "metavar": "SIZE"})

@@ -32,7 +32,7 @@ def checked_mask(value: Any) -> Mask:
         return int(value[0]), int(value[1])
     if not isinstance(value, str):
         raise TypeError(f'mask_type must be a text such as "2:4" or a block such as [1, 4], got {value!r}.')
-    if value not in NAMED and _pattern(value) is None:
+    if value not in NAMED and pattern_of(value) is None:
         raise ValueError(
             "mask_type must be unstructured, block4, filter, channel, [a, b] or N:M such as 2:4 (N of M weights stay, "
             f"0 < N < M), got {value!r}."
@@ -42,7 +42,9 @@ def checked_mask(value: Any) -> Mask:
 
 def pattern_of(mask: Mask) -> tuple[int, int] | None:
     """(N, M) of an N:M mask, else None."""
-    return None if isinstance(mask, tuple) else _pattern(mask)
+    found = None if isinstance(mask, tuple) else re.fullmatch(r"(\d{1,4}):(\d{1,4})", mask)
+    pair = (int(found[1]), int(found[2])) if found else (0, 0)
+    return pair if 0 < pair[0] < pair[1] else None
 
 
 def block_of(mask: Mask) -> tuple[int, int] | None:
@@ -51,7 +53,7 @@ def block_of(mask: Mask) -> tuple[int, int] | None:
         return mask
     if mask == "block4":
         return 1, 4
-    pattern = _pattern(mask)
+    pattern = pattern_of(mask)
     return None if pattern is None else (1, pattern[1])
 
 
@@ -86,9 +88,3 @@ def highest(pattern: tuple[int, int]) -> float:
 def mask_text(mask: Mask) -> str:
     """As recipes write it."""
     return str(list(mask)) if isinstance(mask, tuple) else mask
-
-
-def _pattern(text: str) -> tuple[int, int] | None:
-    found = re.fullmatch(r"(\d{1,4}):(\d{1,4})", text)
-    pair = (int(found[1]), int(found[2])) if found else (0, 0)
-    return pair if 0 < pair[0] < pair[1] else None

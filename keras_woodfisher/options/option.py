@@ -62,11 +62,7 @@ class Option:
         return self.kind.choices + (self.kind.prune_choices if caller == PRUNE else ())
 
     def checked(self, value: Any) -> Any:
-        """A value in one form.
-
-        Raises:
-            ValueError, TypeError: If it isn't allowed.
-        """
+        """A value in one form, if it is allowed (else a ValueError or TypeError)."""
         return None if value is None and self.takes_none else self.kind.check(self.name, value)
 
     def default_text(self, caller: str) -> str:
@@ -86,9 +82,10 @@ class Option:
         return f"{self.plain_meaning[0].upper()}{self.plain_meaning[1:]}."
 
 
-def option(default: Any, kind: Kind, meaning: str, **more: Any) -> Any:
+def option(default: Any, kind: Kind, meaning: str, group: str = "", **more: Any) -> Any:
     """A field of a dataclass that is a row of the table, too; `more` are further attributes of `Option`."""
-    return field(default=default, metadata={"option": Option(kind=kind, meaning=meaning, default=default, **more)})
+    row = Option(default=default, kind=kind, meaning=meaning, group=group, **more)
+    return field(default=default, metadata={"option": row})
 
 
 def options_of(kind: type) -> tuple[Option, ...]:

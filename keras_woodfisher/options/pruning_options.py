@@ -43,10 +43,15 @@ DAMP = kinds.Kind(
 BLOCK_SIZE = kinds.Kind(_checked_block_size, kinds.COUNT_OR_ZERO.notation)
 _VERBOSE = kinds.choice(0, 1, 2)
 VERBOSITY = kinds.Kind(lambda name, value: _VERBOSE.check(name, 1 if value == "auto" else value))
+_METHOD = kinds.choice("woodfisher", "magnitude")
 _COMMANDS: Any = {"commands": (PRUNE, SENSITIVITY)}
 _NOT_SENSITIVITY: Any = {"callers": (CALLBACK, PRUNE)}
+_UNLESS_GIVEN: Any = {"defaults": {CALLBACK: None, PRUNE: None, SENSITIVITY: None, RECIPE: None}}
 _SECOND_ORDER: Any = _COMMANDS | {"second_order": True, "reported": True}
 _BY_QUALITY: Any = _SECOND_ORDER | {"defaults": {PRUNE: None}}
+_NUM_GRADS: Any = _SECOND_ORDER | {"defaults": {PRUNE: None, SENSITIVITY: None}, "help": "gradient samples"}
+_SEED: Any = {"takes_none": True, "reported": True}
+_STAGES: Any = _BY_QUALITY | _NOT_SENSITIVITY | {"commands": (PRUNE,), "renamed": {PRUNE: "stages"}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,76 +62,62 @@ class PruningOptions:
         "__ALL_PRUNABLE__",
         kinds.PARAMS,
         'kernels of Dense, EinsumDense, convolutions and recurrent layers; `"__ALL__"`; or names and `re:` patterns',
-        defaults={CALLBACK: None, PRUNE: None, RECIPE: ...},
-        group=RAMP,
-        **_COMMANDS,
+        RAMP,
+        **_COMMANDS | {"defaults": {CALLBACK: None, PRUNE: None, RECIPE: ...}},
     )
     global_sparsity: bool = option(
         True,
         kinds.FLAG,
         "rank all weights together, or each variable by itself",
-        defaults={CALLBACK: None, PRUNE: None, RECIPE: None},
-        group=RAMP,
-        **_NOT_SENSITIVITY,
+        RAMP,
+        **_NOT_SENSITIVITY | _UNLESS_GIVEN,
     )
     mask_type: str | tuple[int, int] = option(
         UNSTRUCTURED,
         kinds.MASK,
         'single weights, or groups of them: `"N:M"` (such as `"2:4"`), `"block4"`, `[a, b]`, `"filter"`, `"channel"`',
-        group=RAMP,
-        commands=(PRUNE,),
-        help="unstructured, 2:4, block4, 4,1, filter, channel",
-        **_NOT_SENSITIVITY,
+        RAMP,
+        **_NOT_SENSITIVITY | {"commands": (PRUNE,), "help": "unstructured, 2:4, block4, 4,1, filter, channel"},
     )
-    exclude: tuple[str, ...] = option((), kinds.NAMES, "names and `re:` patterns to leave out", group=RAMP, **_COMMANDS)
+    exclude: tuple[str, ...] = option((), kinds.NAMES, "names and `re:` patterns to leave out", RAMP, **_COMMANDS)
     method: str = option(
-        "woodfisher",
-        kinds.choice("woodfisher", "magnitude"),
-        '`"woodfisher"`, or `"magnitude"`: no gradients, no corrections',
-        **_COMMANDS,
+        "woodfisher", _METHOD, '`"woodfisher"`, or `"magnitude"`: no gradients, no corrections', **_COMMANDS
     )
     num_grads: int | Mapping[float, int] = option(
-        64,
-        GRADIENTS,
-        "gradient samples m, or `{sparsity: count}`",
-        defaults={PRUNE: None, SENSITIVITY: None},
-        group=INVERSE,
-        help="gradient samples",
-        **_SECOND_ORDER,
+        64, GRADIENTS, "gradient samples m, or `{sparsity: count}`", INVERSE, **_NUM_GRADS
     )
-    grad_batch_size: int = option(1, kinds.COUNT, "examples averaged into one sample", group=UPDATE, **_BY_QUALITY)
+    grad_batch_size: int = option(1, kinds.COUNT, "examples averaged into one sample", UPDATE, **_BY_QUALITY)
     fisher: str = option(
         "empirical",
         kinds.choice("empirical", "ggn"),
         'samples are gradients of the loss; with `"ggn"`, of an unbiased sketch of the Gauss-Newton matrix '
         "(cross-entropy, squared error)",
-        group=UPDATE,
+        UPDATE,
         **_BY_QUALITY,
     )
     damp: float | str = option(
-        1e-5, DAMP, 'ridge on the Fisher\'s diagonal; `"auto"`: a tenth of its mean', group=INVERSE, **_BY_QUALITY
+        1e-5, DAMP, 'ridge on the Fisher\'s diagonal; `"auto"`: a tenth of its mean', INVERSE, **_BY_QUALITY
     )
     update: str = option(
         "joint",
         kinds.choice(*UPDATES, in_prune=(CALIBRATED,)),
         'corrections for all weights pruned in a block at once; or `"independent"`: the papers\' sum of single ones; '
         '`"calibrated"` (`prune` only): over all kept weights, with the damping that is best on held-out examples',
-        group=UPDATE,
+        UPDATE,
         **_BY_QUALITY,
     )
     num_recomputations: int = option(
         1,
         kinds.COUNT,
         "stages of one update, each with new gradients; the kept fraction falls by the same factor in each",
-        renamed={PRUNE: "stages"},
-        group=UPDATE,
-        **_BY_QUALITY | _NOT_SENSITIVITY | {"commands": (PRUNE,)},
+        UPDATE,
+        **_STAGES,
     )
     fisher_block_size: int | None = option(
         2000,
         BLOCK_SIZE,
         "weights in one block; None: one block over everything (`sensitivity`: each variable is one)",
-        group=INVERSE,
+        INVERSE,
         help="weights in one block; 0: one block over everything (sensitivity: each variable is one)",
         takes_none=True,
         **_SECOND_ORDER,
@@ -135,47 +126,40 @@ class PruningOptions:
         (),
         kinds.NAMES,
         'devices for the inverse, such as `["cuda:0", "cpu"]`; `"all"`: every GPU; none: the CPU',
-        defaults={CALLBACK: None, PRUNE: None, SENSITIVITY: None, RECIPE: None},
-        group=INVERSE,
+        INVERSE,
+        **_UNLESS_GIVEN,
     )
     memory_limit: int | str | None = option(
         None,
         kinds.SIZE,
         'bytes that updates may take beside the training\'s own, or a text such as `"4GiB"`',
+        INVERSE,
         shown="a quarter of what is free",
-        group=INVERSE,
         help="such as 4GiB (default: 1/4 of what is free)",
-        takes_none=True,
-        second_order=True,
-        **_COMMANDS,
+        **_COMMANDS | {"takes_none": True, "second_order": True},
     )
     grads_device: str = option(
         "cpu",
         kinds.DEVICE,
         'where gradients are kept: `"cpu"` (memory, or disk as the limit has it), `"disk"`, or a device',
-        group=INVERSE,
+        INVERSE,
     )
     grads_dtype: str = option(
         "float32",
         kinds.choice("float32", "float16"),
         'how they are kept; `"float16"`, with a scale a sample: half the memory, entries off by up to 4.9e-4 of '
         "themselves",
-        group=INVERSE,
+        INVERSE,
     )
     num_pages: int = option(
         1,
         kinds.COUNT,
         "with one block over everything: keep one of so many pages of columns in memory, the others on disk",
-        group=INVERSE,
+        INVERSE,
         **_NOT_SENSITIVITY,
     )
     seed: int | None = option(
-        0,
-        kinds.COUNT_OR_ZERO,
-        "seed of the choice of examples from arrays; None: anew each time",
-        group=UPDATE,
-        takes_none=True,
-        reported=True,
+        0, kinds.COUNT_OR_ZERO, "seed of the choice of examples from arrays; None: anew each time", UPDATE, **_SEED
     )
     verbose: int = option(1, VERBOSITY, "0 silent, 1 progress bars, 2 a line a phase")
 

@@ -1,6 +1,7 @@
 """How sparse the model shall be, as pure functions of the position in training (in epochs)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,19 +14,11 @@ _GRID_TOLERANCE = 1e-9
 _MOST_UPDATES = 1_000_000
 
 
-def _linear(x: float) -> float:
-    return x
-
-
-def _cubic(x: float) -> float:
-    return 1.0 - (1.0 - x) ** 3
-
-
-def _inverse_cubic(x: float) -> float:
-    return 1.0 - (1.0 - x) ** (1.0 / 3.0)
-
-
-INTERPOLATIONS = {"linear": _linear, "cubic": _cubic, "inverse_cubic": _inverse_cubic}
+INTERPOLATIONS: dict[str, Callable[[float], float]] = {
+    "linear": lambda x: x,
+    "cubic": lambda x: 1.0 - (1.0 - x) ** 3,
+    "inverse_cubic": lambda x: 1.0 - (1.0 - x) ** (1.0 / 3.0),
+}
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,12 @@ def _row(name: str, kind: kinds.Kind, default: Any, meaning: str, **more: Any) -
     return Option(name=name, kind=kind, default=default, meaning=meaning, **more)
 
 
-_RAMP: dict[str, Any] = {"callers": (CALLBACK,), "group": RAMP}
-_REQUIRED: dict[str, Any] = _RAMP | {"defaults": {RECIPE: ...}}
-_PRUNE: dict[str, Any] = {"callers": (PRUNE,), "commands": (PRUNE,)}
-_SENSITIVITY: dict[str, Any] = {"callers": (SENSITIVITY,), "commands": (SENSITIVITY,)}
+_RAMP: Any = {"callers": (CALLBACK,), "group": RAMP}
+_REQUIRED: Any = _RAMP | {"defaults": {RECIPE: ...}}
+_PRUNE: Any = {"callers": (PRUNE,), "commands": (PRUNE,)}
+_BY_QUALITY: Any = _PRUNE | {"shown": "by `quality`", "second_order": True}
+_SENSITIVITY: Any = {"callers": (SENSITIVITY,), "commands": (SENSITIVITY,)}
+_INTERPOLATION = kinds.choice(*INTERPOLATIONS)
 _params, *_of_updates = options_of(PruningOptions)
 
 OPTIONS = (
@@ -38,10 +40,7 @@ OPTIONS = (
         kinds.FINAL_SPARSITY,
         ...,
         "fraction of zeros to reach, in [0, 1); or `{fraction: names}` for a sparsity of each variable",
-        defaults={PRUNE: 0.5},
-        callers=(CALLBACK, PRUNE),
-        renamed={PRUNE: "sparsity"},
-        group=RAMP,
+        **_RAMP | {"callers": (CALLBACK, PRUNE), "defaults": {PRUNE: 0.5}, "renamed": {PRUNE: "sparsity"}},
     ),
     _row(
         "start_epoch", kinds.EPOCHS, 0.0, "first update, in epochs, fractions allowed; -1 starts at once", **_REQUIRED
@@ -56,7 +55,7 @@ OPTIONS = (
     ),
     _row(
         "inter_func",
-        kinds.choice(*INTERPOLATIONS),
+        _INTERPOLATION,
         "cubic",
         'how the sparsity rises: `"linear"`, `"cubic"`, `"inverse_cubic"`',
         **_RAMP,
@@ -70,8 +69,7 @@ OPTIONS = (
         kinds.choice("fast", "balanced", "best"),
         "balanced",
         'how much work to spend: `"fast"`, `"balanced"` or `"best"`; it chooses what isn\'t given',
-        second_order=True,
-        **_PRUNE,
+        **_BY_QUALITY | {"shown": ""},
     ),
     _row(
         "calibration",
@@ -79,19 +77,15 @@ OPTIONS = (
         None,
         "number of examples of `data` to hold out for calibrated corrections (of a stream the first ones), or other "
         "examples",
-        shown="by `quality`",
         help="examples of --data to hold out for calibrated corrections",
-        second_order=True,
-        **_PRUNE,
+        **_BY_QUALITY,
     ),
     _row(
         "newton_steps",
         kinds.COUNT_OR_ZERO,
         None,
         "damped Newton steps on the loss that calibrated corrections may make in each stage",
-        shown="by `quality`",
-        second_order=True,
-        **_PRUNE,
+        **_BY_QUALITY,
     ),
     _row(
         "reestimate_batchnorm",
@@ -108,18 +102,11 @@ OPTIONS = (
         kinds.COUNT,
         1024,
         "how many of them; None: all",
-        help="examples to measure losses on",
-        takes_none=True,
-        **_SENSITIVITY,
+        **_SENSITIVITY | {"help": "examples to measure losses on", "takes_none": True},
     ),
     _row("batch_size", kinds.COUNT, 256, "how many of them at a time", help="of those at a time", **_SENSITIVITY),
 )
 """Every option. The order is that of documentation, `--help`, and a recipe's fields."""
-
-
-def taken_by(caller: str) -> tuple[Option, ...]:
-    """The options of `WoodFisherPruning`, `prune` or `sensitivity`."""
-    return tuple(row for row in OPTIONS if caller in row.callers)
 
 
 def on_command_line(command: str) -> tuple[Option, ...]:

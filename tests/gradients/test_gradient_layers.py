@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from keras_woodfisher_backends.keras_internals import RELEASE
 from sampling import CAPTURES, NAME, assert_rows, chain, mean_square, sample, truth_of
 
 
@@ -170,7 +171,9 @@ KINDS = {
 def test_convolutions(backend, rng, kind, b):
     make, rank = KINDS[kind]
     model = branched(SHAPES[rank], make(rank))
-    assert_exact(backend, rng, model, b, captured=True)
+    # Before 3.15 Keras crops transposed convolutions otherwise on torch: found out, and sampled one by one.
+    otherwise = kind.startswith("transposed") and keras.backend.backend() == "torch" and RELEASE < (3, 15)
+    assert_exact(backend, rng, model, b, captured=not otherwise)
 
 
 def assert_exact(backend, rng, model, b, captured):

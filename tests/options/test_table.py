@@ -27,7 +27,7 @@ WRITTEN = RAMP | {"start_epoch": 0.0, "end_epoch": 1.0}
 )
 def test_public_signatures_agree_with_the_table(caller, function):
     written = {name: p.default for name, p in inspect.signature(function).parameters.items() if name != "model"}
-    rows = {row.name_in(caller): row.default_in(caller) for row in table.taken_by(caller)}
+    rows = {row.name_in(caller): row.default_in(caller) for row in table.OPTIONS if caller in row.callers}
     assert written == {name: inspect.Parameter.empty if value is ... else value for name, value in rows.items()}
 
 

@@ -28,6 +28,19 @@ from keras_woodfisher.recipe.modifiers.fields import (
 )
 
 
+def _checked_mask(mask: str | tuple[int, int]) -> str | tuple[int, int]:
+    return checked_mask("2:4" if mask == "tensorrt" else mask)
+
+
+def _always_global(modifier: Any) -> Any:
+    if modifier.global_sparsity is False or isinstance(modifier.final_sparsity, Mapping):
+        raise ValueError(
+            f"global_sparsity: a {modifier.tag} ranks all weights together. Use "
+            f"{modifier.tag.replace('Global', '')} for a sparsity of each variable."
+        )
+    return modifier
+
+
 class Modifier(BaseModel):
     """One item of a recipe."""
 
@@ -52,10 +65,6 @@ class Modifier(BaseModel):
             if name in type(self).model_fields and (name == "start_epoch" or getattr(self, name) != -1)
         }
         return self.model_copy(update=moved) if epochs else self
-
-    def ended(self, epochs: float) -> "Modifier":
-        """The modifier in a stage that ends there, with others to follow: by default as it is."""
-        return self
 
 
 _Ramp: Any = with_options(RAMP, Modifier)
@@ -130,9 +139,7 @@ class GlobalMagnitudePruningModifier(MagnitudePruningModifier):
     tag = "GlobalMagnitudePruningModifier"
     _global = True
 
-    @model_validator(mode="after")
-    def _stays_global(self) -> "GlobalMagnitudePruningModifier":
-        return _always_global(self)
+    _stays_global = model_validator(mode="after")(_always_global)
 
 
 _Inverse: Any = with_options(INVERSE, BaseModel)
@@ -240,9 +247,7 @@ class MFACGlobalPruningModifier(SecondOrderModifier):
 
     tag = "MFACGlobalPruningModifier"
 
-    @model_validator(mode="after")
-    def _stays_global(self) -> "MFACGlobalPruningModifier":
-        return _always_global(self)
+    _stays_global = model_validator(mode="after")(_always_global)
 
 
 _SmallBlocks: Any = with_defaults(INVERSE, SecondOrderModifier, num_grads=1024, damp=1e-7, fisher_block_size=50)
@@ -277,16 +282,3 @@ class ConstantPruningModifier(Modifier):
     def normal(self) -> "Modifier":
         same = {"update_frequency": None, "mask_type": "unstructured"}
         return self.model_copy(update=same | {"start_epoch": max(self.start_epoch, 0.0)})
-
-
-def _checked_mask(mask: str | tuple[int, int]) -> str | tuple[int, int]:
-    return checked_mask("2:4" if mask == "tensorrt" else mask)
-
-
-def _always_global(modifier: Any) -> Any:
-    if modifier.global_sparsity is False or isinstance(modifier.final_sparsity, Mapping):
-        raise ValueError(
-            f"global_sparsity: a {modifier.tag} ranks all weights together. Use "
-            f"{modifier.tag.replace('Global', '')} for a sparsity of each variable."
-        )
-    return modifier

@@ -1,6 +1,8 @@
 """The modifiers that stand beside pruning in recipes: rates, weight decay, what is trained, and for how long."""
 
-from typing import Any, Literal
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,8 +12,13 @@ from keras_woodfisher.recipe.modifiers.pruning import Modifier
 
 
 class CompanionModifier(Modifier):
-    """A modifier that one callback carries out; the callback checks its values."""
+    """A modifier that one callback carries out; the callback checks its values.
 
+    Attributes:
+        makes: The class of the callback, whose arguments are fields; None where there is nothing to do.
+    """
+
+    makes: ClassVar[Callable[..., Any] | None] = None
     log_types: LogTypes = Field(None, description="Accepted where it says __ALL__.")
     constant_logging: Off = Field(None, description="Accepted where false.")
 
@@ -22,7 +29,9 @@ class CompanionModifier(Modifier):
 
     def callback(self) -> Any:
         """The callback that does it, or None where there is nothing to do."""
-        raise NotImplementedError
+        if self.makes is None:
+            return None
+        return self.makes(**{name: getattr(self, name) for name in inspect.signature(self.makes).parameters})
 
 
 class LastingModifier(CompanionModifier):
@@ -53,27 +62,23 @@ class EpochRangeModifier(CompanionModifier):
             )
         return self
 
-    def callback(self) -> Any:
-        return None
-
 
 class SetLearningRateModifier(CompanionModifier):
     """Sets the learning rate once."""
 
     tag = "SetLearningRateModifier"
+    makes = companions.SetLearningRate
 
     learning_rate: float
     start_epoch: Position = 0.0
     end_epoch: Literal[-1] = Field(-1, description="Accepted where it says -1.")
-
-    def callback(self) -> Any:
-        return companions.SetLearningRate(self.learning_rate, start_epoch=self.start_epoch)
 
 
 class LearningRateFunctionModifier(CompanionModifier):
     """A learning rate that follows a function of the epoch."""
 
     tag = "LearningRateFunctionModifier"
+    makes = companions.LearningRateFunction
 
     lr_func: Literal["linear", "cosine", "cyclic_linear"]
     init_lr: float
@@ -82,54 +87,34 @@ class LearningRateFunctionModifier(CompanionModifier):
     end_epoch: Position
     cycle_epochs: float = 1.0
 
-    def callback(self) -> Any:
-        return companions.LearningRateFunction(
-            self.lr_func,
-            init_lr=self.init_lr,
-            final_lr=self.final_lr,
-            start_epoch=self.start_epoch,
-            end_epoch=self.end_epoch,
-            cycle_epochs=self.cycle_epochs,
-        )
-
 
 class LearningRateModifier(LastingModifier):
     """A learning rate that follows one of PyTorch's schedulers."""
 
     tag = "LearningRateModifier"
+    makes = companions.LearningRateSchedule
 
     lr_class: Literal["StepLR", "MultiStepLR", "ExponentialLR", "CosineAnnealingWarmRestarts"]
     lr_kwargs: Settings
     init_lr: float
-
-    def callback(self) -> Any:
-        return companions.LearningRateSchedule(
-            self.lr_class, self.lr_kwargs, init_lr=self.init_lr, start_epoch=self.start_epoch, end_epoch=self.end_epoch
-        )
 
 
 class SetWeightDecayModifier(CompanionModifier):
     """Sets the weight decay once."""
 
     tag = "SetWeightDecayModifier"
+    makes = companions.SetWeightDecay
 
     weight_decay: float
     start_epoch: Position = 0.0
     end_epoch: Literal[-1] = Field(-1, description="Accepted where it says -1.")
-
-    def callback(self) -> Any:
-        return companions.SetWeightDecay(self.weight_decay, start_epoch=self.start_epoch)
 
 
 class TrainableParamsModifier(LastingModifier):
     """Freezes variables, or lets them train."""
 
     tag = "TrainableParamsModifier"
+    makes = companions.TrainableParams
 
     params: Params = "__ALL__"
     trainable: bool = True
-
-    def callback(self) -> Any:
-        return companions.TrainableParams(
-            self.params, self.trainable, start_epoch=self.start_epoch, end_epoch=self.end_epoch
-        )

@@ -45,7 +45,7 @@ def modifiers_of(outline: Outline) -> tuple[Modifier, ...]:
             )
         if number < len(outline.stages):
             _refuse_idle(stage.entries, modifiers, offset, outline.source)
-            modifiers = [m.ended(offset) for m in modifiers]
+            modifiers = [m.ended(offset) if isinstance(m, LastingModifier) else m for m in modifiers]
         found += modifiers
     return tuple(found)
 
@@ -79,7 +79,7 @@ def _modifier(entry: Entry, source: str) -> Modifier:
     try:
         return kind(**entry.fields).normal()
     except ValidationError as problem:
-        raise error(*_first(problem, entry.fields, kind)) from None
+        raise error(*_first(problem, entry.fields)) from None
     except (TypeError, ValueError, OverflowError) as problem:
         raise error(str(problem), _named_in(str(problem), entry.fields)) from None
 
@@ -93,21 +93,19 @@ def _unknown(kind: type[Modifier], fields: Mapping[str, Any]) -> Iterator[tuple[
             yield from ((f"{name}.{inner}", known) for inner in value if inner not in known)
 
 
-def _first(problem: ValidationError, fields: Mapping[str, Any], kind: type[Modifier]) -> tuple[str, str]:
+def _first(problem: ValidationError, fields: Mapping[str, Any]) -> tuple[str, str]:
     """The message of the first error, which for a field of several forms says them all, and its field."""
     errors = problem.errors(include_url=False)
     place = errors[0]["loc"]
     if not place:
         message = errors[0]["msg"].removeprefix("Value error, ")
         return message, _named_in(message, fields)
-    field = str(place[0])
     if errors[0]["type"] == "missing":
         return f"{'.'.join(map(str, place))} is required, and isn't there.", ""
-    if field == "mfac_options" and len(place) > 1 and isinstance(fields[field], Mapping):
-        field = f"{field}.{place[1]}"
-        received = fields["mfac_options"].get(place[1])
-    else:
-        received = fields.get(field)
+    field = str(place[0])
+    received = fields.get(field)
+    if field == "mfac_options" and len(place) > 1 and isinstance(received, Mapping):
+        field, received = f"{field}.{place[1]}", received.get(place[1])
     rules = list(dict.fromkeys(e["msg"].removeprefix("Value error, ") for e in errors if e["loc"][:1] == place[:1]))
     if whole := next((rule for rule in rules if rule.startswith("The ")), None):
         return whole, field
@@ -133,14 +131,11 @@ def _unknown_tag(tag: str) -> str:
     stems = {_stem(known): known for known in TAGS}
     near = difflib.get_close_matches(_stem(tag), stems, n=1, cutoff=0.8) if tag not in _OTHERS else []
     if near:
-        return (
-            f"there is no modifier !{short_text(tag)}. Do you mean !{stems[near[0]]}? "
-            f"Another kind is outside this project. There are: {', '.join(TAGS)}."
-        )
-    return (
-        f"!{short_text(tag)} is outside this project, which prunes and schedules training. Remove it. "
-        f"There are: {', '.join(TAGS)}."
-    )
+        problem = f"there is no modifier !{short_text(tag)}. Do you mean !{stems[near[0]]}? "
+        problem += "Another kind is outside this project."
+    else:
+        problem = f"!{short_text(tag)} is outside this project, which prunes and schedules training. Remove it."
+    return f"{problem} There are: {', '.join(TAGS)}."
 
 
 def _stem(tag: str) -> str:

@@ -42,7 +42,7 @@ def _inline(value: Any) -> str:
         return "{" + ", ".join(f"{_inline(key)}: {_inline(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(_inline(item) for item in value) + "]"
-    return json.dumps(value, ensure_ascii=True)
+    return json.dumps(value)
 
 
 _EXPRESSION = {"type": "string", "pattern": r"^eval\(.*\)$"}
@@ -65,11 +65,8 @@ def recipe_schema() -> dict[str, Any]:
     for definition in definitions.values():
         properties = definition.get("properties", {})
         definition["properties"] = {name: _or_expression(field) for name, field in properties.items()}
-    items = [
-        {"type": "object", "properties": {tag: kinds[kind, "validation"]}, "required": [tag]}
-        | {"additionalProperties": False}
-        for tag, kind in TAGS.items()
-    ]
+    closed = {"type": "object", "additionalProperties": False}
+    items = [closed | {"properties": {tag: kinds[kind, "validation"]}, "required": [tag]} for tag, kind in TAGS.items()]
     group = {"type": ["array", "null"], "items": {"anyOf": items}}
     stage = {"type": "object", "patternProperties": {"modifiers": group}, "additionalProperties": {"type": _SCALARS}}
     return {
