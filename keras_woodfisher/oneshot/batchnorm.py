@@ -11,7 +11,7 @@ from keras_woodfisher_backends.nest import map_arrays
 from keras_woodfisher.data.batches import length
 from keras_woodfisher.data.examples import Examples, open_examples, read_batches
 from keras_woodfisher.gradients.loss import ModelLoss, has_loss, mean_loss
-from keras_woodfisher.model.restoring import restored, restored_on_failure
+from keras_woodfisher.model.restoring import restored
 from keras_woodfisher.oneshot.batchnorm_statistics import batchnorm_layers, call_order, measure, name_of
 from keras_woodfisher.options.checks import one_of
 from keras_woodfisher.reports.batchnorm_report import BatchNormReport
@@ -144,7 +144,7 @@ class Reestimation:
 
     def run(self, advance: Callable[[], None]) -> BatchNormReport:
         """Measures all layers, and calls `advance` after each; if one fails, all are as before."""
-        with restored_on_failure(_statistics([layer for layer, _ in self._order])):
+        with restored(_statistics([layer for layer, _ in self._order]), only_on_failure=True):
             for layer, calls in self._order:
                 measure(self._model, layer, calls, self._batches)
                 advance()
