@@ -1,4 +1,4 @@
-"""What all companion callbacks have in common: when something is due, and what they need of a model."""
+"""What callbacks that set something at a position in training have in common."""
 
 import math
 from typing import Any, Self
@@ -8,14 +8,14 @@ from keras_woodfisher_backends.keras_internals.optimizers import is_multi_optimi
 from keras_woodfisher_backends.keras_internals.training import model_of
 
 from keras_woodfisher.callbacks.progress import Progress
-from keras_woodfisher.model.optimizer_variables import built_optimizer, inner_optimizer, parts_of
+from keras_woodfisher.model.optimizer_variables import built_optimizer, check_compiled, inner_optimizer, parts_of
 from keras_woodfisher.options.checks import as_json, number
 
 TOLERANCE = 1e-9
 """Positions that differ by less are the same: `2.3` and `2 + 3 / 10` need not be."""
 
 
-class Companion(keras.callbacks.Callback):
+class ScheduledCallback(keras.callbacks.Callback):
     """Tells where training stands before each batch, and where it ended.
 
     Positions are exact to the step where the number of steps is known. In the first epoch of a generator of unknown
@@ -58,11 +58,7 @@ class Companion(keras.callbacks.Callback):
         Raises:
             ValueError: If the model isn't compiled, or doesn't suit this callback.
         """
-        if not getattr(model, "compiled", False) or model.optimizer is None:
-            raise ValueError(
-                f"The model must be compiled with an optimizer before training with {type(self).__name__}: "
-                "call model.compile(optimizer=..., loss=...)."
-            )
+        check_compiled(model, type(self).__name__)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._progress.begin_epoch(epoch)

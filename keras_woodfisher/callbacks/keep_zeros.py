@@ -7,14 +7,14 @@ import keras
 import numpy as np
 from keras_woodfisher_backends.keras_internals.training import keep_edits, model_of, refresh
 
-from keras_woodfisher.callbacks.mask_callback import HoldingCallback
-from keras_woodfisher.callbacks.mask_constraint import Enforcement
+from keras_woodfisher.callbacks.mask_callback import MaskCallback
+from keras_woodfisher.callbacks.mask_constraint import WeightMasks
 from keras_woodfisher.model.targets import Target, find_targets
 from keras_woodfisher.options.checks import as_json, names, number
 from keras_woodfisher.pruning.masks import zeros_of
 
 
-class KeepZeros(HoldingCallback):
+class KeepZeros(MaskCallback):
     """Holds the zeros that are in a model while it is trained further.
 
     For fine-tuning a pruned model. Weights that are zero at `start_epoch` are exactly zero after every optimizer step
@@ -67,15 +67,15 @@ class KeepZeros(HoldingCallback):
         position = self._progress.before(batch) + 1e-6
         starts = not self._holds and position >= self._start_epoch
         ends = not self._released and 0 <= self._end_epoch <= position
-        if self.enforcement is None or not (starts or ends):
+        if self.weight_masks is None or not (starts or ends):
             return
         refresh(self)
         if starts:
             self._holds = True
-            self.enforcement.hold(self._zeros())
+            self.weight_masks.hold(self._zeros())
         if ends:
             self._released = True
-            self.enforcement.release()
+            self.weight_masks.release()
         keep_edits(model_of(self))
 
     def check(self, model: keras.Model, epochs: int | None = None) -> list[Target]:
@@ -93,11 +93,11 @@ class KeepZeros(HoldingCallback):
         exclude = (self._exclude,) if isinstance(self._exclude, str) else self._exclude
         return find_targets(model, self._params_wanted, exclude)
 
-    def _prepare(self, model: keras.Model) -> Enforcement:
+    def _prepare(self, model: keras.Model) -> WeightMasks:
         self._holds = False
         self._targets = self.check(model, self._progress.epochs)
         start = max(self._start_epoch, 0.0)
-        return Enforcement(model, self._targets, (start, start))
+        return WeightMasks(model, self._targets, (start, start))
 
     def _start(self, epoch: int) -> list[np.ndarray]:
         self._holds = epoch >= self._start_epoch

@@ -8,11 +8,11 @@ from keras_woodfisher_backends.keras_internals.optimizers import learning_rate_o
 from keras_woodfisher_backends.keras_internals.training import assign_between_steps, callbacks_beside, model_of
 
 from keras_woodfisher.callbacks import learning_rate_functions as rates
-from keras_woodfisher.callbacks.epoch_callback import TOLERANCE, Companion, end_of, known_parts, start_of
+from keras_woodfisher.callbacks.epoch_callback import TOLERANCE, ScheduledCallback, end_of, known_parts, start_of
 from keras_woodfisher.options.checks import LARGEST_FLOAT32, finite_float32, number, one_of
 
 
-class RateCallback(Companion):
+class LearningRateCallback(ScheduledCallback):
     """Sets the optimizer's rate to `value_at` before each batch, where it changes.
 
     Where several are in one list, one whose time hasn't ended goes before one that is over, and of these the one that
@@ -28,7 +28,7 @@ class RateCallback(Companion):
         super().__init__(config)
         self._start = start
         self._end = end
-        self._siblings: list[RateCallback] = [self]
+        self._siblings: list[LearningRateCallback] = [self]
         self._set: float | None = None
 
     def value_at(self, position: float) -> float | None:
@@ -68,7 +68,7 @@ class RateCallback(Companion):
         if self._progress.epochs is not None:
             self.check_rates(self._progress.epochs)
         before, after = callbacks_beside(self)
-        self._siblings = [c for c in [*before, self, *after] if isinstance(c, RateCallback)]
+        self._siblings = [c for c in [*before, self, *after] if isinstance(c, LearningRateCallback)]
         self._set = None
 
     def _apply(self, position: float) -> None:
@@ -88,7 +88,7 @@ class RateCallback(Companion):
         return running, self._start if running else self._end, self._start
 
 
-class SetLearningRate(RateCallback):
+class SetLearningRate(LearningRateCallback):
     """Sets the optimizer's learning rate at a position in training. It stays so afterwards.
 
         >>> lower = kw.SetLearningRate(1e-4, start_epoch=0.5)
@@ -114,7 +114,7 @@ class SetLearningRate(RateCallback):
         return self._rate if position >= self._start - TOLERANCE else None
 
 
-class LearningRateFunction(RateCallback):
+class LearningRateFunction(LearningRateCallback):
     """Lowers (or raises) the learning rate from `init_lr` to `final_lr`, a little at each step.
 
     `final + f(x) (init - final)` with `x = (position - start) / (end - start)`: `linear` has `f = 1 - x`, `cosine`
@@ -165,7 +165,7 @@ class LearningRateFunction(RateCallback):
         return rates.function_value(kind, position, init, final, self._start, self._end, cycle)
 
 
-class LearningRateSchedule(RateCallback):
+class LearningRateSchedule(LearningRateCallback):
     """Sets the learning rate as one of PyTorch's schedules does that is stepped once an epoch.
 
     Epochs are counted from `start_epoch`. From `end_epoch` on the rate stays what it was.

@@ -30,11 +30,7 @@ def cosine(x: float, init: float, final: float) -> float:
     return final + 0.5 * (1.0 + math.cos(math.pi * x)) * (init - final)
 
 
-FUNCTIONS: dict[str, Callable[[float, float, float], float]] = {
-    "linear": linear,
-    "cosine": cosine,
-    "cyclic_linear": linear,
-}
+FUNCTIONS = {"linear": linear, "cosine": cosine, "cyclic_linear": linear}
 
 
 def function_value(

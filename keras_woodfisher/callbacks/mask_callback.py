@@ -8,18 +8,19 @@ from keras_woodfisher_backends.keras_internals.optimizers import is_for_torch_al
 from keras_woodfisher_backends.keras_internals.training import callbacks_beside, keep_edits, model_of, refresh
 
 from keras_woodfisher.callbacks.callback_list import warn
-from keras_woodfisher.callbacks.mask_constraint import Enforcement
+from keras_woodfisher.callbacks.mask_constraint import WeightMasks
 from keras_woodfisher.callbacks.progress import Progress
+from keras_woodfisher.model.optimizer_variables import check_compiled
 
 
-class HoldingCallback(keras.callbacks.Callback):
+class MaskCallback(keras.callbacks.Callback):
     """Attaches masks when training begins, fills them before the first batch, and lets go at the end."""
 
     may_come_before_pruning = True
 
     def __init__(self) -> None:
         super().__init__()
-        self.enforcement: Enforcement | None = None
+        self.weight_masks: WeightMasks | None = None
         self._started = False
         self._released = False
         self._warned = False
@@ -37,22 +38,24 @@ class HoldingCallback(keras.callbacks.Callback):
         check_trainable_here(model)
         self._started = self._released = self._warned = False
         try:
-            self.enforcement = self._prepare(model)
-            self.enforcement.attach(_in_force(callbacks_beside(self)))
+            self.weight_masks = self._prepare(model)
+            before, after = callbacks_beside(self)
+            others = [c.weight_masks for c in [*before, *after] if isinstance(c, MaskCallback)]
+            self.weight_masks.attach([masks for masks in others if masks is not None])
         except BaseException:
             self._let_go()
             raise
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._progress.begin_epoch(epoch)
-        if self._started or self.enforcement is None:
+        if self._started or self.weight_masks is None:
             return
         # Only now: a BackupAndRestore further down the list has restored its weights by then.
         self._started = True
         refresh(self)
         try:
-            self.enforcement.hold(self._start(epoch))
-            self.enforcement.apply()
+            self.weight_masks.hold(self._start(epoch))
+            self.weight_masks.apply()
         except BaseException:
             self._let_go()
             raise
@@ -66,17 +69,17 @@ class HoldingCallback(keras.callbacks.Callback):
         self._progress.end_batch(batch)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        if self.enforcement is not None and self._started and not self._released:
-            self._apply_again(self.enforcement)
+        if self.weight_masks is not None and self._started and not self._released:
+            self._apply_again(self.weight_masks)
         self._progress.end_epoch(self._stopped)
 
     @property
     def _stopped(self) -> bool:
         return bool(model_of(self).stop_training)
 
-    def _apply_again(self, enforcement: Enforcement) -> None:
+    def _apply_again(self, weight_masks: WeightMasks) -> None:
         refresh(self)
-        changed = enforcement.apply()
+        changed = weight_masks.apply()
         if changed:
             keep_edits(model_of(self))
         if changed and not self._warned:
@@ -88,21 +91,21 @@ class HoldingCallback(keras.callbacks.Callback):
             )
 
     def on_train_end(self, logs: Any = None) -> None:
-        if self.enforcement is None:
+        if self.weight_masks is None:
             return
         refresh(self)
         if not self._released:
             # Averages (use_ema) or restored weights may have replaced the masked ones.
-            self.enforcement.apply()
+            self.weight_masks.apply()
         self._let_go()
 
     def _let_go(self) -> None:
         """Takes everything out of the model and its optimizer; the variables must be up to date."""
-        if self.enforcement is not None:
-            self.enforcement.detach()
-            self.enforcement = None
+        if self.weight_masks is not None:
+            self.weight_masks.detach()
+            self.weight_masks = None
 
-    def _prepare(self, model: keras.Model) -> Enforcement:
+    def _prepare(self, model: keras.Model) -> WeightMasks:
         """Checks everything that can be checked; gives masks for the variables to hold, which aren't attached yet."""
         raise NotImplementedError
 
@@ -111,22 +114,13 @@ class HoldingCallback(keras.callbacks.Callback):
         raise NotImplementedError
 
 
-def _in_force(beside: tuple[list[Any], list[Any]]) -> list[Enforcement]:
-    holding = [c for callbacks in beside for c in callbacks if isinstance(c, HoldingCallback)]
-    return [callback.enforcement for callback in holding if callback.enforcement is not None]
-
-
 def check_trainable_here(model: keras.Model) -> None:
     """Refuses a model whose training a pruning callback can't follow.
 
     Raises:
         ValueError: If it isn't compiled with an optimizer of this backend, or is trained on several replicas.
     """
-    if not getattr(model, "compiled", False) or model.optimizer is None:
-        raise ValueError(
-            "The model must be compiled with an optimizer before training with a pruning callback: "
-            "call model.compile(optimizer=..., loss=...)."
-        )
+    check_compiled(model, "a pruning callback")
     check_optimizer(model)
     strategy = getattr(model, "distribute_strategy", None)
     replicas = getattr(strategy, "num_replicas_in_sync", 1)

@@ -19,7 +19,7 @@ class MaskConstraint(keras.constraints.Constraint):
     Before, so that a constraint of norms sees the weights that are left; after, so that they are zero whatever it does.
     """
 
-    def __init__(self, mask: Any, inner: Any, owner: "Enforcement"):
+    def __init__(self, mask: Any, inner: Any, owner: "WeightMasks"):
         self.mask = mask
         self.inner = inner
         self.owner = owner
@@ -36,7 +36,7 @@ class MaskConstraint(keras.constraints.Constraint):
         return self.inner.masked(w) if isinstance(self.inner, MaskConstraint) else w
 
 
-class Enforcement:
+class WeightMasks:
     """Masks for some variables of a model, in force from `attach` to `detach`.
 
     Each mask is a boolean variable that the optimizer carries along, read by the constraint of its weight, which
@@ -55,7 +55,7 @@ class Enforcement:
         self._masks: list[Any] = []
         self._hidden: HiddenVariables | None = None
 
-    def attach(self, others: Sequence["Enforcement"] = ()) -> None:
+    def attach(self, others: Sequence["WeightMasks"] = ()) -> None:
         """Puts all-True masks in place and has the train step rebuilt.
 
         Args:
@@ -65,7 +65,7 @@ class Enforcement:
             ValueError: If one of `others` prunes one of the variables at the same time.
         """
         optimizer = built_optimizer(self._model)
-        self._replace_leftovers(others)
+        self._remove_interrupted(others)
         self._hidden = HiddenVariables.of(optimizer)
         undo_at_next_fit(self._model, self.detach)
         for target in self._targets:
@@ -144,7 +144,7 @@ class Enforcement:
         assert self._hidden is not None
         return self._hidden.optimizer
 
-    def _replace_leftovers(self, others: Sequence["Enforcement"]) -> None:
+    def _remove_interrupted(self, others: Sequence["WeightMasks"]) -> None:
         for target in self._targets:
             for mask in _masks(target.variable):
                 if not any(mask.owner is other for other in others):
@@ -157,7 +157,7 @@ class Enforcement:
                         "KeepZeros isn't needed beside WoodFisherPruning."
                     )
 
-    def _overlaps(self, other: "Enforcement") -> bool:
+    def _overlaps(self, other: "WeightMasks") -> bool:
         return self.window[0] < other.window[1] and other.window[0] < self.window[1]
 
 
@@ -174,7 +174,7 @@ def _masks(variable: Any) -> list[MaskConstraint]:
     return [constraint for constraint in _chain(variable) if isinstance(constraint, MaskConstraint)]
 
 
-def _unlink(variable: Any, owner: Enforcement) -> None:
+def _unlink(variable: Any, owner: WeightMasks) -> None:
     """Takes an owner's mask off a variable, wherever it stands in the chain."""
     outer: Any = None
     for mask in _masks(variable):

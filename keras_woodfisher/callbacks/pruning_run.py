@@ -66,9 +66,7 @@ class Run:
     def open_source(self, updates: Sequence[PlannedUpdate], loss: Any = None) -> None:
         """Finds out where gradients come from and where they will be kept, and checks both; nothing is changed.
 
-        Args:
-            updates: The plan.
-            loss: A Keras loss instead of the compiled one.
+        `updates` are those planned; a Keras `loss` takes the place of the compiled one.
 
         Raises:
             ValueError, TypeError: If the data doesn't fit the model or the options.

@@ -39,10 +39,7 @@ class Task:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Task":
-        """What the arguments of `WoodFisherPruning` mean.
-
-        Args:
-            given: All of them, by name.
+        """What the arguments of `WoodFisherPruning` mean, all of them, by name.
 
         Raises:
             ValueError, TypeError: If one is out of range.

@@ -14,17 +14,17 @@ from keras_woodfisher_backends.keras_internals.training import (
     undo_at_next_fit,
 )
 
-from keras_woodfisher.callbacks.epoch_callback import TOLERANCE, Companion, end_of, start_of
+from keras_woodfisher.callbacks.epoch_callback import TOLERANCE, ScheduledCallback, end_of, start_of
 from keras_woodfisher.callbacks.woodfisher_pruning import WoodFisherPruning
-from keras_woodfisher.model.optimizer_slots import OptimizerSlots, check_growth
+from keras_woodfisher.model.optimizer_variables import OptimizerSlots, check_growth
 from keras_woodfisher.model.targets import ALL, Target, all_targets, named_targets
 from keras_woodfisher.options.checks import flag, names
 
-_ATTRIBUTE = "_keras_woodfisher_participation"
+_ATTRIBUTE = "_keras_woodfisher_trainable_schedule"
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class TrainablePeriod:
     """From `start` to `end`, in epochs, some variables are trained or not."""
 
     variables: Sequence[Any]
@@ -37,21 +37,21 @@ class Plan:
         return self.start - TOLERANCE <= position < self.end - TOLERANCE
 
 
-class Participation:
-    """Carries out the plans for one model. Use `Participation.of(model)`.
+class TrainableSchedule:
+    """Carries out the periods for one model. Use `TrainableSchedule.of(model)`.
 
-    Of plans for one variable, the one that began last holds; without any, the variable is what it was.
+    Of periods for one variable, the one that began last holds; without any, the variable is what it was.
     """
 
     def __init__(self, model: keras.Model):
         self._model = model
-        self._plans: list[Plan] = []
-        self._carried_out: list[Plan] = []
+        self._periods: list[TrainablePeriod] = []
+        self._carried_out: list[TrainablePeriod] = []
         self._found: dict[int, tuple[Any, bool]] = {}
         self._slots: OptimizerSlots | None = None
 
     @classmethod
-    def of(cls, model: keras.Model) -> "Participation":
+    def of(cls, model: keras.Model) -> "TrainableSchedule":
         """The one instance that a model has."""
         known = vars(model).get(_ATTRIBUTE)
         if known is None:
@@ -60,17 +60,17 @@ class Participation:
             undo_at_next_fit(model, known.detach)
         return known
 
-    def join(self, plan: Plan) -> None:
-        """Adds a plan before training."""
-        self._plans.append(plan)
-        self._plans.sort(key=lambda p: p.start)
-        for variable in plan.variables:
+    def join(self, period: TrainablePeriod) -> None:
+        """Adds a period before training."""
+        self._periods.append(period)
+        self._periods.sort(key=lambda p: p.start)
+        for variable in period.variables:
             self._found.setdefault(id(variable), (variable, variable.trainable))
 
-    def leave(self, plan: Plan) -> None:
-        """Takes a plan away; after the last one the model and its optimizer are what they were."""
-        self._plans = [known for known in self._plans if known is not plan]
-        if not self._plans:
+    def leave(self, period: TrainablePeriod) -> None:
+        """Takes a period away; after the last one the model and its optimizer are what they were."""
+        self._periods = [known for known in self._periods if known is not period]
+        if not self._periods:
             self.detach()
 
     def prepare(self) -> None:
@@ -80,31 +80,31 @@ class Participation:
             ValueError: If it can't be.
         """
         if self._slots is None:
-            wanted = {id(v) for plan in self._plans if plan.trainable for v in plan.variables}
+            wanted = {id(v) for period in self._periods if period.trainable for v in period.variables}
             extra = [v for v in self._model.variables if v.trainable or id(v) in wanted]
             self._slots = OptimizerSlots(self._model, extra)
 
     def trainable_at(self, variable: Any, position: float) -> bool:
         """Whether a variable is trained at a position."""
         found = self._found.get(id(variable), (variable, variable.trainable))
-        wanted = [p.trainable for p in self._plans if p.holds(position) and any(v is variable for v in p.variables)]
+        wanted = [p.trainable for p in self._periods if p.holds(position) and any(v is variable for v in p.variables)]
         return wanted[-1] if wanted else found[1]
 
     def frozen_at(self, variable: Any, start: float, end: float) -> float | None:
         """Where a variable isn't trained between two positions, the end excluded unless it is the start; or None."""
-        edges = (edge for plan in self._plans for edge in (plan.start, plan.end))
+        edges = (edge for period in self._periods for edge in (period.start, period.end))
         positions = [start, *(edge for edge in edges if start < edge < end)]
         return next((p for p in positions if not self.trainable_at(variable, p)), None)
 
     def due(self, position: float, unfreeze_only: bool = False) -> list[tuple[Any, bool]]:
         """The variables to change at a position, with what they become."""
-        plans = [plan for plan in self._plans if plan.holds(position)]
-        if plans == self._carried_out:
+        periods = [period for period in self._periods if period.holds(position)]
+        if periods == self._carried_out:
             return []
         wanted = [(v, self.trainable_at(v, position)) for v, _ in self._found.values()]
         if unfreeze_only:
             return [(v, True) for v, value in wanted if value and not v.trainable]
-        self._carried_out = plans
+        self._carried_out = periods
         return [(v, value) for v, value in wanted if v.trainable != value]
 
     def change(self, changes: Sequence[tuple[Any, bool]]) -> None:
@@ -135,7 +135,7 @@ class Participation:
         self._model.train_function = self._model.test_function = self._model.predict_function = None
 
 
-class TrainableParams(Companion):
+class TrainableParams(ScheduledCallback):
     """Freezes or unfreezes variables from `start_epoch` to `end_epoch`.
 
     A frozen variable is exactly unchanged by training, weight decay and averages included, and keeps its state in the
@@ -178,9 +178,9 @@ class TrainableParams(Companion):
         self._end = end_of(end_epoch, self._start)
         positions = {"start_epoch": float(start_epoch), "end_epoch": float(end_epoch)}
         super().__init__({"params": self._params_wanted, "trainable": trainable} | positions)
-        self._participation: Participation | None = None
+        self._schedule: TrainableSchedule | None = None
         self._pruning: list[WoodFisherPruning] = []
-        self._plan: Plan | None = None
+        self._period: TrainablePeriod | None = None
         self._checked = False
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -191,9 +191,9 @@ class TrainableParams(Companion):
 
     def on_train_end(self, logs: Any = None) -> None:
         refresh(self)
-        if self._participation is not None and self._plan is not None:
-            self._participation.leave(self._plan)
-        self._participation = None
+        if self._schedule is not None and self._period is not None:
+            self._schedule.leave(self._period)
+        self._schedule = None
 
     def check(self, model: keras.Model) -> None:
         super().check(model)
@@ -207,9 +207,9 @@ class TrainableParams(Companion):
 
     def _prepare(self) -> None:
         chosen = self._chosen(model_of(self))
-        self._participation = Participation.of(model_of(self))
-        self._plan = Plan([t.variable for t in chosen], self._value, self._start, self._end)
-        self._participation.join(self._plan)
+        self._schedule = TrainableSchedule.of(model_of(self))
+        self._period = TrainablePeriod([t.variable for t in chosen], self._value, self._start, self._end)
+        self._schedule.join(self._period)
         before, after = callbacks_beside(self)
         self._pruning = [c for c in [*before, *after] if isinstance(c, WoodFisherPruning)]
         self._checked = False
@@ -232,37 +232,37 @@ class TrainableParams(Companion):
 
     def _check(self) -> None:
         """What can be known only when every callback of the list has prepared itself, before the first batch."""
-        if self._participation is None or self._checked:
+        if self._schedule is None or self._checked:
             return
         self._checked = True
         refresh(self)
-        self._participation.prepare()
+        self._schedule.prepare()
         for callback in self._pruning:
-            _refuse_pruning_of_frozen(callback, self._participation)
+            _refuse_pruning_of_frozen(callback, self._schedule)
 
     def _apply(self, position: float) -> None:
         self._check()
         self._change(position)
 
     def _change(self, position: float, unfreeze_only: bool = False) -> None:
-        if self._participation is None:
+        if self._schedule is None:
             return
-        changes = self._participation.due(position, unfreeze_only)
+        changes = self._schedule.due(position, unfreeze_only)
         if changes:
             refresh(self)
-            self._participation.change(changes)
+            self._schedule.change(changes)
 
 
 def _quantised(target: Target) -> bool:
     return getattr(target.layer, "quantization_mode", None) is not None
 
 
-def _refuse_pruning_of_frozen(callback: WoodFisherPruning, participation: Participation) -> None:
+def _refuse_pruning_of_frozen(callback: WoodFisherPruning, schedule: TrainableSchedule) -> None:
     task = callback.run.task
     # Without data, gradients are collected from the first step on.
     start, end = 0.0 if task.buffers else task.schedule.start, task.schedule.end
     for target in callback.run.targets:
-        frozen = participation.frozen_at(target.variable, start, end)
+        frozen = schedule.frozen_at(target.variable, start, end)
         if frozen is not None:
             raise ValueError(
                 f"{target.name!r} is frozen at epoch {frozen:g} by TrainableParams, while WoodFisherPruning "

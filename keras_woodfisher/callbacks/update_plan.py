@@ -122,14 +122,9 @@ class Ramps:
 def check_buffer(
     updates: Sequence[PlannedUpdate], steps: int | None, epochs: int | None, first_epoch: int, start: float
 ) -> None:
-    """Finds out beforehand whether a run's own gradients are enough at each update.
+    """Finds out beforehand whether a run's own gradients are enough at each update, where its length is known.
 
-    Args:
-        updates: The plan.
-        steps: Steps an epoch; nothing is known without.
-        epochs: Index after the last epoch.
-        first_epoch: Index of the first epoch of this run.
-        start: Position of the schedule's first update.
+    `updates` are from `Ramps.plan` with the same arguments; `start` is the position of the schedule's first one.
 
     Raises:
         ValueError: If they aren't.

@@ -3,11 +3,11 @@
 import keras
 from keras_woodfisher_backends.keras_internals.training import model_of
 
-from keras_woodfisher.callbacks.epoch_callback import TOLERANCE, Companion, known_parts, start_of
+from keras_woodfisher.callbacks.epoch_callback import TOLERANCE, ScheduledCallback, known_parts, start_of
 from keras_woodfisher.options.checks import finite_float32
 
 
-class SetWeightDecay(Companion):
+class SetWeightDecay(ScheduledCallback):
     """Sets the optimizer's weight decay at a position in training. It stays so afterwards.
 
     Keras subtracts `weight_decay * learning_rate * w` from each weight `w` in each step, except where
@@ -41,10 +41,8 @@ class SetWeightDecay(Companion):
         self._done = True
         changed = False
         for part in known_parts(model_of(self)):
-            names = ["weight_decay"]
-            if isinstance(part, keras.optimizers.Muon):
-                names.append("adam_weight_decay")
-            for name in names:
+            is_muon = isinstance(part, keras.optimizers.Muon)
+            for name in ("weight_decay", "adam_weight_decay") if is_muon else ("weight_decay",):
                 changed = changed or getattr(part, name) != self._value
                 setattr(part, name, self._value)
         if changed:

@@ -8,8 +8,8 @@ import numpy as np
 from keras_woodfisher_backends.keras_internals.training import callbacks_beside, keep_edits, model_of, refresh
 
 from keras_woodfisher.callbacks.callback_list import warn, warn_about_others
-from keras_woodfisher.callbacks.mask_callback import HoldingCallback
-from keras_woodfisher.callbacks.mask_constraint import Enforcement
+from keras_woodfisher.callbacks.mask_callback import MaskCallback
+from keras_woodfisher.callbacks.mask_constraint import WeightMasks
 from keras_woodfisher.callbacks.pruning_run import Run, sparsity_of
 from keras_woodfisher.callbacks.pruning_task import Task
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate
@@ -18,7 +18,7 @@ from keras_woodfisher.reports.meter import announce, say
 from keras_woodfisher.reports.pruning_report import PruningReport
 
 
-class WoodFisherPruning(HoldingCallback):
+class WoodFisherPruning(MaskCallback):
     """Prunes a model during `fit`, on a schedule, with second-order scores and corrections.
 
     At each update the inverse of the empirical Fisher `F = damp I + (1/m) G^T G` is estimated block by block, the
@@ -181,7 +181,7 @@ class WoodFisherPruning(HoldingCallback):
     def on_test_begin(self, logs: Any = None) -> None:
         # The last chance before validation, where the number of steps wasn't known.
         progress = self._progress
-        if self.enforcement is not None and progress.is_last_epoch() and progress.is_whole_epoch(self._stopped):
+        if self.weight_masks is not None and progress.is_last_epoch() and progress.is_whole_epoch(self._stopped):
             self._prune_if_due(progress.epoch + 1.0, last=True)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -193,7 +193,7 @@ class WoodFisherPruning(HoldingCallback):
         self._log(logs)
 
     def on_train_end(self, logs: Any = None) -> None:
-        if self.enforcement is None:
+        if self.weight_masks is None:
             return
         # Training that was stopped early may end where the last update is due.
         if self._progress.ended >= self.task.schedule.end:
@@ -206,7 +206,7 @@ class WoodFisherPruning(HoldingCallback):
                 f"start_from_epoch={self.task.first_final_epoch(self._progress.epochs)}."
             )
 
-    def _prepare(self, model: keras.Model) -> Enforcement:
+    def _prepare(self, model: keras.Model) -> WeightMasks:
         self.task.check_epochs(self._progress.epochs)
         run = self._run = Run(self.task, model)
         if run.pruner.note and self.options.verbose:
@@ -216,7 +216,7 @@ class WoodFisherPruning(HoldingCallback):
         self._siblings = [c for c in [*before, *after] if isinstance(c, WoodFisherPruning)]
         end = self.task.schedule.end
         warn_about_others(beside, end, self.task.first_final_epoch(self._progress.epochs))
-        return Enforcement(model, run.targets, (self.task.schedule.start, end))
+        return WeightMasks(model, run.targets, (self.task.schedule.start, end))
 
     def plan(
         self,
@@ -258,11 +258,11 @@ class WoodFisherPruning(HoldingCallback):
 
     def _prune_if_due(self, position: float, last: bool = False) -> None:
         """Makes the update that is due; `last` where training ends and nothing can wait."""
-        run, enforcement = self.run, self.enforcement
+        run, weight_masks = self.run, self.weight_masks
         due = run.due(position)
         if due is None:
             return
-        if run.done is None and enforcement is not None and enforcement.is_shared():
+        if run.done is None and weight_masks is not None and weight_masks.is_shared():
             # Another callback may have pruned the same variables before this one's turn.
             run.find_zeros()
         rows, prunes = run.rows(), run.prunes(due)
@@ -271,14 +271,14 @@ class WoodFisherPruning(HoldingCallback):
         refresh(self)
         if prunes:
             run.update(due, rows, self._progress, position)
-            if enforcement is not None:
-                enforcement.hold(run.pruner.masks())
-                enforcement.constrain()
+            if weight_masks is not None:
+                weight_masks.hold(run.pruner.masks())
+                weight_masks.constrain()
             if self.options.verbose:
                 announce(f"epoch {position:.3g}, sparsity {self.sparsity:.4f}")
         run.done = due
-        if due == self.task.schedule.end and not self.task.leave_enabled and enforcement is not None:
-            enforcement.release()
+        if due == self.task.schedule.end and not self.task.leave_enabled and weight_masks is not None:
+            weight_masks.release()
             self._released = True
         keep_edits(model_of(self))
 

@@ -53,8 +53,6 @@ def open_examples(data: Any) -> Examples:
     """
     if isinstance(data, keras.utils.PyDataset):
         return StreamedExamples(lambda: iter(data), _length_of_pydataset(data))
-    if _is_dataset(data):
-        return StreamedExamples(lambda: iter(data), None)
     if _is_loader(data):
         return StreamedExamples(lambda: iter(data), _length_of_loader(data))
     if isinstance(data, (tuple, list, Mapping)) or _is_array(data):
@@ -251,11 +249,6 @@ def _length_of_loader(data: Any) -> int | None:
     except (TypeError, NotImplementedError):
         return None
     return examples // data.batch_size * data.batch_size if data.drop_last else examples
-
-
-def _is_dataset(data: Any) -> bool:
-    tensorflow = sys.modules.get("tensorflow")
-    return tensorflow is not None and isinstance(data, tensorflow.data.Dataset)
 
 
 def _is_loader(data: Any) -> bool:

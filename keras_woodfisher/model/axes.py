@@ -14,7 +14,6 @@ _SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
 _CONVOLUTION = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 _RECURRENT = (layers.SimpleRNNCell, layers.GRUCell, layers.LSTMCell)
-_CONV_LSTM = (layers.ConvLSTM1D, layers.ConvLSTM2D, layers.ConvLSTM3D)
 
 
 def is_prunable(layer: Any, name: str) -> bool:
@@ -23,7 +22,8 @@ def is_prunable(layer: Any, name: str) -> bool:
         return name in ("kernel", "depthwise_kernel")
     if isinstance(layer, _SEPARABLE):
         return name in ("depthwise_kernel", "pointwise_kernel")
-    if isinstance(layer, _RECURRENT) or _is_conv_lstm_cell(layer):
+    if isinstance(layer, _RECURRENT) or type(layer).__name__ == "ConvLSTMCell":
+        # Keras doesn't export that cell's class.
         return name in ("kernel", "recurrent_kernel")
     plain = (layers.Dense, layers.EinsumDense, *_CONVOLUTION, *_TRANSPOSED)
     return isinstance(layer, plain) and name == "kernel"
@@ -89,8 +89,3 @@ def _einsum_roles(equation: str) -> AxisRoles:
     kernel = inputs.split(",")[1]
     outputs = tuple(axis for axis, letter in enumerate(kernel) if letter in output)
     return AxisRoles(outputs, tuple(axis for axis in range(len(kernel)) if axis not in outputs), ())
-
-
-def _is_conv_lstm_cell(layer: Any) -> bool:
-    # Keras doesn't export this cell's class.
-    return type(layer).__name__ == "ConvLSTMCell"

@@ -8,30 +8,14 @@ from keras import ops
 
 
 @contextmanager
-def restored_on_failure(variables: Iterable[Any]) -> Iterator[None]:
-    """Puts variables back as they were if the work within fails or is interrupted."""
-    before = _values(variables)
+def restored(variables: Iterable[Any], only_on_failure: bool = False) -> Iterator[None]:
+    """Puts variables back as they were, in any case or only if the work within fails or is interrupted."""
+    before = [(variable, ops.copy(variable)) for variable in variables]
+    failed = True
     try:
         yield
-    except BaseException:
-        _assign(before)
-        raise
-
-
-@contextmanager
-def restored(variables: Iterable[Any]) -> Iterator[None]:
-    """Puts variables back as they were in any case."""
-    before = _values(variables)
-    try:
-        yield
+        failed = False
     finally:
-        _assign(before)
-
-
-def _values(variables: Iterable[Any]) -> list[tuple[Any, Any]]:
-    return [(variable, ops.copy(variable)) for variable in variables]
-
-
-def _assign(values: list[tuple[Any, Any]]) -> None:
-    for variable, value in values:
-        variable.assign(value)
+        if failed or not only_on_failure:
+            for variable, value in before:
+                variable.assign(value)

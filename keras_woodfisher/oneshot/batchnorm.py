@@ -11,7 +11,7 @@ from keras_woodfisher_backends.nest import map_arrays
 from keras_woodfisher.data.batches import length
 from keras_woodfisher.data.examples import Examples, open_examples, read_batches
 from keras_woodfisher.gradients.loss import ModelLoss, has_loss, mean_loss
-from keras_woodfisher.model.restoring import restored, restored_on_failure
+from keras_woodfisher.model.restoring import restored
 from keras_woodfisher.oneshot.batchnorm_statistics import batchnorm_layers, call_order, measure, name_of
 from keras_woodfisher.options.checks import one_of
 from keras_woodfisher.reports.batchnorm_report import BatchNormReport
@@ -96,8 +96,7 @@ class Reestimation:
 
     def __init__(self, model: keras.Model, examples: Examples, num_examples: int | None, batch_size: int, seed: Any):
         self._model = model
-        found = batchnorm_layers(model)
-        _check_layers(model, found)
+        found = _measurable_layers(model)
         self._batches = read_batches(examples, num_examples, batch_size, seed)
         trained = [layer for layer in found if layer.trainable]
         self._order = call_order(model, trained, self._batches[0])
@@ -125,8 +124,7 @@ class Reestimation:
                 "can't be checked. Compile it, or give `loss=`."
             )
         ModelLoss(dense, (), loss).probe(map_arrays(lambda array: array[None, :1], self._batches[0]))
-        found = batchnorm_layers(dense)
-        _check_layers(dense, found)
+        found = _measurable_layers(dense)
         order = call_order(dense, [layer for layer in found if layer.trainable], self._batches[0])
         with restored(_statistics(found)):
             own = mean_loss(dense, self._batches, loss)
@@ -146,7 +144,7 @@ class Reestimation:
 
     def run(self, advance: Callable[[], None]) -> BatchNormReport:
         """Measures all layers, and calls `advance` after each; if one fails, all are as before."""
-        with restored_on_failure(_statistics([layer for layer, _ in self._order])):
+        with restored(_statistics([layer for layer, _ in self._order]), only_on_failure=True):
             for layer, calls in self._order:
                 measure(self._model, layer, calls, self._batches)
                 advance()
@@ -167,13 +165,7 @@ def reestimation_of(
 ) -> Reestimation | None:
     """What `prune` is to re-estimate after pruning, with its dense model checked; None for nothing.
 
-    Args:
-        model: The dense model.
-        wanted: True, False, or data to use instead of `examples`.
-        examples: Those that gradients are taken of.
-        loss: A Keras loss instead of the compiled one.
-        seed: Of the choice of examples from arrays.
-        meter: Shows progress.
+    `wanted` is True, False, or data to use instead of `examples`, those that gradients are taken of.
 
     Raises:
         ValueError, TypeError: If it can't be done.
@@ -196,7 +188,9 @@ def reestimation_of(
     return work
 
 
-def _check_layers(model: keras.Model, found: list[Any]) -> None:
+def _measurable_layers(model: keras.Model) -> list[Any]:
+    """All BatchNorm layers of a model, of which one isn't frozen at least."""
+    found = batchnorm_layers(model)
     if not found:
         raise ValueError(
             f"The model {model.name!r} has no BatchNormalization layer, so there is nothing to re-estimate. Leave "
@@ -209,6 +203,7 @@ def _check_layers(model: keras.Model, found: list[Any]) -> None:
             f"All {len(found)} BatchNormalization layers of the model {model.name!r} are frozen, and frozen layers are "
             "left alone. Set `trainable = True` on them, or leave BatchNorm re-estimation out."
         )
+    return found
 
 
 def _statistics(found: list[Any]) -> list[Any]:

@@ -130,12 +130,7 @@ class Circumstances:
 
 
 def resolve(name: str, given: Mapping[str, Any], circumstances: Circumstances) -> tuple[Settings, tuple[str, ...]]:
-    """The settings of `prune`, and notes on what they don't do.
-
-    Args:
-        name: Of the preset.
-        given: Options by name; None means that the preset chooses.
-        circumstances: What else it depends on.
+    """The settings of `prune`, and notes on what they don't do; arguments as in `chosen`.
 
     Raises:
         ValueError, TypeError: See `chosen`.

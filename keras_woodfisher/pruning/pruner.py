@@ -12,7 +12,7 @@ from keras_woodfisher.gradients.footprint import Footprint
 from keras_woodfisher.gradients.sources import GradientSource
 from keras_woodfisher.memory.plan import MemoryPlan
 from keras_woodfisher.memory.store import GradientStore
-from keras_woodfisher.model.restoring import restored_on_failure
+from keras_woodfisher.model.restoring import restored
 from keras_woodfisher.model.targets import Target, find_targets
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.corrections import BlockCorrector, Corrector, RemovedWeights
@@ -115,7 +115,7 @@ class Pruner:
         """If the work within fails or is interrupted, weights and masks are what they were."""
         pruned = self.pruned
         try:
-            with restored_on_failure([target.variable for target in self.targets]):
+            with restored([target.variable for target in self.targets], only_on_failure=True):
                 yield
         except BaseException:
             self._set(pruned)

@@ -1,4 +1,4 @@
-"""Companion callbacks: the rate and the weight decay that each step really used, shown by what it did to a weight."""
+"""The learning rate and the weight decay that each step really used, shown by what it did to a weight."""
 
 import json
 

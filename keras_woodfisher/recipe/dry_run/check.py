@@ -12,7 +12,7 @@ from keras_woodfisher_backends.devices import expand
 from keras_woodfisher_backends.keras_internals.training import several_steps_are_possible
 
 from keras_woodfisher.callbacks.keep_zeros import KeepZeros
-from keras_woodfisher.callbacks.learning_rate import RateCallback
+from keras_woodfisher.callbacks.learning_rate import LearningRateCallback
 from keras_woodfisher.callbacks.mask_callback import check_optimizer, check_trainable_here
 from keras_woodfisher.callbacks.pruning_run import Run
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate
@@ -169,7 +169,7 @@ class _Training:
                 callback.check(self._model, self._epochs)
             elif callback is not None and getattr(self._model, "compiled", False):
                 callback.check(self._model)
-            if isinstance(callback, RateCallback) and self._epochs is not None:
+            if isinstance(callback, LearningRateCallback) and self._epochs is not None:
                 callback.check_rates(self._epochs)
         except _REFUSALS as error:
             yield _problem(modifier, error)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import keras
 
-from keras_woodfisher.callbacks.trainable_params import Participation, Plan
+from keras_woodfisher.callbacks.trainable_params import TrainablePeriod, TrainableSchedule
 from keras_woodfisher.model.targets import all_targets
 from keras_woodfisher.recipe.dry_run.report import CheckedModifier, Problem
 from keras_woodfisher.recipe.modifiers.pruning import ConstantPruningModifier, PruningModifier
@@ -41,15 +41,15 @@ def _frozen(model: keras.Model, checked: Sequence[CheckedModifier]) -> Iterator[
     if not freezing:
         return
     variables = {id(t.variable): t.variable for t in all_targets(model)}
-    participation = Participation(model)
+    schedule = TrainableSchedule(model)
     for entry, freeze in freezing:
         start, end = max(freeze.start_epoch, 0.0), math.inf if freeze.end_epoch == -1 else freeze.end_epoch
-        participation.join(Plan([variables[key] for key in entry.keys], freeze.trainable, start, end))
+        schedule.join(TrainablePeriod([variables[key] for key in entry.keys], freeze.trainable, start, end))
     for entry in checked:
         first, last = 0.0 if entry.source == "buffer" else entry.window[0], entry.window[1]
         for name, key in zip(entry.variables, entry.keys, strict=True):
             pruned = isinstance(entry.modifier, PruningModifier)
-            when = participation.frozen_at(variables[key], first, last) if pruned else None
+            when = schedule.frozen_at(variables[key], first, last) if pruned else None
             if when is not None:
                 yield Problem(
                     entry.label,
