@@ -95,13 +95,13 @@ def _measure(args: argparse.Namespace) -> dict:
         "memory_limit": args.one,
     }
     plans = []
-    planned = Pruner.plan_memory
+    planned = workspace.Workspace.plan
 
-    def keep(self: Pruner, *given: object) -> object:
+    def keep(self: workspace.Workspace, *given: object) -> object:
         plans.append(planned(self, *given))
         return plans[-1]
 
-    Pruner.plan_memory = keep
+    workspace.Workspace.plan = keep
     if args.no_disk:
         workspace.disk_room = lambda folder: 0
     kw.prune(model, data, 0.01, num_grads=_WARM, **common)

@@ -12,7 +12,7 @@ from keras_woodfisher_backends.keras_internals.training import forget, undo_at_n
 from keras_woodfisher_backends.protocol import Backend
 
 from keras_woodfisher.gradients.footprint import Footprint, buffered_footprint
-from keras_woodfisher.gradients.sampling import checked, usable_rows
+from keras_woodfisher.gradients.sampling import check_samples, usable_rows
 from keras_woodfisher.memory.free_memory import check_device_memory
 from keras_woodfisher.memory.store import GradientStore
 from keras_woodfisher.model.optimizer_variables import HiddenVariables, built_optimizer
@@ -166,12 +166,7 @@ class BufferedGradients:
         return buffered_footprint(self._targets, self._capacity)
 
     def fill(
-        self,
-        store: GradientStore,
-        kept: Sequence[np.ndarray],
-        rows: int,
-        draw: int,
-        advance: Callable[[int], None],
+        self, store: GradientStore, kept: Sequence[np.ndarray], rows: int, draw: int, advance: Callable[[int], None]
     ) -> float:
         filled = 0 if self.ring is None else self.ring.filled
         if self.ring is None or filled == 0:
@@ -193,7 +188,7 @@ class BufferedGradients:
             total += float(squares[good].sum())
             dropped += int((~good).sum())
             advance(len(part))
-        checked(store, dropped, min(filled, rows))
+        check_samples(len(store), dropped, min(filled, rows))
         return total
 
     def detach(self) -> None:

@@ -48,14 +48,6 @@ class GaussNewtonLoss(ModelLoss):
         super().__init__(model, targets, loss)
         self._root, self._mean, self._weight = _curvature(model, self._trainer)
 
-    def check(self, batch: Batch) -> None:
-        """Checks what only a batch shows.
-
-        Raises:
-            ValueError: If the model has several outputs.
-        """
-        self._output_shape(batch)
-
     def signs(self, seed: Any) -> Callable[[Batch], Batch]:
         """A function that puts random signs, in the shape of the output, in the place of labels.
 
@@ -73,33 +65,35 @@ class GaussNewtonLoss(ModelLoss):
             leaves = arrays(x)
             key = tuple(leaf.shape[1:] for leaf in leaves)
             if key not in shapes:
-                shapes[key] = self._output_shape(batch)
+                shapes[key] = self.output_shape(batch)
             signs = np.stack([rng.integers(0, 2, shapes[key], np.int8) for _ in leaves[0]])
             return x, (2 * signs - 1).astype(np.float32), weight
 
         return signed
 
-    def _output_shape(self, batch: Batch) -> tuple[int, ...]:
+    def output_shape(self, batch: Batch) -> tuple[int, ...]:
+        """The shape of the output for one group of a batch.
+
+        Raises:
+            ValueError: If the model has several outputs.
+        """
         first = map_arrays(ops.convert_to_tensor, take(batch, 0))
         with self.sampling_mode():
-            prediction = self.predict(*self.values(), first)
-        if len(tree.flatten(prediction)) != 1:
-            raise ValueError(
-                f"fisher='ggn' needs a model with one output, got {len(tree.flatten(prediction))}. "
-                "Use fisher='empirical'."
-            )
-        return tuple(tree.flatten(prediction)[0].shape)
+            outputs = tree.flatten(self.predict(*self.values(), first))
+        if len(outputs) != 1:
+            raise ValueError(f"fisher='ggn' needs a model with one output, got {len(outputs)}. Use fisher='empirical'.")
+        return tuple(outputs[0].shape)
 
     def _measure(self, batch: Batch, prediction: Any) -> Any:
         _, signs, weight = batch
-        output = tree.flatten(prediction)[0]
-        output = ops.cast(output, "float32")
+        given = tree.flatten(prediction)[0]
+        output = ops.cast(given, "float32")
         row = self._root(ops.stop_gradient(output), ops.cast(signs, "float32"))
         # Of each row of outputs Keras takes the mean, where it doesn't take the sum over classes.
         terms = output.shape[-1] if self._root in _ELEMENTWISE else 1
         scale = self._weight / (terms * (int(np.prod(output.shape[:-1])) if self._mean else 1))
         each = output * row * np.float32(np.sqrt(scale))
-        for factor in [*arrays(weight), *self._mask(tree.flatten(prediction)[0])]:
+        for factor in [*arrays(weight), *self._mask(given)]:
             each = each * ops.sqrt(_spread(ops.cast(factor, "float32"), len(output.shape)))
         return ops.sum(each)
 

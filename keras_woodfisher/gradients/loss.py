@@ -38,7 +38,7 @@ class ModelLoss:
         self._model = model
         self._targets = [t.variable for t in targets]
         chosen = {id(v) for v in self._targets}
-        self._others = [v for v in _all_variables(model) if id(v) not in chosen]
+        self._others = [v for v in {id(v): v for v in model.variables}.values() if id(v) not in chosen]
         self._trainer = model if loss is None else _trainer_with(loss, model)
         if loss is None and not has_loss(model):
             raise ValueError(
@@ -60,11 +60,11 @@ class ModelLoss:
 
     def __call__(self, values: Sequence[Any], others: Sequence[Any], batch: Batch) -> Any:
         with self._scope(values, others):
-            return self._measure(batch, self._predict(batch))
+            return self._measure(batch, infer(self._model, batch[0]))
 
     def predict(self, values: Sequence[Any], others: Sequence[Any], batch: Batch) -> Any:
         with self._scope(values, others):
-            return self._predict(batch)
+            return infer(self._model, batch[0])
 
     def measure(self, batch: Batch, prediction: Any) -> Any:
         with keras.StatelessScope():
@@ -118,22 +118,12 @@ class ModelLoss:
         return [None if reduction == "none" else reduction for reduction in found]
 
     def _scope(self, values: Sequence[Any], others: Sequence[Any]) -> Any:
-        mapping = [
-            *zip(self._targets, values, strict=True),
-            *zip(self._others, others, strict=True),
-        ]
+        mapping = [*zip(self._targets, values, strict=True), *zip(self._others, others, strict=True)]
         return keras.StatelessScope(state_mapping=mapping)
-
-    def _predict(self, batch: Batch) -> Any:
-        return infer(self._model, batch[0])
 
     def _measure(self, batch: Batch, prediction: Any) -> Any:
         x, y, weight = batch
         return ops.cast(compute_loss(self._trainer, x, y, prediction, weight), "float32")
-
-
-def _all_variables(model: keras.Model) -> list[Any]:
-    return list({id(v): v for v in model.variables}.values())
 
 
 def has_loss(model: keras.Model) -> bool:
@@ -186,12 +176,7 @@ class MeanLoss:
         )
 
     def __call__(self, values: Sequence[Any], batches: Iterable[Batch]) -> float:
-        """The mean over all examples.
-
-        Args:
-            values: A tensor for each of the variables.
-            batches: (x, y, sample_weight), leaves (n, ...).
-        """
+        """The mean over all examples, (x, y, sample_weight) with leaves (n, ...), given a tensor for each variable."""
         total = number = 0.0
         with self._loss.sampling_mode(), forward_only():
             _, others = self._loss.values()

@@ -1,8 +1,8 @@
 """Fills G with gradient samples, chunk by chunk."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence, Sized
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from keras_woodfisher_backends.nest import arrays, take
@@ -23,10 +23,6 @@ class HalvingSampler:
         loss: What to differentiate.
         sampler: The backend's own, of that loss.
         backend: Tells how many groups a chunk should hold, and whether an error means that memory is full.
-
-    Attributes:
-        loss: See above.
-        sampler: See above.
     """
 
     def __init__(self, loss: ModelLoss, sampler: Sampler, backend: Backend):
@@ -121,7 +117,7 @@ def sample_gradients(
             del rows, row, flat
             store.keep(good)
             advance(number)
-    checked(store, dropped, wanted)
+    check_samples(len(store), dropped, wanted)
     return total
 
 
@@ -137,34 +133,30 @@ def usable_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return good, squares
 
 
-Grads = TypeVar("Grads", bound=Sized)
-
-
-def checked(grads: Grads, dropped: int, wanted: int) -> Grads:
+def check_samples(kept: int, dropped: int, wanted: int) -> None:
     """Warns of samples that are missing, and refuses to go on without any.
 
     Raises:
         ValueError: If there is no sample.
     """
-    if not len(grads) and not dropped:
+    if not kept and not dropped:
         raise ValueError(
             "No gradient sample: data gave no example, though it did before. A callable must return a fresh iterator "
             "at each call."
         )
-    if not len(grads):
+    if not kept:
         raise ValueError(
             f"No usable gradient sample: {dropped} of {dropped} are zero or not finite. "
             "Look at the loss on this data: it must be finite, and depend on the weights to prune."
         )
     if dropped:
         warnings.warn(
-            f"{dropped} of {dropped + len(grads)} gradient samples are zero or not finite and were dropped.",
+            f"{dropped} of {dropped + kept} gradient samples are zero or not finite and were dropped.",
             stacklevel=2,
         )
-    elif len(grads) < wanted:
+    elif kept < wanted:
         warnings.warn(
-            f"Only {len(grads)} of {wanted} gradient samples could be taken: the data ran out. "
+            f"Only {kept} of {wanted} gradient samples could be taken: the data ran out. "
             "Lower num_grads, or give more data.",
             stacklevel=2,
         )
-    return grads

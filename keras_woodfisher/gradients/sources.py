@@ -35,12 +35,7 @@ class GradientSource(Protocol):
         ...
 
     def fill(
-        self,
-        store: GradientStore,
-        kept: Sequence[np.ndarray],
-        rows: int,
-        draw: int,
-        advance: Callable[[int], None],
+        self, store: GradientStore, kept: Sequence[np.ndarray], rows: int, draw: int, advance: Callable[[int], None]
     ) -> float:
         """Puts samples of the unpruned weights into a store, the same ones at each call with the same arguments.
 
@@ -117,21 +112,14 @@ class SampledGradients:
 
     @property
     def slow_layers(self) -> SlowLayers | None:
-        """Layers that make sampling slow, as far as they are known by now."""
         found = [sampler.slow_layers for sampler in self._samplers.values()]
         return next((slow for slow in found if slow is not None), None)
 
     def hold_out(self, count: int) -> list[Batch]:
-        """Sets examples aside, so that no sample is taken of them.
-
-        Args:
-            count: How many; at least one is left for the samples.
-
-        Returns:
-            Batches, leaves (n, ...).
+        """Sets so many examples aside, so that no sample is taken of them: batches, leaves (n, ...).
 
         Raises:
-            ValueError: If there aren't so many.
+            ValueError: If there aren't so many, and at least one for the samples.
         """
         held, self._examples = self._examples.hold_out(count, self._seed)
         return held
@@ -152,7 +140,7 @@ class SampledGradients:
         with counted_outputs(self._model) as outputs:
             self.loss.probe(first)
         if self._curvature is not None:
-            self._curvature.check(first)
+            self._curvature.output_shape(first)
         self._probed = first, outputs[0]
 
     def _fitting(self, rows: int) -> str:
@@ -171,12 +159,7 @@ class SampledGradients:
         return sampled_footprint(self.targets, self._backend, rows, *self._probed)
 
     def fill(
-        self,
-        store: GradientStore,
-        kept: Sequence[np.ndarray],
-        rows: int,
-        draw: int,
-        advance: Callable[[int], None],
+        self, store: GradientStore, kept: Sequence[np.ndarray], rows: int, draw: int, advance: Callable[[int], None]
     ) -> float:
         groups = self._examples.groups(rows, self._options.grad_batch_size, self._stream(draw))
         pairs = list(zip(self.targets, kept, strict=True))

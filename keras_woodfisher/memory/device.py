@@ -12,15 +12,7 @@ from keras_woodfisher.memory.store import GradientStore
 
 
 class DeviceStore(StagedStore):
-    """The gradients as tensors on a device; a block comes to the host when it is asked for.
-
-    Args:
-        shape: (m, d): the most samples, and unpruned weights.
-        chunk: See `GradientStore`.
-        dtype: `"float32"` or `"float16"`.
-        page: Columns that are read at a time where one block spans more.
-        device: A name that `keras.device` knows.
-    """
+    """The gradients as tensors on a device, one that `keras.device` knows; a block comes to the host when asked for."""
 
     def __init__(self, shape: tuple[int, int], chunk: int, dtype: str, page: int, device: str):
         super().__init__(shape, chunk, dtype, page)

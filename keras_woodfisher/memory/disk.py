@@ -74,11 +74,6 @@ class Spool:
         )
 
 
-def temporary_folder() -> str:
-    """Where temporary files go."""
-    return tempfile.gettempdir()
-
-
 def disk_room(folder: str) -> int:
     """Free bytes for files in a folder; 0 where they would be in memory after all."""
     path = Path(folder).resolve()
@@ -91,15 +86,7 @@ def disk_room(folder: str) -> int:
 
 
 class DiskStore(StagedStore):
-    """The gradients in a temporary file, block-major.
-
-    Args:
-        shape: (m, d): the most samples, and unpruned weights.
-        chunk: See `GradientStore`.
-        dtype: `"float32"` or `"float16"`.
-        page: Columns that are read at a time where one block spans more.
-        blocks: The blocks, which cover all columns in their order.
-    """
+    """The gradients in a temporary file, one of the `blocks` after the other; they cover all columns in their order."""
 
     def __init__(self, shape: tuple[int, int], chunk: int, dtype: str, page: int, blocks: Sequence[slice]):
         super().__init__(shape, chunk, dtype, page)

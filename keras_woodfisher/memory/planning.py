@@ -48,8 +48,7 @@ def plan_memory(needs: MemoryNeeds, budget: MemoryBudget) -> MemoryPlan:
     Raises:
         MemoryError: If none is, with what would fit.
     """
-    plan = _first(needs, budget)
-    if plan is not None:
+    if plan := _first(needs, budget):
         return plan
     raise MemoryError(_refusal(needs, budget))
 
@@ -62,12 +61,11 @@ def _candidates(needs: MemoryNeeds, budget: MemoryBudget) -> Iterator[MemoryPlan
     size = budget.itemsize * needs.samples * needs.columns
     elsewhere = budget.place not in ("cpu", DISK)
     whole = budget.place == "cpu" and (budget.pages == 1 or needs.blocks > 1)
-    memory = _Layout(MEMORY, size, 0, _page(needs, budget))
-    away = _Layout(budget.place if elsewhere else DISK, 0, size, _page(needs, budget))
-    room = elsewhere or size <= budget.disk
+    memory = _Layout(MEMORY, size, 0, _page(needs, budget.pages))
+    away = replace(memory, storage=budget.place if elsewhere else DISK, resident=0, stored=size)
     if whole:
         yield _plan(needs, budget, memory, needs.chunk, needs.lanes)
-    if room:
+    if elsewhere or size <= budget.disk:
         yield _plan(needs, budget, away, needs.chunk, needs.lanes)
         yield _less_work(needs, budget, away)
         while away.page > needs.panel and needs.widest > away.page:
@@ -89,18 +87,16 @@ class _Layout:
     page: int
 
 
-def _page(needs: MemoryNeeds, budget: MemoryBudget) -> int:
-    """Columns of a page: those of whole blocks, but for blocks that are wide."""
-    if budget.pages > 1:
-        return -(-needs.columns // budget.pages)
+def _page(needs: MemoryNeeds, pages: int = 1) -> int:
+    """Columns of a page: those of whole blocks, but for blocks that are wide; or one of so many pages."""
+    if pages > 1:
+        return -(-needs.columns // pages)
     # The kernel takes a block of no more columns than samples as a whole.
     return max(1, min(needs.widest, max(needs.panel, needs.most)))
 
 
 def _plan(needs: MemoryNeeds, budget: MemoryBudget, layout: _Layout, chunk: int, lanes: int) -> MemoryPlan:
-    pages = -(-needs.columns // max(layout.page, 1)) if needs.widest > layout.page else 1
-    if layout.storage == RECOMPUTED:
-        pages = -(-needs.columns // layout.page)
+    paged = layout.storage == RECOMPUTED or (layout.storage != MEMORY and needs.widest > layout.page)
     return MemoryPlan(
         limit=budget.limit,
         reason=budget.reason,
@@ -112,7 +108,7 @@ def _plan(needs: MemoryNeeds, budget: MemoryBudget, layout: _Layout, chunk: int,
         chunk=chunk,
         lanes=lanes,
         page=layout.page,
-        pages=pages if layout.storage != MEMORY else 1,
+        pages=-(-needs.columns // layout.page) if paged else 1,
         folder=budget.folder if layout.storage == DISK else "",
         stored=layout.stored,
         gradients=layout.resident,
@@ -166,7 +162,7 @@ def _less_work(needs: MemoryNeeds, budget: MemoryBudget, layout: _Layout, room: 
 
 def _by_pages(needs: MemoryNeeds, budget: MemoryBudget) -> MemoryPlan:
     """As many columns a page as fit beside the work, which may have half of what the rest leaves."""
-    smallest = max(1, min(needs.widest, max(needs.panel, needs.most)))
+    smallest = _page(needs)
     layout = _Layout(RECOMPUTED, 0, 0, smallest)
     if needs.blocks == 1 or needs.whole:
         # Threads that share the panels of one block would each want a page of their own.
@@ -175,14 +171,14 @@ def _by_pages(needs: MemoryNeeds, budget: MemoryBudget) -> MemoryPlan:
     column = budget.itemsize * needs.samples
     work = _less_work(needs, budget, layout, room=min(rest // 2, rest - column * smallest))
     page = (rest - max(work.sampling, work.blocks)) // column
-    most = _page(needs, budget) if budget.pages > 1 else needs.columns
+    most = _page(needs, budget.pages) if budget.pages > 1 else needs.columns
     page = max(smallest if budget.pages == 1 else min(smallest, most), min(page, most))
-    plan = _plan(needs, budget, replace(layout, page=page, resident=column * page), work.chunk, work.lanes)
-    while plan.total > budget.limit and page > smallest:
+    while True:
+        plan = _plan(needs, budget, replace(layout, page=page, resident=column * page), work.chunk, work.lanes)
+        if plan.total <= budget.limit or page <= smallest:
+            return plan
         # A page that holds a wide block as a whole needs more room for copies of it.
         page = max(smallest, page * 3 // 4)
-        plan = _plan(needs, budget, replace(layout, page=page, resident=column * page), work.chunk, work.lanes)
-    return plan
 
 
 def _refusal(needs: MemoryNeeds, budget: MemoryBudget) -> str:

@@ -8,6 +8,9 @@ import numpy as np
 from keras_woodfisher.memory.staged import StagedStore, encoded
 from keras_woodfisher.memory.store import GradientStore
 
+Refill = Callable[[GradientStore], object]
+"""Takes all samples and adds them to a store."""
+
 _SAME = 1e-3
 """How far a sample's norm may move from pass to pass: frameworks add in any order."""
 
@@ -15,29 +18,18 @@ _SAME = 1e-3
 class RecomputedStore(StagedStore):
     """One page of columns at a time, of the same samples in the same order each time.
 
-    Args:
-        shape: (m, d): the most samples, and unpruned weights.
-        chunk: See `GradientStore`.
-        dtype: `"float32"` or `"float16"`.
-        page: Columns that are kept at a time.
-        blocks: The blocks, which cover all columns in their order.
-        fill: Takes all samples once more and adds them to the store.
+    The `blocks` cover all columns in their order; `fill` takes all samples once more and adds them to the store.
     """
 
     def __init__(
-        self,
-        shape: tuple[int, int],
-        chunk: int,
-        dtype: str,
-        page: int,
-        blocks: Sequence[slice],
-        fill: Callable[[GradientStore], object],
+        self, shape: tuple[int, int], chunk: int, dtype: str, page: int, blocks: Sequence[slice], fill: Refill
     ):
         super().__init__(shape, chunk, dtype, page)
         self._fill = fill
         self._norms = np.zeros(shape[0])
         self._array: np.ndarray = np.empty((shape[0], min(page, shape[1])), dtype)
-        self._pieces = _first_page(blocks, page)
+        first = next(_pages(blocks, page), [])
+        self._pieces = [slice(block.start, min(block.stop, block.start + page)) for block in first]
         self._passes = 0
 
     def groups(self, blocks: Sequence[slice]) -> Iterator[Sequence[slice]]:
@@ -119,11 +111,6 @@ def _pages(blocks: Sequence[slice], page: int) -> Iterator[list[slice]]:
         width += size
     if group:
         yield group
-
-
-def _first_page(blocks: Sequence[slice], page: int) -> list[slice]:
-    first = next(_pages(blocks, page), [])
-    return [slice(block.start, min(block.stop, block.start + page)) for block in first]
 
 
 _: type[GradientStore] = RecomputedStore

@@ -97,8 +97,8 @@ class StagedStore:
     Args:
         shape: (m, d): the most samples, and unpruned weights.
         chunk: See `GradientStore`.
-        dtype: `"float32"` or `"float16"`, see `half`.
-        page: Columns that are read at a time where one block spans more.
+        dtype: `"float32"` or `"float16"`, see `scales_of`.
+        page: Columns that are read (or kept) at a time where one block spans more.
     """
 
     def __init__(self, shape: tuple[int, int], chunk: int, dtype: str, page: int):

@@ -177,7 +177,7 @@ def _changes(
         return
     keep = ~np.concatenate(pruner.pruned)
     with pruner.gradients(source, rows, 0, meter) as (grads, blocks, mean_diagonal):
-        kernels, damp = pruner.resources.kernels, pruner.options.damping(mean_diagonal)
+        kernels, damp = pruner.workspace.kernels, pruner.options.damping(mean_diagonal)
         with meter.phase("inverse", len(blocks), "block") as advance:
             diagonal = BlockFisher(grads, blocks, damp, kernels).inverse_diagonal(advance)
         scores = saliencies(weights, keep, diagonal)

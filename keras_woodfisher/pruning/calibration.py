@@ -31,7 +31,7 @@ class HeldOutLoss:
         self._batches = batches
 
     def check(self, weights: np.ndarray, size: int) -> None:
-        """Finds out whether corrections can be chosen by it; see `__call__` for the arguments.
+        """Finds out whether corrections can be chosen by it.
 
         Raises:
             ValueError: If the loss isn't finite with weights that are.
@@ -55,15 +55,9 @@ class HeldOutLoss:
 
 
 def best_of(changes: np.ndarray, loss: Callable[[np.ndarray], float], lowest: float) -> tuple[int | None, float]:
-    """The change with the lowest loss, if that is below `lowest`.
+    """The place of the change, one of (k, d), with the lowest loss (None if it isn't below `lowest`), and the loss.
 
-    Args:
-        changes: (k, d).
-        loss: The held-out loss after a change (d,).
-        lowest: The loss without one.
-
-    Returns:
-        Its place or None, and the loss.
+    `loss` gives the held-out loss after a change (d,); `lowest` is the loss without one.
     """
     best = None
     for place, change in enumerate(changes):
@@ -79,13 +73,8 @@ def longest_that_helps(
 
     Without a place to start at, every second step is tried while it helps, then the neighbours of the last that did.
     Where the shortest one doesn't help there is none: longer ones that do are rare, and no better on other examples.
-    With one, neighbours are tried from there on as long as they are better.
-
-    Args:
-        steps: (k, d), the shortest one first.
-        loss: As in `best_of`, like the rest.
-        lowest: The loss without a step.
-        start: Place of a step that is likely to be good.
+    With one (`start`), neighbours are tried from there on as long as they are better. Steps (k, d) begin with the
+    shortest; `lowest` is the loss without one. Returns what `best_of` does.
     """
     if start is not None:
         return _best_near(start, steps, loss, lowest)

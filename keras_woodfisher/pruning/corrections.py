@@ -48,12 +48,7 @@ class WholeCorrection:
         return self._responses(self._removed, dampings)
 
     def steps(self, gradient: np.ndarray, dampings: Sequence[float]) -> np.ndarray:
-        """The Newton step for each damping, (k, d) float32, zero on what is removed.
-
-        Args:
-            gradient: (d,) gradient of the mean loss.
-            dampings: Ridges on the diagonal of the Fisher.
-        """
+        """The Newton step for each damping, (k, d) float32, zero on what is removed; `gradient` is of the mean loss."""
         kept = np.where(self._keep, gradient, 0.0)
         out = self._responses(kept, dampings)
         out -= kept
@@ -76,25 +71,19 @@ class RemovedWeights:
     """Which weights an update removes, and what it knows of them.
 
     Attributes:
-        grads: The samples (m, d) of the unpruned weights.
-        blocks: Their blocks.
-        kernels: One kernel a device.
+        fisher: The block-wise Fisher of the scores, with the samples of the unpruned weights.
         weights: (N,) all chosen weights, pruned ones too.
         keep: (N,) bool, those that were unpruned before.
         prune: (d,) bool, those of the unpruned ones that are removed now.
-        fisher: The block-wise Fisher of the scores.
         mean_diagonal: Mean of the diagonal of `(1/m) G^T G`.
         draw: Number of the update.
         examples: How many are differentiated at a time.
     """
 
-    grads: GradientStore
-    blocks: Sequence[slice]
-    kernels: Sequence[BlockKernel]
+    fisher: BlockFisher
     weights: np.ndarray
     keep: np.ndarray
     prune: np.ndarray
-    fisher: BlockFisher
     mean_diagonal: float
     draw: int
     examples: int
@@ -118,7 +107,7 @@ class BlockCorrector:
 
     def __call__(self, removal: RemovedWeights, meter: Meter) -> tuple[np.ndarray, CalibrationReport | None]:
         diagonal = None if self._joint else removal.fisher.inverse_diagonal()
-        work = sum(bool(removal.prune[block].any()) for block in removal.blocks)
+        work = sum(bool(removal.prune[block].any()) for block in removal.fisher.blocks)
         with meter.phase("update", work, "block") as advance:
             weights = removal.weights[removal.keep]
             return removal.fisher.update(weights, removal.prune, diagonal, self._joint, advance), None
@@ -152,7 +141,7 @@ class CalibratedCorrector:
         dampings = [part * removal.mean_diagonal for part in STEPS]
         unpruned = removal.weights[removal.keep]
         with meter.phase("update", 1, "decomposition") as advance:
-            correction = WholeCorrection(removal.grads, removal.kernels[0], unpruned, removal.prune)
+            correction = WholeCorrection(removal.fisher.grads, removal.fisher.kernels[0], unpruned, removal.prune)
             changes = correction.compensations(compensations)
             advance()
         base = removal.weights.copy()

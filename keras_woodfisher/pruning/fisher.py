@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
@@ -45,6 +44,9 @@ def block_slices(kept: Sequence[int], size: int | None, labels: np.ndarray | Non
 Advance = Callable[[], None]
 """Called after each block that is done, for a progress bar."""
 
+Work = Callable[[BlockKernel, Sequence[slice]], None]
+"""Does the work on some blocks by the kernel of a device."""
+
 
 def no_progress() -> None:
     pass
@@ -56,50 +58,55 @@ class BlockFisher:
     Memory beyond `G` is that of one block at a time a lane, on GPUs of a stack of them. Sources: WoodFisher (arXiv
     2004.14340, section 3), M-FAC (arXiv 2107.03356).
 
+    In its methods `weights` are the unpruned ones, (d,), and `advance` is called after each block that is done.
+
     Args:
         grads: The gradient samples (m, d) of the unpruned weights.
         blocks: Columns of each block.
         damp: Ridge on the diagonal of the Fisher.
         kernels: One kernel a device.
+
+    Attributes:
+        grads, blocks, kernels: As given.
     """
 
     def __init__(self, grads: GradientStore, blocks: Sequence[slice], damp: float, kernels: Sequence[BlockKernel]):
-        self._grads = grads
-        self._blocks = blocks
+        self.grads = grads
+        self.blocks = blocks
         self._damp = damp
-        self._kernels = kernels
+        self.kernels = kernels
         self._diagonal: np.ndarray | None = None
 
     def inverse_diagonal(self, advance: Advance = no_progress) -> np.ndarray:
         """`diag(F^-1)`, (d,) float64; computed once."""
         if self._diagonal is None:
-            self._diagonal = self._inverse_diagonal(advance)
+            out = np.empty(self.grads.shape[1])
+
+            def work(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
+                found = kernel.inverse_diagonals(self._stack(blocks), self._damp)
+                for block, diagonal in zip(blocks, found, strict=True):
+                    out[block] = diagonal
+
+            self._each(work, self.blocks, advance, together=True)
+            self._diagonal = out
         return self._diagonal
 
     def group_costs(
         self, weights: np.ndarray, labels: np.ndarray, number: int, advance: Advance = no_progress
     ) -> np.ndarray:
-        """What removing each group costs, `1/2 w_S^T ([F^-1]_SS)^-1 w_S`.
+        """What removing each of n = `number` groups costs, (n,) float64; see `BlockKernel.group_costs`.
 
-        F is block-diagonal, so the cost of a group that lies in several blocks is the sum of those of its parts.
-
-        Args:
-            weights: (d,) unpruned weights.
-            labels: (d,) int, the group of each, -1 where it has none.
-            number: How many groups there are (n).
-            advance: Called after each block.
-
-        Returns:
-            (n,) float64; zero for groups without a weight.
+        F is block-diagonal, so the cost of a group that lies in several blocks is the sum of those of its parts. That
+        of a group without a weight is zero.
         """
         parts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
         def work(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
             (block,) = blocks
-            grads = self._grads.block(block)
+            grads = self.grads.block(block)
             parts[block.start] = kernel.group_costs(grads, self._damp, weights[block], labels[block])
 
-        self._each(work, self._blocks, advance)
+        self._each(work, self.blocks, advance)
         out = np.zeros(number)
         # In the order of the blocks, whichever was done first: rounding is always the same.
         for start in sorted(parts):
@@ -110,20 +117,10 @@ class BlockFisher:
     def cheapest_sets(
         self, weights: np.ndarray, members: np.ndarray, most: int, advance: Advance = no_progress
     ) -> tuple[np.ndarray, np.ndarray]:
-        """For each group the sets of 1, 2, ... of its weights whose removal costs least.
-
-        Args:
-            weights: (d,) unpruned weights.
-            members: (n, M) int, the columns of each group, all in one block; -1 where a weight was pruned earlier.
-            most: The largest number of weights to remove of a group.
-            advance: Called after each block.
-
-        Returns:
-            Costs (n, most) float64, infinite where a group has fewer weights, and the sets (n, most, M) bool.
-        """
+        """For each group, all in one block, the sets that cost least; see `BlockKernel.cheapest_sets`."""
         costs = np.full((len(members), most), np.inf)
         sets = np.zeros((len(members), most, members.shape[1]), bool)
-        starts = np.array([block.start for block in self._blocks])
+        starts = np.array([block.start for block in self.blocks])
         owner = np.searchsorted(starts, members.max(1), side="right") - 1
         order = np.argsort(owner, kind="stable")
         edges = np.searchsorted(owner[order], np.arange(len(starts) + 1))
@@ -134,22 +131,11 @@ class BlockFisher:
             if (chosen := groups[block.start]).size:
                 here = members[chosen]
                 here = np.where(here >= 0, here - block.start, -1)
-                args = (self._grads.block(block), self._damp, weights[block], here, most)
+                args = (self.grads.block(block), self._damp, weights[block], here, most)
                 costs[chosen], sets[chosen] = kernel.cheapest_sets(*args)
 
-        self._each(work, self._blocks, advance)
+        self._each(work, self.blocks, advance)
         return costs, sets
-
-    def _inverse_diagonal(self, advance: Advance) -> np.ndarray:
-        out = np.empty(self._grads.shape[1])
-
-        def work(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
-            found = kernel.inverse_diagonals(self._stack(blocks), self._damp)
-            for block, diagonal in zip(blocks, found, strict=True):
-                out[block] = diagonal
-
-        self._each(work, self._blocks, advance, together=True)
-        return out
 
     def update(
         self,
@@ -159,17 +145,10 @@ class BlockFisher:
         joint: bool,
         advance: Advance = no_progress,
     ) -> np.ndarray:
-        """The change of the kept weights when `prune` is removed.
+        """The change of the kept weights when `prune`, (d,) bool, is removed: (d,) float64, zero where `prune`.
 
-        Args:
-            weights: (d,) unpruned weights.
-            prune: (d,) bool, those to remove now.
-            diagonal: (d,) from `inverse_diagonal`, for the independent update.
-            joint: The exact update for the set in each block, or the sum of single updates.
-            advance: Called after each block that has weights to remove.
-
-        Returns:
-            (d,) float64, zero where `prune`.
+        With `joint` it is the exact update for the set in each block, else the sum of single updates, which `diagonal`
+        (from `inverse_diagonal`) is for. Blocks that have no weight to remove are left out.
         """
         out = np.zeros(weights.shape)
 
@@ -183,52 +162,37 @@ class BlockFisher:
             for block, change in zip(blocks, found, strict=True):
                 out[block] = change
 
-        touched = [block for block in self._blocks if prune[block].any()]
+        touched = [block for block in self.blocks if prune[block].any()]
         self._each(work, touched, advance, together=True)
         return out
 
     def costs(self, change: np.ndarray, scale: float = 1.0, advance: Advance = no_progress) -> np.ndarray:
-        """The increase of the loss that a change of the weights stands for, `1/2 delta^T F delta` in each block.
+        """The increase of the loss that a change (d,) of the weights stands for, `1/2 delta^T F delta` in each block.
 
-        Args:
-            change: (d,) delta of all weights.
-            scale: Factor of `(1/m) G^T G`.
-            advance: Called after each block.
-
-        Returns:
-            One float64 a block.
+        `scale` is a factor of `(1/m) G^T G`.
         """
         found = {}
 
         def work(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
             (block,) = blocks
             delta = change[block]
-            grads = self._grads.block(block)
+            grads = self.grads.block(block)
             fit = np.square(kernel.combine(grads, delta)).sum() / grads.shape[0]
             found[block.start] = 0.5 * (self._damp * np.square(delta).sum() + scale * fit)
 
         # Products with one vector are too short to be shared.
-        self._each(work, self._blocks, advance, share=False)
-        return np.array([found[block.start] for block in self._blocks])
+        self._each(work, self.blocks, advance, share=False)
+        return np.array([found[block.start] for block in self.blocks])
 
     def _each(
-        self,
-        work: Callable[[BlockKernel, Sequence[slice]], Any],
-        blocks: Sequence[slice],
-        advance: Advance,
-        together: bool = False,
-        share: bool = True,
+        self, work: Work, blocks: Sequence[slice], advance: Advance, together: bool = False, share: bool = True
     ) -> None:
         """Deals blocks out: whichever lane of whichever device is free takes the next one.
 
-        Args:
-            work: Called with a kernel and blocks.
-            blocks: All of them.
-            advance: Called after each block.
-            together: Devices that take several of one width at a time get as many.
-            share: A single block is shared among the lanes of the first device.
+        If `together`, devices that take several blocks of one width at a time get as many; else each is worked on by
+        itself. If `share`, a single block is shared among the lanes of the first device.
         """
-        kernels = [kernel.sharing() for kernel in self._kernels] if share and len(blocks) == 1 else self._kernels
+        kernels = [kernel.sharing() for kernel in self.kernels] if share and len(blocks) == 1 else self.kernels
         # The first lane of each device, then the second ones: few blocks use all devices.
         most = max(kernel.lanes for kernel in kernels)
         lanes = [kernel for turn in range(most) for kernel in kernels if turn < kernel.lanes]
@@ -238,13 +202,13 @@ class BlockFisher:
             for _ in job:
                 advance()
 
-        for group in self._grads.groups(blocks) if blocks else ():
-            queue = _Queue(group, self._grads.shape[0], len(lanes) if together else len(group))
+        for group in self.grads.groups(blocks) if blocks else ():
+            queue = _Queue(group, self.grads.shape[0], len(lanes) if together else len(group))
             deal(lanes[: len(group)], queue.take, do, cores=host_threads())
 
     def _stack(self, blocks: Sequence[slice]) -> Stack:
-        joined = isinstance(self._grads, MemoryStore)
-        return Stack(self._grads.block, blocks, self._grads.shape[0], joined)
+        joined = isinstance(self.grads, MemoryStore)
+        return Stack(self.grads.block, blocks, self.grads.shape[0], joined)
 
 
 def _rows(vector: np.ndarray, blocks: Sequence[slice]) -> np.ndarray:
@@ -253,13 +217,7 @@ def _rows(vector: np.ndarray, blocks: Sequence[slice]) -> np.ndarray:
 
 
 class _Queue:
-    """Blocks in their order, with others of the same width where a device takes several at a time.
-
-    Args:
-        blocks: All of them.
-        samples: m.
-        lanes: Each of so many should get some.
-    """
+    """Blocks in their order, with others of the same width where a device takes several: each lane should get some."""
 
     def __init__(self, blocks: Sequence[slice], samples: int, lanes: int):
         self._blocks = deque(blocks)

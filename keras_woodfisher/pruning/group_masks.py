@@ -1,4 +1,9 @@
-"""Costs of groups to masks: whole groups, or up to M - N weights of each group of M; what is pruned stays pruned."""
+"""Costs of groups to masks: whole groups, or up to M - N weights of each group of M; what is pruned stays pruned.
+
+Everywhere here `weights` (d,) are all chosen weights, `pruned` (d,) bool says which of them are pruned now, and
+`sparsity` gives the fraction to reach of the weights that belong to a group, one a variable. If `together`, all groups
+are ranked together (by the first sparsity), else those of each variable by themselves.
+"""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -23,19 +28,9 @@ def select(
     together: bool,
     advance: Advance,
 ) -> np.ndarray:
-    """The next set of pruned weights.
+    """The next set of pruned weights, (d,) bool.
 
-    Args:
-        structure: The groups.
-        weights: (d,) all chosen weights.
-        pruned: (d,) bool, those that are pruned now.
-        fisher: Of the others, for the costs of Optimal Brain Surgeon; None: the cost is the sum of squares.
-        sparsity: The fraction to reach of the weights that belong to a group, one a variable.
-        together: All groups are ranked together (by the first sparsity), or those of each variable by themselves.
-        advance: Called after each block of the Fisher.
-
-    Returns:
-        (d,) bool.
+    Costs are those of Optimal Brain Surgeon by the Fisher of the unpruned weights; without one, sums of squares.
     """
     if structure.pattern is None:
         costs = _group_costs(structure, weights, pruned, fisher, advance)
@@ -47,18 +42,11 @@ def select(
 def grow_groups(
     structure: Structure, costs: np.ndarray, pruned: np.ndarray, sparsity: Sequence[float], together: bool
 ) -> np.ndarray:
-    """Prunes the groups with the lowest cost for each weight that they still have.
+    """Prunes the groups with the lowest cost (n,) for each weight that they still have.
 
     Group after group goes until one more would take the number of zeros further from what is asked for; the last group
     of a variable is never taken. Ties fall to the first group. Where all groups are single weights, this is
     `masks.grow`.
-
-    Args:
-        structure: The groups.
-        costs: (n,) cost of removing what a group still has.
-        pruned: (d,) bool.
-        sparsity: As in `select`.
-        together: As in `select`.
     """
     _check(costs)
     left = _left(structure, pruned)
@@ -86,15 +74,8 @@ def grow_patterns(
     """Prunes up to M - N weights of each group of M: those whose sets cost least for each weight.
 
     The number of zeros is exact, as in `masks.grow`, where groups have room for them. At the sparsity of the pattern
-    every group gets M - N zeros.
-
-    Args:
-        structure: The groups of an N:M mask.
-        costs: (n, M - N), the least cost of removing 1, 2, ... further weights of a group.
-        sets: (n, M - N, M) bool, the weights that this removes.
-        pruned: (d,) bool.
-        sparsity: As in `select`.
-        together: As in `select`.
+    every group gets M - N zeros. `costs` (n, M - N) are the least costs of removing 1, 2, ... further weights of a
+    group, `sets` (n, M - N, M) bool the weights that this removes.
     """
     _check(costs)
     left = _left(structure, pruned)
@@ -116,13 +97,13 @@ def grow_patterns(
 def grows(structure: Structure, pruned: np.ndarray, sparsity: Sequence[float], together: bool) -> bool:
     """Whether anything may be pruned on the way to a sparsity, whatever the costs."""
     left = _left(structure, pruned)
-    room = _room(structure, left) if structure.pattern is not None else left
-    for groups, aim, zeros, full in _ranges(structure, left, sparsity, together):
-        if structure.pattern is not None:
-            if _further(aim, zeros, room[groups], full) > 0:
-                return True
-            continue
-        sizes = left[groups][_spare(structure, left)[groups]]
+    ranges = _ranges(structure, left, sparsity, together)
+    if structure.pattern is not None:
+        room = _room(structure, left)
+        return any(_further(aim, zeros, room[groups], full) > 0 for groups, aim, zeros, full in ranges)
+    spare = _spare(structure, left)
+    for groups, aim, zeros, _ in ranges:
+        sizes = left[groups][spare[groups]]
         if sizes.size and _fits(sizes.min(keepdims=True), zeros, aim)[0]:
             return True
     return False
@@ -204,14 +185,11 @@ def _ranges(
     structure: Structure, left: np.ndarray, sparsity: Sequence[float], together: bool
 ) -> Iterator[tuple[slice, float, int, bool]]:
     """Groups that are ranked by themselves, zeros to reach, zeros there are, and whether all that may go does."""
+    edges, covers = structure.edges, structure.covered
     if together:
-        parts = [(slice(0, structure.number), sum(structure.covered), sparsity[0])]
-    else:
-        parts = [
-            (slice(*edges), covered, fraction)
-            for edges, covered, fraction in zip(pairwise(structure.edges), structure.covered, sparsity, strict=True)
-        ]
-    for groups, covered, fraction in parts:
+        edges, covers, sparsity = [0, structure.number], [sum(covers)], sparsity[:1]
+    for (start, stop), covered, fraction in zip(pairwise(edges), covers, sparsity, strict=True):
+        groups = slice(start, stop)
         full = structure.pattern is not None and fraction >= highest(structure.pattern) - TOLERANCE
         yield groups, fraction * covered, covered - int(left[groups].sum()), full
 

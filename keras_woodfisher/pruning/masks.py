@@ -17,14 +17,7 @@ def count(sparsity: float, total: int) -> int:
 
 
 def lowest(scores: np.ndarray, number: int) -> np.ndarray:
-    """The `number` lowest scores; ties fall to the lowest index.
-
-    Args:
-        scores: (N,) saliencies. Weights that are pruned already have `-inf`.
-        number: How many to choose.
-
-    Returns:
-        (N,) bool with exactly `number` True.
+    """The `number` lowest of scores (N,), exactly so many, as (N,) bool; ties fall to the lowest index.
 
     Raises:
         FloatingPointError: If a score is NaN.

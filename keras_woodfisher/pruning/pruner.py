@@ -8,7 +8,6 @@ import keras
 import numpy as np
 from keras_woodfisher_backends.protocol import Backend
 
-from keras_woodfisher.gradients.footprint import Footprint
 from keras_woodfisher.gradients.sources import GradientSource
 from keras_woodfisher.memory.plan import MemoryPlan
 from keras_woodfisher.memory.store import GradientStore
@@ -20,7 +19,7 @@ from keras_woodfisher.pruning.fisher import Advance, BlockFisher, block_slices, 
 from keras_woodfisher.pruning.group_masks import grows, select
 from keras_woodfisher.pruning.groups import Structure, arranged, structure_of
 from keras_woodfisher.pruning.masks import count, grow, saliencies, zeros_of
-from keras_woodfisher.pruning.workspace import Resources
+from keras_woodfisher.pruning.workspace import Workspace
 from keras_woodfisher.reports.meter import Meter
 from keras_woodfisher.reports.pruning_report import StageReport
 
@@ -39,7 +38,7 @@ class Pruner:
         zeros: For each variable the number of its pruned weights.
         sparsity: The fraction of pruned weights over all chosen variables.
         structure: The groups of weights that are pruned together; None where each is pruned by itself.
-        resources: Where updates work and keep their gradients.
+        workspace: Where updates work and keep their gradients.
 
     Raises:
         ValueError: If a device doesn't exist, there is nothing to prune, or no variable has a group of `mask_type`.
@@ -51,22 +50,18 @@ class Pruner:
         chosen = find_targets(model, options.params, options.exclude)
         self.targets: list[Target] = [arranged(target, options.mask_type) for target in chosen]
         self.structure: Structure | None = structure_of(self.targets, options.mask_type)
-        self.resources = Resources(options, [target.size for target in self.targets], self.structure)
+        self.workspace = Workspace(options, [target.size for target in self.targets], self.structure)
         self._set([np.zeros(target.size, bool) for target in self.targets])
 
     @property
     def backend(self) -> Backend:
         """The adapter of the Keras backend."""
-        return self.resources.backend
+        return self.workspace.backend
 
     @property
     def memory(self) -> MemoryPlan | None:
         """The plan that updates keep to."""
-        return self.resources.memory
-
-    def plan_memory(self, footprint: Footprint, uses: Sequence[tuple[int, int]]) -> MemoryPlan:
-        """See `Resources.plan`."""
-        return self.resources.plan(footprint, uses)
+        return self.workspace.memory
 
     def open_source(self, source: GradientSource, rows: int, uses: Sequence[tuple[int, int]]) -> None:
         """Checks a source of gradients, and plans the memory of the updates that use it.
@@ -82,7 +77,7 @@ class Pruner:
         """
         source.check(rows)
         if uses:
-            self.plan_memory(source.footprint(max(rows for rows, _ in uses)), uses)
+            self.workspace.plan(source.footprint(max(rows for rows, _ in uses)), uses)
 
     def find_zeros(self) -> None:
         """Takes the zeros that are there as pruned (but for a variable that is zero as a whole)."""
@@ -143,11 +138,9 @@ class Pruner:
         """Whether an update to a sparsity would prune anything."""
         if self.structure is not None:
             return grows(self.structure, np.concatenate(self.pruned), sparsity, self.options.global_sparsity)
-        counts = self.zeros
         if self.options.global_sparsity:
-            return count(sparsity[0], sum(p.size for p in self.pruned)) > sum(counts)
-        wanted = (count(s, p.size) for s, p in zip(sparsity, self.pruned, strict=True))
-        return any(number > now for number, now in zip(wanted, counts, strict=True))
+            return count(sparsity[0], sum(p.size for p in self.pruned)) > sum(self.zeros)
+        return any(count(s, p.size) > now for s, p, now in zip(sparsity, self.pruned, self.zeros, strict=True))
 
     def update(
         self,
@@ -178,7 +171,7 @@ class Pruner:
         """
         if not self.prunes(sparsity):
             return StageReport(self.sparsity)
-        meter = Meter(self.backend, self.resources.devices, self.options.verbose)
+        meter = Meter(self.backend, self.workspace.devices, self.options.verbose)
         weights = self.check_weights()
         done = StageReport(0.0)
         if source is None:
@@ -200,18 +193,14 @@ class Pruner:
     ) -> Iterator[tuple[GradientStore, list[slice], float]]:
         """Gradient samples of the unpruned weights, their blocks, and the mean of the diagonal of `(1/m) G^T G`.
 
-        Args:
-            source: Where gradients come from.
-            rows: How many gradient samples to use.
-            draw: Number of the update.
-            meter: Shows progress.
+        For the arguments see `update`; `meter` shows progress.
         """
         kept = [~pruned for pruned in self.pruned]
         labels = None if self.structure is None else self.structure.labels[np.concatenate(kept)]
         blocks = block_slices([int(mask.sum()) for mask in kept], self.options.fisher_block_size, labels)
-        store, squares = self.resources.gradients(source, kept, blocks, rows, draw, meter)
+        store, squares = self.workspace.gradients(source, kept, blocks, rows, draw, meter)
         with closing(store) as grads:
-            self.resources.fit(len(grads))
+            self.workspace.fit(len(grads))
             yield grads, blocks, squares / (len(grads) * grads.shape[1])
 
     def _second_order(
@@ -227,22 +216,12 @@ class Pruner:
         keep = ~np.concatenate(self.pruned)
         with self.gradients(source, rows, draw, meter) as (grads, blocks, mean_diagonal):
             damp = self.options.damping(mean_diagonal)
-            fisher = BlockFisher(grads, blocks, damp, self.resources.kernels)
+            fisher = BlockFisher(grads, blocks, damp, self.workspace.kernels)
             with meter.phase("inverse", len(blocks), "block") as advance:
                 new = self._select(weights, fisher, sparsity, advance)
             assert self.memory is not None
-            removal = RemovedWeights(
-                grads,
-                blocks,
-                self.resources.kernels,
-                weights,
-                keep,
-                prune=new[keep],
-                fisher=fisher,
-                mean_diagonal=mean_diagonal,
-                draw=draw,
-                examples=self.memory.chunk * self.options.grad_batch_size,
-            )
+            examples = self.memory.chunk * self.options.grad_batch_size
+            removal = RemovedWeights(fisher, weights, keep, new[keep], mean_diagonal, draw, examples)
             change, chosen = corrector(removal, meter)
             samples = len(grads)
         delta = np.zeros(weights.shape)
@@ -252,14 +231,7 @@ class Pruner:
     def _select(
         self, weights: np.ndarray, fisher: BlockFisher | None, sparsity: Sequence[float], advance: Advance = no_progress
     ) -> np.ndarray:
-        """The next set of pruned weights: scores and choice.
-
-        Args:
-            weights: All weights, in weight order.
-            fisher: Of the unpruned ones; None for magnitudes.
-            sparsity: As in `update`.
-            advance: Called after each block of the Fisher.
-        """
+        """The next set of pruned weights: scores, by the Fisher of the unpruned ones or by magnitude, and choice."""
         pruned = np.concatenate(self.pruned)
         if self.structure is not None:
             together = self.options.global_sparsity
@@ -269,17 +241,10 @@ class Pruner:
         return self.choose(saliencies(weights, ~pruned, fisher.inverse_diagonal(advance)), sparsity)
 
     def choose(self, scores: np.ndarray, sparsity: Sequence[float]) -> np.ndarray:
-        """The set of pruned weights at a sparsity: those that are pruned now, and the ones of the lowest scores.
-
-        Args:
-            scores: (N,) of all weights, in weight order.
-            sparsity: As in `update`.
-        """
+        """The set of pruned weights at a sparsity: those that are pruned now, and those of the lowest scores (N,)."""
         sizes = [p.size for p in self.pruned]
-        if self.options.global_sparsity:
-            groups = [(sum(sizes), sparsity[0])]
-        else:
-            groups = list(zip(sizes, sparsity, strict=True))
+        together = self.options.global_sparsity
+        groups = [(sum(sizes), sparsity[0])] if together else list(zip(sizes, sparsity, strict=True))
         return grow(scores, np.concatenate(self.pruned), groups)
 
     def _write(self, weights: np.ndarray, pruned: np.ndarray) -> None:

@@ -10,17 +10,12 @@ from keras_woodfisher.reports.pruning_report import StageReport
 
 
 def stage_sparsities(now: float, final: float, stages: int) -> list[float]:
-    """Sparsities whose kept fraction falls geometrically.
+    """The sparsity after each stage, from one that is there now to the final one; what is kept falls geometrically.
 
     >>> [round(sparsity, 4) for sparsity in stage_sparsities(0.0, 0.936, 3)]
     [0.6, 0.84, 0.936]
     >>> stage_sparsities(0.5, 0.5, 2)
     [0.5, 0.5]
-
-    Args:
-        now: Sparsity before the first stage.
-        final: Sparsity after the last one.
-        stages: How many there are.
     """
     if final <= now:
         return [final] * stages

@@ -1,6 +1,7 @@
 """Where the work of updates is done, and where gradients are kept meanwhile: devices, and memory by a plan."""
 
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 
 import keras
@@ -15,11 +16,11 @@ from keras_woodfisher_backends.protocol import Backend
 from keras_woodfisher.gradients.footprint import Footprint
 from keras_woodfisher.gradients.sources import GradientSource
 from keras_woodfisher.memory.device import DeviceStore
-from keras_woodfisher.memory.disk import DiskStore, disk_room, temporary_folder
+from keras_woodfisher.memory.disk import DiskStore, disk_room
 from keras_woodfisher.memory.free_memory import SHARE, check_device_memory, free_memory
 from keras_woodfisher.memory.plan import DISK, MEMORY, RECOMPUTED, MemoryNeeds, MemoryPlan
 from keras_woodfisher.memory.planning import MemoryBudget, plan_memory
-from keras_woodfisher.memory.recomputed import RecomputedStore
+from keras_woodfisher.memory.recomputed import RecomputedStore, Refill
 from keras_woodfisher.memory.staged import HalfStore
 from keras_woodfisher.memory.store import GradientStore, MemoryStore
 from keras_woodfisher.options.pruning_options import CALIBRATED, PruningOptions
@@ -82,7 +83,7 @@ def needs_of(
 
 def budget_of(options: PruningOptions) -> MemoryBudget:
     """What there is now."""
-    free, folder = free_memory(), temporary_folder()
+    free, folder = free_memory(), tempfile.gettempdir()
     limit, reason = int(SHARE * free), "a quarter of what is free"
     if options.memory_limit is not None:
         limit, reason = parse_bytes("memory_limit", options.memory_limit), "memory_limit"
@@ -93,9 +94,7 @@ def budget_of(options: PruningOptions) -> MemoryBudget:
     )
 
 
-def open_store(
-    plan: MemoryPlan, shape: tuple[int, int], blocks: Sequence[slice], fill: Callable[[GradientStore], object]
-) -> GradientStore:
+def open_store(plan: MemoryPlan, shape: tuple[int, int], blocks: Sequence[slice], fill: Refill) -> GradientStore:
     """An empty place for gradients, as planned.
 
     Args:
@@ -114,13 +113,10 @@ def open_store(
         return DiskStore(shape, chunk, plan.dtype, plan.page, blocks)
     if plan.storage == RECOMPUTED:
         # An update with more samples has shorter pages, but for whole blocks.
-        page = max(plan.page * plan.samples // max(shape[0], plan.samples), min(plan.page, _widest(blocks)))
+        widest = max((block.stop - block.start for block in blocks), default=1)
+        page = max(plan.page * plan.samples // max(shape[0], plan.samples), min(plan.page, widest))
         return RecomputedStore(shape, chunk, plan.dtype, page, blocks, fill)
     return DeviceStore(shape, chunk, plan.dtype, plan.page, plan.storage)
-
-
-def _widest(blocks: Sequence[slice]) -> int:
-    return max((block.stop - block.start for block in blocks), default=1)
 
 
 def _block_bytes(device: str, kernel: BlockKernel, rows: int, widths: tuple[int, int], lanes: int, group: int) -> int:
@@ -140,7 +136,7 @@ _DEVICE_SHARE = 0.8
 """Part of a device's free memory that the inverse Fisher may use."""
 
 
-class Resources:
+class Workspace:
     """Devices and memory of the updates of one model.
 
     Args:
@@ -203,13 +199,7 @@ class Resources:
     ) -> tuple[GradientStore, float]:
         """The gradients, where the plan says, and the sum of their squares.
 
-        Args:
-            source: Gives them.
-            kept: For each variable its unpruned weights, bool.
-            blocks: Their blocks.
-            rows: How many samples to use.
-            draw: Number of the update.
-            meter: Shows progress.
+        The arguments are those of `GradientSource.fill`, the blocks of the unpruned weights, and what shows progress.
         """
         shape = rows, int(sum(mask.sum() for mask in kept))
         if self.memory is None or not self.memory.covers(*shape):

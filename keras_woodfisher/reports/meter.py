@@ -46,16 +46,13 @@ class Meter:
         with _AnonymousGrowth() as growth:
             yield advance
         seconds = time.perf_counter() - start
-        self.phases.append(PhaseReport(name, seconds, self._peak(growth.peak)))
+        peaks = [self._backend.peak_memory(device) for device in self._devices]
+        self.phases.append(PhaseReport(name, seconds, growth.peak + sum(peak or 0 for peak in peaks)))
 
     def note(self, text: str) -> None:
         """Tells the user something about a phase."""
         if self._verbose:
             announce(text)
-
-    def _peak(self, host: int) -> int:
-        peaks = [self._backend.peak_memory(device) for device in self._devices]
-        return host + sum(peak for peak in peaks if peak is not None)
 
 
 class _AnonymousGrowth:

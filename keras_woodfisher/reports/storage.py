@@ -4,7 +4,7 @@ A `.keras` file stores every zero. These figures tell what a format for sparse w
 """
 
 import gzip
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import keras
 import numpy as np
@@ -35,17 +35,11 @@ class Storage:
     gzip: int
 
     def __add__(self, other: "Storage") -> "Storage":
-        return Storage(
-            self.dense + other.dense, self.bitmask + other.bitmask, self.csr + other.csr, self.gzip + other.gzip
-        )
+        return Storage(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 def matrix_storage(matrix: np.ndarray) -> Storage:
-    """The bytes of a matrix.
-
-    Args:
-        matrix: (rows, columns), of any type of number.
-    """
+    """The bytes of a matrix (rows, columns), of any type of number."""
     rows, columns = matrix.shape
     nonzero = int(np.count_nonzero(matrix))
     values = nonzero * matrix.itemsize

@@ -36,11 +36,5 @@ def sparsity_report(model: keras.Model, params: str | Sequence[str] = ALL_PRUNAB
 def count_zeros(targets: Sequence[Target]) -> tuple[VariableReport, ...]:
     """A report of each variable as it is now."""
     return tuple(
-        VariableReport(
-            target.name,
-            tuple(target.variable.shape),
-            target.size,
-            int(np.count_nonzero(target.read() == 0)),
-        )
-        for target in targets
+        VariableReport(t.name, tuple(t.variable.shape), t.size, int(np.count_nonzero(t.read() == 0))) for t in targets
     )

@@ -15,7 +15,7 @@ from keras_woodfisher_backends.kernel.numpy_operators import NumpyOperators
 from keras_woodfisher_backends.kernel.stacking import Stacking
 
 import keras_woodfisher as kw
-from keras_woodfisher.pruning import workspace as resources_module
+from keras_woodfisher.pruning import workspace as workspace_module
 from keras_woodfisher.pruning.fisher import BlockFisher, block_slices
 
 NAME = keras.backend.backend()
@@ -115,7 +115,7 @@ def test_all_accelerators_share_the_blocks(monkeypatch, make_mlp, blobs, free):
     plain = prune(make_mlp, blobs)
     monkeypatch.setattr(devices, "LANES", 2)  # there are few blocks
     accelerators = Accelerators(free)
-    monkeypatch.setattr(resources_module, "get_backend", lambda name: accelerators.backend())
+    monkeypatch.setattr(workspace_module, "get_backend", lambda name: accelerators.backend())
     widths, loads, stacked, threads = set(), [], [], set()
     operators = type(get_backend(NAME).kernel("cpu:0").operators)
     loading, loading_stacks = operators.load, operators.load_stack

@@ -280,7 +280,7 @@ def test_memory_for_groups_is_part_of_the_plan(make_mlp, blobs):
         uses = [(64, sum(t.size for t in pruner.targets))]
         from keras_woodfisher.gradients.footprint import buffered_footprint
 
-        return pruner.plan_memory(buffered_footprint(pruner.targets, 64), uses), pruner
+        return pruner.workspace.plan(buffered_footprint(pruner.targets, 64), uses), pruner
 
     plain, _ = plan("unstructured")
     for mask in ("2:4", "filter"):

@@ -16,7 +16,7 @@ from keras_woodfisher.gradients.footprint import buffered_footprint, counted_out
 from keras_woodfisher.gradients.sources import SampledGradients
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.pruner import Pruner
-from keras_woodfisher.pruning.workspace import Resources
+from keras_woodfisher.pruning.workspace import Workspace
 from keras_woodfisher.recipe.dry_run.costs import passes_of
 
 WIDE = 60
@@ -50,14 +50,14 @@ def pruned(wide, **kwargs):
     model, data = wide
     before = model.get_weights()
     plans = []
-    real = Resources.plan
+    real = Workspace.plan
 
     def planning(self, *args):
         plans.append(real(self, *args))
         return plans[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Resources, "plan", planning)
+        patch.setattr(Workspace, "plan", planning)
         kw.prune(model, data, 0.6, quality="fast", num_grads=ROWS, verbose=0, **kwargs)
     after = model.get_weights()
     model.set_weights(before)
@@ -74,11 +74,11 @@ def limit_for(storage, model, data, rows=ROWS, **kwargs):
         source = SampledGradients(model, pruner.targets, PruningOptions(verbose=0), pruner.backend, open_examples(data))
         footprint = source.footprint(rows)
     uses = [(rows, sum(t.size for t in pruner.targets))]
-    limit = pruner.plan_memory(footprint, uses).total
+    limit = pruner.workspace.plan(footprint, uses).total
     while limit > 0:
         limit -= 20_000
         pruner = Pruner(model, PruningOptions(verbose=0, memory_limit=limit, **kwargs))
-        if pruner.plan_memory(footprint, uses).storage == storage:
+        if pruner.workspace.plan(footprint, uses).storage == storage:
             return limit
     raise AssertionError(f"never {storage}")
 
@@ -237,7 +237,7 @@ def test_more_than_was_foreseen_is_planned_anew(capsys):
     model = keras.Sequential([keras.layers.Input((30,)), keras.layers.Dense(20)])
     pruner = Pruner(model, PruningOptions(fisher_block_size=50, verbose=2))
     source = GivenGradients(np.random.default_rng(0).normal(size=(40, 600)).astype(np.float32))
-    pruner.plan_memory(source.footprint(10), [(10, 600), (20, 100)])
+    pruner.workspace.plan(source.footprint(10), [(10, 600), (20, 100)])
     pruner.update([0.1], source, 10)
     assert (pruner.memory.samples, pruner.memory.most) == (10, 20)
     pruner.update([0.2], source, 40)

@@ -8,7 +8,7 @@ import pytest
 import keras_woodfisher as kw
 from keras_woodfisher.callbacks.pruning_run import Run
 from keras_woodfisher.pruning.pruner import Pruner
-from keras_woodfisher.pruning.workspace import Resources
+from keras_woodfisher.pruning.workspace import Workspace
 
 BATCH, STEPS = 16, 6
 
@@ -67,7 +67,7 @@ def test_its_plan_is_that_of_training(make_mlp, blobs, opened, fields, sampled):
     assert trained is callbacks[0].run
     assert [asdict(update) for update in entry.updates] == [asdict(update) for update in updates]
     assert asdict(entry.cost.memory) == asdict(trained.pruner.memory)
-    assert planned.pruner.resources.devices == trained.pruner.resources.devices
+    assert planned.pruner.workspace.devices == trained.pruner.workspace.devices
     assert type(planned.source) is type(trained.source) or not sampled
     # What was planned is what was done.
     stages = trained.report().stages
@@ -77,7 +77,7 @@ def test_its_plan_is_that_of_training(make_mlp, blobs, opened, fields, sampled):
 
 def test_it_builds_one_pruner_for_each_modifier(make_mlp, blobs, monkeypatch):
     model, built = make_mlp(), []
-    for kind in (Pruner, Resources):
+    for kind in (Pruner, Workspace):
         init = kind.__init__
         monkeypatch.setattr(kind, "__init__", lambda self, *a, init=init: (built.append(type(self)), init(self, *a))[1])
     names = ["hidden/kernel", "out/kernel"]
@@ -85,7 +85,7 @@ def test_it_builds_one_pruner_for_each_modifier(make_mlp, blobs, monkeypatch):
         recipe_of(*({"params": [name]} for name in names)), model, STEPS, 2, data=blobs, verbose=0
     )
     assert not checked.problems
-    assert built == [Pruner, Resources] * len(names)
+    assert built == [Pruner, Workspace] * len(names)
 
 
 def test_devices_that_are_missing_are_left_out(make_mlp, blobs):

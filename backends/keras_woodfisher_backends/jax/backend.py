@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from keras_woodfisher_backends import devices
-from keras_woodfisher_backends.jax.operators import JaxOperators, is_out_of_memory
+from keras_woodfisher_backends.jax.operators import JaxOperators
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
 from keras_woodfisher_backends.kernel.numpy_operators import host_kernel
 from keras_woodfisher_backends.kernel.stacking import Stacking
@@ -20,6 +20,7 @@ class JaxBackend:
     """The adapter for `KERAS_BACKEND=jax`."""
 
     name = "jax"
+    is_out_of_memory = staticmethod(JaxOperators.is_out_of_memory)
 
     def devices(self) -> list[str]:
         return list(devices.names(len(_gpus()), len(_cpus())))
@@ -42,9 +43,6 @@ class JaxBackend:
 
     def in_turn(self) -> AbstractContextManager[Any]:
         return nullcontext()
-
-    def is_out_of_memory(self, error: Exception) -> bool:
-        return is_out_of_memory(error)
 
     def sampler(self, loss: Loss, model: Any, variables: Sequence[Any]) -> Sampler:
         return _JaxSampler(loss)

@@ -26,18 +26,16 @@ class JaxOperators:
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        with (
-            jax.enable_x64(True),
-            jax.default_device(self._device),
-            jax.default_matmul_precision("highest"),
-        ):
+        with jax.enable_x64(True), jax.default_device(self._device), jax.default_matmul_precision("highest"):
             yield
 
     def finish(self) -> None:
         pass
 
-    def is_out_of_memory(self, error: Exception) -> bool:
-        return is_out_of_memory(error)
+    @staticmethod
+    def is_out_of_memory(error: Exception) -> bool:
+        of_device = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+        return of_device or isinstance(error, MemoryError)
 
     def load(self, panel: np.ndarray) -> jax.Array:
         rows, columns = panel.shape
@@ -116,12 +114,6 @@ class JaxOperators:
 
     def project(self, panel: jax.Array, dual: np.ndarray) -> np.ndarray:
         return np.array(_apply(panel.mT, _padded(dual, *_like(panel.mT, dual))))
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device or the host is full."""
-    of_device = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
-    return of_device or isinstance(error, MemoryError)
 
 
 def _power_of_two(number: int, smallest: int = 1) -> int:

@@ -27,7 +27,15 @@ class BlockKernel:
     """Diagonal of the inverse, weight updates and costs of groups, of single blocks and of stacks, on one device.
 
     Methods that work raise numpy.linalg.LinAlgError if the matrix isn't positive definite in float64, and MemoryError
-    if the device has no room even for a narrow panel. Samples are left unchanged; they may be strided views.
+    if the device has no room even for a narrow panel. What they return is float64. Their arguments:
+
+    - `grads`: the samples of the block, (m, B) float32. They are left unchanged, and may be strided views.
+    - `damp`: the ridge on the diagonal of the Fisher, positive.
+    - `weights`: the weights of the block, (B,).
+    - `keep`, `prune`: sets K and Q of them, (B,) bool.
+
+    Vectors that come with a `Stack` of n blocks are (n, B). Methods that count bytes take the gradient `samples` (m),
+    the `width` of the widest block (B), and as `group` the most weights that are scored together.
 
     Args:
         operators: The framework's operators, bound to the device.
@@ -83,14 +91,7 @@ class BlockKernel:
         return self._stacking.number(samples, width)
 
     def memory(self, samples: int, width: int, group: int = 1, blocks: int | None = None) -> int:
-        """Bytes that a lane takes at most, beside the gradients.
-
-        Args:
-            samples: Gradient samples (m).
-            width: Weights of the widest block (B).
-            group: The most weights that are scored together.
-            blocks: How many blocks there are, if it is known.
-        """
+        """Bytes that a lane takes at most, beside the gradients; `blocks` is how many there are, if it is known."""
         single = block_bytes(samples, width, group, self.panels.width)
         if self._stacking is None or self.lanes == 1 or blocks == 1:
             return single
@@ -99,52 +100,30 @@ class BlockKernel:
     def staged(self, samples: int, width: int, columns: int) -> int:
         """Bytes of samples on their way to the device, which are contiguous copies on the host.
 
-        Args:
-            samples: Gradient samples (m).
-            width: Weights of the widest block (B).
-            columns: Weights of all blocks that may be taken together.
+        `columns` are the weights of all blocks that may be taken together.
         """
         single = 4 * samples * min(width, self.panels.width)
         return single if self._stacking is None else max(single, self._stacking.staged(samples, columns))
 
     def fit(self, samples: int, width: int, free: int, group: int = 1) -> None:
-        """Makes panels as narrow, and stacks as small, as the free memory of the device demands.
-
-        Args:
-            samples: Gradient samples (m).
-            width: Weights of the widest block (B).
-            free: Bytes that one lane may use.
-            group: As in `memory`.
-        """
+        """Makes panels as narrow, and stacks as small, as it takes for one lane to use `free` bytes of the device."""
         if self._stacking is not None:
             self._stacking.fit(free)
         self.panels.columns.fit(lambda panel: block_bytes(samples, width, group, panel) <= free)
 
     def gram(self, grads: Samples, keep: np.ndarray) -> np.ndarray:
-        """`G_K G_K^T`, (m, m) float64.
-
-        Args:
-            grads: (m, B) float32.
-            keep: (B,) bool, the set K; not empty.
-        """
+        """`G_K G_K^T`, (m, m), for a set that isn't empty."""
         lower = self.panels.within_memory(lambda: self.operators.host(factors.gram(self.panels, grads, keep)))
         size = grads.shape[0]
         lower = np.tril(lower[:size, :size])
         return lower + np.tril(lower, -1).T
 
     def combine(self, grads: Samples, coefficients: np.ndarray) -> np.ndarray:
-        """`G u`, (m,) or (m, k) float64, for coefficients `u` (B,) or (B, k) and samples (m, B) float32."""
+        """`G u`, (m,) or (m, k), for coefficients `u` (B,) or (B, k)."""
         return self.panels.within_memory(lambda: factors.combine(self.panels, grads, coefficients))
 
     def project(self, grads: Samples, keep: np.ndarray, dual: np.ndarray, out: np.ndarray) -> None:
-        """`(G_K^T x)^T`, computed in float64.
-
-        Args:
-            grads: (m, B) float32.
-            keep: (B,) bool, the set K.
-            dual: `x`, (m,) or (m, k).
-            out: (B,) or (k, B), written where `keep` is.
-        """
+        """Writes `(G_K^T x)^T`, computed in float64, into `out`, (B,) or (k, B); `x` is `dual`, (m,) or (m, k)."""
         self.panels.within_memory(lambda: factors.project(self.panels, grads, keep, dual, out))
 
     def group_costs(
@@ -152,14 +131,8 @@ class BlockKernel:
     ) -> tuple[np.ndarray, np.ndarray]:
         """What removing each group costs, `1/2 w_S^T ([F^-1]_SS)^-1 w_S`.
 
-        Args:
-            grads: (m, B) float32.
-            damp: Ridge on the diagonal of the Fisher, positive.
-            weights: (B,) weights of the block.
-            labels: (B,) int, the group of each weight; -1 where it has none.
-
-        Returns:
-            The labels that occur, ascending (n,), and their costs (n,) float64.
+        `labels` (B,) int says the group of each weight, -1 where it has none. Returns the labels that occur, ascending
+        (n,), and their costs (n,).
         """
         scores = GroupScores(self.panels, grads, damp, weights.astype(np.float64))
         return self.panels.within_memory(lambda: scores.costs(labels))
@@ -167,48 +140,24 @@ class BlockKernel:
     def cheapest_sets(
         self, grads: Samples, damp: float, weights: np.ndarray, members: np.ndarray, most: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """For each group the sets of 1, 2, ... of its weights that cost least together.
+        """For each group the sets of 1, 2, ..., `most` of its weights that cost least together.
 
-        Args:
-            grads: (m, B) float32.
-            damp: Ridge on the diagonal of the Fisher, positive.
-            weights: (B,) weights of the block.
-            members: (n, M) int, the columns of each group; -1 where a weight was pruned earlier.
-            most: The largest number of weights to remove of a group.
-
-        Returns:
-            Costs (n, most) float64, infinite where a group has fewer weights, and the sets (n, most, M) bool. See
-            `removal_sets.cheapest_sets` for which sets are compared.
+        `members` (n, M) int are the columns of each group, -1 where a weight was pruned earlier. Returns costs
+        (n, most), infinite where a group has fewer weights, and the sets (n, most, M) bool. See
+        `removal_sets.cheapest_sets` for which sets are compared.
         """
         scores = GroupScores(self.panels, grads, damp, weights)
         return self.panels.within_memory(lambda: scores.cheapest_sets(members, most))
 
     def inverse_diagonal(self, grads: Samples, damp: float) -> np.ndarray:
-        """`diag(F^-1)`.
-
-        Args:
-            grads: (m, B) float32.
-            damp: Ridge on the diagonal of the Fisher, positive.
-
-        Returns:
-            (B,) float64.
-        """
+        """`diag(F^-1)`, (B,)."""
         return self.panels.within_memory(lambda: factors.inverse_diagonal(self.panels, grads, damp))
 
     def joint_update(self, grads: Samples, damp: float, weights: np.ndarray, prune: np.ndarray) -> np.ndarray:
-        """The change of the kept weights that is optimal for the whole set that is pruned.
+        """The change (B,) of the kept weights that is optimal for the whole set that is pruned; zero on that set.
 
         Minimises `1/2 delta^T F delta` with `delta_Q = -w_Q`:
         `delta_K = G_K^T (m damp I + G_K G_K^T)^-1 G_Q w_Q`.
-
-        Args:
-            grads: (m, B) float32.
-            damp: Ridge on the diagonal of the Fisher, positive.
-            weights: (B,) weights of the block.
-            prune: (B,) bool, the set Q.
-
-        Returns:
-            (B,) float64, zero on the pruned weights.
         """
         removed = np.where(prune, weights, 0.0).astype(np.float64)
         return self.panels.within_memory(lambda: factors.response(self.panels, grads, damp, ~prune, removed))
@@ -216,20 +165,10 @@ class BlockKernel:
     def independent_update(
         self, grads: Samples, damp: float, weights: np.ndarray, prune: np.ndarray, diagonal: np.ndarray
     ) -> np.ndarray:
-        """The sum of the changes that are optimal for each pruned weight by itself.
+        """The sum (B,) of the changes that are optimal for each pruned weight by itself; zero on the pruned weights.
 
         `delta = F^-1 (-w_Q / diag(F^-1)_Q)` on the kept weights (WoodFisher, M-FAC), in push-through
-        form `(1/damp) G_K^T A^-1 G_Q (w_Q / diag_Q)`, which doesn't cancel.
-
-        Args:
-            grads: (m, B) float32.
-            damp: Ridge on the diagonal of the Fisher, positive.
-            weights: (B,) weights of the block.
-            prune: (B,) bool, the set Q.
-            diagonal: (B,) `diag(F^-1)` as returned by `inverse_diagonal`.
-
-        Returns:
-            (B,) float64, zero on the pruned weights.
+        form `(1/damp) G_K^T A^-1 G_Q (w_Q / diag_Q)`, which doesn't cancel; `diagonal` is `diag(F^-1)`.
         """
         scaled = np.where(prune, weights / diagonal, 0.0)
         everything = np.ones(prune.shape, bool)
@@ -246,7 +185,7 @@ class BlockKernel:
         )
 
     def joint_updates(self, stack: Stack, damp: float, weights: np.ndarray, prune: np.ndarray) -> list[np.ndarray]:
-        """`joint_update` of each block; the vectors of all are (n, B)."""
+        """`joint_update` of each block."""
         keep = ~prune
         removed = np.where(prune, weights, 0.0).astype(np.float64)
         return self._by_stacks(
@@ -260,7 +199,7 @@ class BlockKernel:
     def independent_updates(
         self, stack: Stack, damp: float, weights: np.ndarray, prune: np.ndarray, diagonal: np.ndarray
     ) -> list[np.ndarray]:
-        """`independent_update` of each block, in the same way."""
+        """`independent_update` of each block."""
         scaled = np.where(prune, weights / diagonal, 0.0)
 
         def many(stacking: Stacking, places: Sequence[int]) -> np.ndarray:

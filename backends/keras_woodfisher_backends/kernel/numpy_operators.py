@@ -25,7 +25,7 @@ class NumpyOperators:
     """
 
     def __init__(self) -> None:
-        self._arrays = _Workspace()
+        self._arrays = _ThreadArrays()
 
     def scope(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -124,7 +124,7 @@ class NumpyOperators:
         return double
 
 
-class _Workspace(threading.local):
+class _ThreadArrays(threading.local):
     """Arrays by name, of each thread; they go when it ends, or with the operators."""
 
     def __init__(self) -> None:

@@ -35,9 +35,6 @@ Result = TypeVar("Result")
 class PanelWidth:
     """How many columns a panel may have, by the memory of the device. Several threads may change it.
 
-    Args:
-        widest: See the attribute.
-
     Attributes:
         widest: Columns of a panel where there is memory enough.
         now: Columns of a panel at present.

@@ -33,13 +33,9 @@ def side_by_side(lanes: Sequence[Lane], jobs: Iterable[Job], work: Callable[[Lan
 
 
 def deal(lanes: Sequence[Lane], take: Callable[[Lane], Job], work: Callable[[Lane, Job], Any], cores: int = 1) -> None:
-    """The same where the next job depends on the lane that is free.
+    """`side_by_side` where the next job depends on the lane that is free.
 
-    Args:
-        lanes: As in `side_by_side`, like all but `take`.
-        take: Gives a lane its next job, or raises StopIteration; called by one thread at a time.
-        work: See there.
-        cores: See there.
+    `take` gives a lane its next job, or raises StopIteration; it is called by one thread at a time.
     """
     lock, stop = threading.Lock(), threading.Event()
 

@@ -120,10 +120,7 @@ def _is_small(grad: Any, groups: int) -> bool:
 
 def _small_correlation(layer: Any, x: Any, grad: Any, groups: int) -> Any:
     size, filters, channels = layer.kernel_size, grad.shape[-1], x.shape[-1]
-    windows = [
-        x[(slice(None), *_window(offset, grad.shape[1:-1], layer.strides, layer.dilation_rate))]
-        for offset in np.ndindex(*size)
-    ]
+    windows = _windows(layer, x, grad)
     wide = ops.reshape(ops.concatenate(windows, -1), (groups, -1, len(windows) * channels))
     rows = ops.matmul(ops.swapaxes(ops.reshape(grad, (groups, -1, filters)), 1, 2), wide)
     rows = ops.swapaxes(ops.reshape(rows, (groups, filters, len(windows), channels)), 2, 3)
@@ -131,17 +128,18 @@ def _small_correlation(layer: Any, x: Any, grad: Any, groups: int) -> Any:
 
 
 def _grouped_correlation(layer: Any, x: Any, grad: Any, groups: int, parts: int) -> Any:
-    size, outputs, filters = layer.kernel_size, grad.shape[1:-1], grad.shape[-1]
-    views = [
-        ops.reshape(
-            x[(slice(None), *_window(offset, outputs, layer.strides, layer.dilation_rate))],
-            (groups, -1, parts, x.shape[-1] // parts),
-        )
-        for offset in np.ndindex(*size)
-    ]
+    size, filters, channels = layer.kernel_size, grad.shape[-1], x.shape[-1] // parts
+    views = [ops.reshape(window, (groups, -1, parts, channels)) for window in _windows(layer, x, grad)]
     grad = ops.reshape(grad, (groups, -1, parts, filters // parts))
     rows = ops.einsum("npkgc,npgo->ngock", ops.stack(views, 2), grad)
-    return ops.reshape(rows, (groups, filters, x.shape[-1] // parts, *size))
+    return ops.reshape(rows, (groups, filters, channels, *size))
+
+
+def _windows(layer: Any, x: Any, grad: Any) -> list[Any]:
+    """For each place of the kernel what it sees of the input at the outputs' positions."""
+    every, outputs = slice(None), grad.shape[1:-1]
+    offsets = np.ndindex(*layer.kernel_size)
+    return [x[(every, *_window(offset, outputs, layer.strides, layer.dilation_rate))] for offset in offsets]
 
 
 def _window(offset: Any, outputs: Any, stride: Any, dilation: Any) -> tuple[slice, ...]:

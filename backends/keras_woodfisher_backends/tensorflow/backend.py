@@ -17,12 +17,7 @@ from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
 from keras_woodfisher_backends.sampling.capture import Capture, Differentiation
 from keras_woodfisher_backends.sampling.convolution import positions
 from keras_woodfisher_backends.sampling.verified import VerifiedSampler
-from keras_woodfisher_backends.tensorflow.operators import (
-    ONE_AT_A_TIME,
-    TensorFlowOperators,
-    full_precision,
-    is_out_of_memory,
-)
+from keras_woodfisher_backends.tensorflow.operators import ONE_AT_A_TIME, TensorFlowOperators, full_precision
 
 _FEW_POSITIONS = 8
 """Up to so many positions of the output for each filter, a product of matrices is faster than TensorFlow's own way."""
@@ -32,6 +27,7 @@ class TensorFlowBackend:
     """The adapter for `KERAS_BACKEND=tensorflow`."""
 
     name = "tensorflow"
+    is_out_of_memory = staticmethod(TensorFlowOperators.is_out_of_memory)
 
     def devices(self) -> list[str]:
         return list(devices.names(len(_logical("GPU")), len(_logical("CPU"))))
@@ -58,13 +54,10 @@ class TensorFlowBackend:
     def in_turn(self) -> AbstractContextManager[Any]:
         return ONE_AT_A_TIME
 
-    def is_out_of_memory(self, error: Exception) -> bool:
-        return is_out_of_memory(error)
-
     def sampler(self, loss: Loss, model: Any, variables: Sequence[Any]) -> Sampler:
         capture = Capture(model, variables)
         gradients = _TensorFlowGradients(loss, capture)
-        return VerifiedSampler(capture, [gradients.captured], gradients.direct, is_out_of_memory)
+        return VerifiedSampler(capture, [gradients.captured], gradients.direct, self.is_out_of_memory)
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         # In a graph, layers and their activations are fused, and then `relu` makes 0 of NaN.

@@ -59,8 +59,9 @@ class TensorFlowOperators:
     def finish(self) -> None:
         pass
 
-    def is_out_of_memory(self, error: Exception) -> bool:
-        return is_out_of_memory(error)
+    @staticmethod
+    def is_out_of_memory(error: Exception) -> bool:
+        return isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError))
 
     @one_at_a_time
     def load(self, panel: np.ndarray) -> Any:
@@ -139,11 +140,6 @@ class TensorFlowOperators:
 
     def project(self, panel: Any, dual: np.ndarray) -> np.ndarray:
         return _apply(panel, dual, transpose=True)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device or the host is full."""
-    return isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError))
 
 
 def _sum(total: Any, product: Any) -> Any:

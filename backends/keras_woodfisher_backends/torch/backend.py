@@ -18,7 +18,7 @@ from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
 from keras_woodfisher_backends.sampling.capture import Capture, Differentiation
 from keras_woodfisher_backends.sampling.convolution import padded
 from keras_woodfisher_backends.sampling.verified import VerifiedSampler
-from keras_woodfisher_backends.torch.operators import TorchOperators, full_precision, is_out_of_memory
+from keras_woodfisher_backends.torch.operators import TorchOperators, full_precision
 
 
 class CudaDevices:
@@ -45,6 +45,7 @@ class TorchBackend:
     """The adapter for `KERAS_BACKEND=torch`."""
 
     name = "torch"
+    is_out_of_memory = staticmethod(TorchOperators.is_out_of_memory)
 
     def __init__(self, accelerators: CudaDevices | None = None):
         self._accelerators = accelerators or CudaDevices()
@@ -72,14 +73,11 @@ class TorchBackend:
     def in_turn(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
-    def is_out_of_memory(self, error: Exception) -> bool:
-        return is_out_of_memory(error)
-
     def sampler(self, loss: Loss, model: Any, variables: Sequence[Any]) -> Sampler:
         capture = Capture(model, variables)
         gradients = _TorchGradients(loss, model, capture)
         ways = [partial(gradients.captured, vectorised) for vectorised in (True, False)]
-        return VerifiedSampler(capture, ways, gradients.direct, is_out_of_memory)
+        return VerifiedSampler(capture, ways, gradients.direct, self.is_out_of_memory)
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return function

@@ -94,8 +94,15 @@ class TorchOperators:
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
 
-    def is_out_of_memory(self, error: Exception) -> bool:
-        return is_out_of_memory(error)
+    @staticmethod
+    def is_out_of_memory(error: Exception) -> bool:
+        # Of the host torch says it in a plain RuntimeError.
+        full = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+            isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+        )
+        if full and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        return full
 
     def load(self, panel: np.ndarray) -> torch.Tensor:
         if self._device.type == "cpu":
@@ -190,17 +197,6 @@ class TorchOperators:
         vectors = torch.from_numpy(right).to(self._device)
         product = matrix @ vectors if matrix.ndim == 2 else (matrix @ vectors[..., None])[..., 0]
         return product.cpu().numpy()
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device or the host is full; then devices get back what torch holds in reserve."""
-    # Of the host torch says it in a plain RuntimeError.
-    full = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    )
-    if full and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-    return full
 
 
 def _triangular_inverse(factor: torch.Tensor) -> torch.Tensor:

@@ -55,7 +55,7 @@ def cost_of(run: Run, updates: Sequence[PlannedUpdate], seconds_per_sample: floa
     if not working:
         return Cost()
     pruner, options, buffered, memory = run.pruner, run.task.options, run.task.buffers, run.pruner.memory
-    kernels = dict(zip(pruner.resources.devices, pruner.resources.kernels, strict=True))
+    kernels = dict(zip(pruner.workspace.devices, pruner.workspace.kernels, strict=True))
     sizes = [t.size for t in pruner.targets]
     total = sum(sizes)
     gradients = max(_FLOAT * u.num_grads * u.kept for u in working)
