@@ -32,14 +32,7 @@ def as_json(data: Any) -> str:
 def table(
     header: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[str] | None = None, left: int = 1
 ) -> str:
-    """Aligned columns with a line under the header, and one above the total.
-
-    Args:
-        header: The names of the columns.
-        rows: The cells.
-        total: A last row.
-        left: How many columns are aligned to the left; the others are to the right.
-    """
+    """Aligned columns, the first ones to the `left`, with a line under the header and one above the total."""
     lines = aligned([tuple(row) for row in (header, *rows, *([total] if total else []))], left)
     rule = "-" * len(lines[0])
     lines.insert(1, rule)

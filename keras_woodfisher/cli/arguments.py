@@ -42,7 +42,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _add_inspect(command("inspect", "list the sparsity of a model and the bytes it takes dense and compressed"))
     _add_convert(command("convert", "rewrite an old recipe in the form that this package writes"))
     _add_sensitivity(command("sensitivity", "measure and predict the loss when each variable alone is pruned"))
-    _add_demo(command("demo", "train a small CNN on digits, prune it, and compare WoodFisher with magnitude"))
+    demo = command("demo", "train a small CNN on digits, prune it, and compare WoodFisher with magnitude")
+    _add_common(demo, quiet=True)
     args = parser.parse_args(argv)
     if args.command == "prune":
         _check_prune(args, prune.error)
@@ -62,35 +63,26 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eval", metavar="DATA.npz", help="print loss and metrics on it, before and after")
     parser.add_argument("--batch-size", type=whole_text(1), metavar="N", help="for --epochs and --eval (default 64)")
     parser.add_argument("--loss", metavar="NAME", help=f"{_LOSS_HELP} (default: the compiled loss)")
-    _add_common(parser)
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    _add_common(parser, quiet=True)
     parser.add_argument("--seed", type=whole_text(0), default=0, help="of every random choice (default 0)")
 
     tuning = parser.add_argument_group("fine-tuning")
     tuning.add_argument("--epochs", type=whole_text(1), metavar="N", help="epochs of training (default: one shot)")
-    tuning.add_argument(
-        "--learning-rate",
-        type=positive_text,
-        metavar="R",
-        help="of Adam, for a model that isn't compiled (default 1e-4)",
-    )
-    recipe = parser.add_argument_group("with --recipe")
-    _add_var(recipe)
-    chosen = parser.add_argument_group("with --sparsity", "--quality chooses what isn't given.")
-    _add_options(chosen, PRUNE)
+    rate_text = "of Adam, for a model that isn't compiled (default 1e-4)"
+    tuning.add_argument("--learning-rate", type=positive_text, metavar="R", help=rate_text)
+    _add_var(parser.add_argument_group("with --recipe"))
+    _add_options(parser.add_argument_group("with --sparsity", "--quality chooses what isn't given."), PRUNE)
 
 
 def _add_sensitivity(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL.keras")
-    parser.add_argument(
-        "--data", metavar="DATA.npz", help="x, y and perhaps sample_weight: gradients (magnitude: none)"
-    )
+    data_text = "x, y and perhaps sample_weight: gradients (magnitude: none)"
+    parser.add_argument("--data", metavar="DATA.npz", help=data_text)
     parser.add_argument("--eval", metavar="DATA.npz", help="examples to measure losses on (default: --data)")
     parser.add_argument("--loss", metavar="NAME", help=f"{_LOSS_HELP} (default: the compiled loss)")
     parser.add_argument("--plot", metavar="FILE", help="draw curves: .png, .svg or .pdf (needs matplotlib)")
     parser.add_argument("--force", action="store_true", help="overwrite --plot")
-    _add_common(parser)
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    _add_common(parser, quiet=True)
     parser.add_argument("--seed", type=whole_text(0), default=0, help="of the choice of examples (default 0)")
     _add_options(parser, SENSITIVITY)
 
@@ -126,13 +118,10 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="overwrite NEW.yaml")
 
 
-def _add_demo(parser: argparse.ArgumentParser) -> None:
-    _add_common(parser)
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def _add_common(parser: argparse.ArgumentParser, quiet: bool = False) -> None:
     parser.add_argument("--backend", choices=BACKENDS, help="what Keras runs on (default: as KERAS_BACKEND says)")
+    if quiet:
+        parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
 def _add_var(parser: Any) -> None:

@@ -6,17 +6,14 @@ import keras_woodfisher as kw
 from keras_woodfisher.cli import files
 from keras_woodfisher.cli.answer import Answer
 from keras_woodfisher.cli.losses import read_loss
-from keras_woodfisher.cli.recipes import read_recipe
 
 
 def run(args: Namespace) -> Answer:
     """Checks `args.recipe`; the exit code is 1 if there are problems."""
     loss = read_loss(args.loss) if args.loss else None
-    recipe = read_recipe(args.recipe, args.var)
+    recipe = files.load_recipe(args.recipe, args.var)
     model = files.load_model(args.model)
     data = files.load_data(args.data) if args.data else None
-    result = kw.check_recipe(
-        recipe, model, steps_per_epoch=args.steps_per_epoch, epochs=args.epochs, data=data, loss=loss, verbose=0
-    )
+    result = kw.check_recipe(recipe, model, args.steps_per_epoch, args.epochs, data=data, loss=loss, verbose=0)
     document = {"command": "check", "recipe": args.recipe, "model": args.model, **result.as_dict()}
     return Answer(str(result), document, code=1 if result.problems else 0)

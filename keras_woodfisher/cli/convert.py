@@ -4,12 +4,11 @@ from argparse import Namespace
 
 from keras_woodfisher.cli import files
 from keras_woodfisher.cli.answer import Answer
-from keras_woodfisher.cli.recipes import read_recipe
 
 
 def run(args: Namespace) -> Answer:
     """Rewrites `args.old` as `args.new`."""
     files.check_output(args.new, (".yaml", ".yml"), args.force)
-    recipe = read_recipe(args.old, None)
+    recipe = files.load_recipe(args.old, None)
     files.write(args.new, recipe.save)
     return Answer(f"Wrote {args.new}.", {"command": "convert", "old": args.old, "new": args.new})

@@ -1,4 +1,4 @@
-"""Reads models and data, and writes results so that a failure leaves nothing half written."""
+"""Reads models, data and recipes, and writes results so that a failure leaves nothing half written."""
 
 import json
 import os
@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 from keras_woodfisher_backends.keras_internals.optimizers import is_for_torch_alone
+
+import keras_woodfisher as kw
 
 _WANTED = "x and y, and perhaps sample_weight (for several inputs x_NAME each, with the inputs' names)"
 
@@ -54,6 +56,25 @@ def _light_compilation() -> AbstractContextManager[None]:
     return light_compilation()
 
 
+def load_recipe(path: str, variables: Sequence[tuple[str, str]] | None) -> Any:
+    """Loads a recipe file with the variables of `--var`; a text that is JSON (a number, true, a list) counts as that.
+
+    Raises:
+        FileNotFoundError: If there is no such file (a text that names none would count as the recipe itself).
+        RecipeError: If the recipe is wrong.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no recipe file {path}.")
+    return kw.load_recipe(path, variables={name: _json_or_text(text) for name, text in variables or ()} or None)
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def load_data(path: str) -> Data:
     """Loads examples from an `.npz`; uint8 images become float32, unscaled.
 
@@ -69,8 +90,7 @@ def load_data(path: str) -> Data:
         named = "x" not in file.files and bool(inputs)
         known = {*(inputs if named else ["x"]), "y", "sample_weight"}
         if not known >= {*file.files} >= known - {"sample_weight"}:
-            found = ", ".join(file.files) or "nothing"
-            raise ValueError(f"{path} holds {found}. Wanted are {_WANTED}.")
+            raise ValueError(f"{path} holds {', '.join(file.files) or 'nothing'}. Wanted are {_WANTED}.")
         arrays = {name: _plain_array(path, file, name) for name in file.files}
     lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     if len({*lengths.values()}) != 1 or 0 in lengths.values():

@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from dataclasses import asdict
+from typing import Any
 
 import keras_woodfisher as kw
 from keras_woodfisher.cli import files
@@ -22,10 +23,8 @@ def run(args: Namespace) -> Answer:
     document = report.as_dict()
     rows = [row | {"bytes": asdict(size)} for row, size in zip(document["variables"], sizes, strict=True)]
     figures = {name: document[name] for name in ("weights", "pruned", "sparsity", "notes")}
-    text = "\n".join([_table(report, sizes, total), *report.notes])
-    return Answer(
-        text, {"command": "inspect", "model": args.model, "variables": rows, **figures, "bytes": asdict(total)}
-    )
+    told = {"command": "inspect", "model": args.model, "variables": rows, **figures, "bytes": asdict(total)}
+    return Answer("\n".join([_table(report, sizes, total), *report.notes]), told)
 
 
 def _counted(targets: list[Target], report: PruningReport) -> list[Target]:
@@ -35,14 +34,10 @@ def _counted(targets: list[Target], report: PruningReport) -> list[Target]:
 
 
 def _table(report: PruningReport, sizes: list[Storage], total: Storage) -> str:
-    rows = [
-        (v.name, str(v.shape), *_cells(v.weights, v.pruned, v.sparsity, size))
-        for v, size in zip(report.variables, sizes, strict=True)
-    ]
-    last = ("total", "", *_cells(report.weights, report.pruned, report.sparsity, total))
-    return table(_HEADER, rows, last, left=2)
+    rows = [(v.name, str(v.shape), *_cells(v, size)) for v, size in zip(report.variables, sizes, strict=True)]
+    return table(_HEADER, rows, ("total", "", *_cells(report, total)), left=2)
 
 
-def _cells(weights: int, pruned: int, sparsity: float, size: Storage) -> tuple[str, ...]:
-    counts = (size.dense, size.bitmask, size.csr, size.gzip)
-    return (f"{weights:,}", f"{pruned:,}", f"{sparsity:.4f}", *(f"{count:,}" for count in counts))
+def _cells(found: Any, size: Storage) -> tuple[str, ...]:
+    counts = (f"{count:,}" for count in (size.dense, size.bitmask, size.csr, size.gzip))
+    return (f"{found.weights:,}", f"{found.pruned:,}", f"{found.sparsity:.4f}", *counts)

@@ -1,4 +1,7 @@
-"""The notation of `--loss`: a Keras loss by name, `NAME:from_logits` where the model's outputs are logits."""
+"""The loss that commands use and measure: the compiled one, or that of `--loss`.
+
+`--loss` names a Keras loss, `NAME:from_logits` where the model's outputs are logits.
+"""
 
 import difflib
 import inspect
@@ -7,6 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+
+from keras_woodfisher.cli.files import Data
 
 _USUAL = (
     "sparse_categorical_crossentropy (classes as numbers), categorical_crossentropy (one-hot), binary_crossentropy, "
@@ -37,38 +42,27 @@ def read_loss(text: str) -> Any:
     return made if logits else loss
 
 
-def needed_loss(model: keras.Model, text: str | None, why: str) -> Any:
-    """The loss of `--loss`, or None for the compiled one.
-
-    Args:
-        model: The model.
-        text: What `--loss` says.
-        why: What needs a loss.
+def needed_loss(model: keras.Model, text: str | None, why: str, examples: Data) -> Any:
+    """The loss of `--loss`, which has to fit the examples, or None for the compiled one.
 
     Raises:
-        ValueError: If there is neither.
+        ValueError: If there is neither, or `--loss` names none or one that doesn't fit; `why` says what needs it.
     """
     if text is not None:
-        return read_loss(text)
+        loss = read_loss(text)
+        _check_outputs(model, text, examples)
+        return loss
     if not model.compiled:
         raise ValueError(f"The model isn't compiled, so {why} needs --loss. The usual ones: {_USUAL}. {_NOTE}")
     return None
 
 
-def check_outputs(model: keras.Model, text: str, x: Any, y: np.ndarray) -> None:
+def _check_outputs(model: keras.Model, text: str, examples: Data) -> None:
     """Refuses logits where the loss takes probabilities, and classes where it takes one label an output.
 
-    Keras would compute with either, and the result would be wrong without a word.
-
-    Args:
-        model: The model.
-        text: What `--loss` says.
-        x: Examples; a few of them are run.
-        y: Their labels.
-
-    Raises:
-        ValueError: If outputs lie outside [0, 1], or labels have another shape than outputs.
+    Keras would compute with either, and the result would be wrong without a word. A few examples are run.
     """
+    x, y, _ = examples
     outputs = model(keras.tree.map_structure(lambda array: array[:16], x), training=False)
     for output in keras.tree.flatten(outputs):
         values = ops.convert_to_numpy(output)
@@ -85,15 +79,58 @@ def check_outputs(model: keras.Model, text: str, x: Any, y: np.ndarray) -> None:
             )
 
 
-def is_classification(loss: Any) -> bool:
+class Evaluation:
+    """Measures a model again and again.
+
+    A compiled model's own loss and metrics are used, and accuracy where it has none but its loss is that of a
+    classifier. With a loss of `--loss` it is that loss and accuracy.
+    """
+
+    def __init__(self, model: keras.Model, loss: Any, data: Data, batch_size: int):
+        self._data = data
+        self._batch_size = batch_size
+        self._own = model if loss is None else None
+        self._judge: keras.Model | None = None
+        loss = model.loss if loss is None else loss
+        if self._own is None or _is_classification(loss):
+            self._judge = _Judge(model)
+            self._judge.compile(loss=loss, metrics=_metrics(loss))
+
+    def measure(self) -> dict[str, float]:
+        """Loss and metrics now, by name."""
+        result = {} if self._own is None else self._of(self._own)
+        if self._judge is not None and not any("acc" in name for name in result):
+            result = self._of(self._judge) | result
+        # The loss comes first, whatever the order in which they were measured.
+        return dict(sorted(result.items(), key=lambda item: item[0] != "loss"))
+
+    def _of(self, model: keras.Model) -> dict[str, float]:
+        x, y, weight = self._data
+        return model.evaluate(x, y, sample_weight=weight, batch_size=self._batch_size, verbose=0, return_dict=True)
+
+
+class _Judge(keras.Model):
+    """A model around the user's, compiled in its stead."""
+
+    def __init__(self, inner: keras.Model):
+        super().__init__(name="evaluation")
+        self.inner = inner
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        return self.inner(inputs, training=training)
+
+
+def _metrics(loss: Any) -> list[Any]:
+    config = loss.get_config() if isinstance(loss, keras.losses.Loss) else {}
+    if config.get("from_logits") and "binary" in _name(loss):
+        # Outputs above 0 (rather than above 0.5) mean yes.
+        return [keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)]
+    return ["accuracy"] if _is_classification(loss) else []
+
+
+def _is_classification(loss: Any) -> bool:
     """Whether accuracy means something beside this loss."""
     return "crossentropy" in _letters(_name(loss))
-
-
-def is_binary_from_logits(loss: Any) -> bool:
-    """Whether outputs above 0 (rather than above 0.5) mean yes."""
-    config = loss.get_config() if isinstance(loss, keras.losses.Loss) else {}
-    return bool(config.get("from_logits")) and "binary" in _name(loss)
 
 
 def _with_logits(name: str) -> Any:

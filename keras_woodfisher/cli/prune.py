@@ -13,9 +13,7 @@ import keras
 import keras_woodfisher as kw
 from keras_woodfisher.cli import files
 from keras_woodfisher.cli.answer import Answer, table
-from keras_woodfisher.cli.evaluation import Evaluation
-from keras_woodfisher.cli.losses import check_outputs, needed_loss
-from keras_woodfisher.cli.recipes import read_recipe
+from keras_woodfisher.cli.losses import Evaluation, needed_loss
 from keras_woodfisher.options.table import on_command_line
 from keras_woodfisher.reports.pruning_report import combined
 
@@ -27,7 +25,7 @@ def run(args: Namespace) -> Answer:
     """Prunes `args.model` into `args.out`."""
     start = time.perf_counter()
     files.check_output(args.out, (".keras",), args.force)
-    recipe = read_recipe(args.recipe, args.var) if args.recipe else None
+    recipe = files.load_recipe(args.recipe, args.var) if args.recipe else None
     model = files.load_model(args.model)
     data = files.load_data(args.data) if args.data else None
     held_out = files.load_data(args.eval) if args.eval else None
@@ -65,10 +63,8 @@ def _loss(args: Namespace, model: keras.Model, examples: files.Data | None) -> A
     measures = args.epochs or args.eval or args.reestimate_batchnorm
     if examples is None or (args.method == "magnitude" and not measures):
         return None
-    loss = needed_loss(model, args.loss, "--data" if args.data else "--eval" if args.eval else "--reestimate-batchnorm")
-    if args.loss:
-        check_outputs(model, args.loss, examples.x, examples.y)
-    return loss
+    why = "--data" if args.data else "--eval" if args.eval else "--reestimate-batchnorm"
+    return needed_loss(model, args.loss, why, examples)
 
 
 def options_of(args: Namespace) -> dict[str, Any]:
@@ -81,9 +77,7 @@ def options_of(args: Namespace) -> dict[str, Any]:
 def _batchnorm(args: Namespace) -> dict[str, Any]:
     """Whether statistics are measured anew, and on what."""
     wanted = args.reestimate_batchnorm
-    if wanted is None:
-        return {}
-    return {"reestimate_batchnorm": True if wanted is True else files.load_data(wanted)}
+    return {} if wanted is None else {"reestimate_batchnorm": wanted is True or files.load_data(wanted)}
 
 
 def _params_of(args: Namespace) -> dict[str, Any]:
@@ -92,8 +86,7 @@ def _params_of(args: Namespace) -> dict[str, Any]:
 
 
 def _one_shot(args: Namespace, model: keras.Model, data: Any, loss: Any, batchnorm: dict[str, Any]) -> kw.PruningReport:
-    given = options_of(args) | batchnorm
-    return kw.prune(model, data, args.sparsity, loss=loss, verbose=verbosity(args), **given)
+    return kw.prune(model, data, args.sparsity, loss=loss, verbose=verbosity(args), **options_of(args) | batchnorm)
 
 
 def _fine_tune(
@@ -106,25 +99,15 @@ def _fine_tune(
         model.compile(keras.optimizers.Adam(args.learning_rate or _LEARNING_RATE), loss)
     if recipe is not None:
         steps = math.ceil(len(data.y) / batch_size)
-        check = kw.check_recipe(
-            recipe, model, steps_per_epoch=steps, epochs=args.epochs, data=data, loss=loss, verbose=0
-        )
+        check = kw.check_recipe(recipe, model, steps, args.epochs, data=data, loss=loss, verbose=0)
         if check.problems:
             raise ValueError("The recipe doesn't fit: " + " ".join(map(str, check.problems)))
         callbacks = recipe.callbacks(model, data=data, verbose=verbosity(args))
     else:
         report = _one_shot(args, model, data, loss, batchnorm)
         callbacks = [kw.KeepZeros(**_params_of(args), exclude=args.exclude or ())]
-    x, y, weight = data
-    model.fit(
-        x,
-        y,
-        sample_weight=weight,
-        epochs=args.epochs,
-        batch_size=batch_size,
-        callbacks=callbacks,
-        verbose=verbosity(args),
-    )
+    training = {"epochs": args.epochs, "batch_size": batch_size, "callbacks": callbacks, "verbose": verbosity(args)}
+    model.fit(data.x, data.y, sample_weight=data.sample_weight, **training)
     if report is not None:
         return report
     done = [callback.report() for callback in callbacks if isinstance(callback, kw.WoodFisherPruning)]

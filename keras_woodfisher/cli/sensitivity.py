@@ -8,7 +8,7 @@ import keras
 import keras_woodfisher as kw
 from keras_woodfisher.cli import files
 from keras_woodfisher.cli.answer import Answer
-from keras_woodfisher.cli.losses import check_outputs, needed_loss
+from keras_woodfisher.cli.losses import needed_loss
 from keras_woodfisher.cli.prune import options_of, verbosity
 from keras_woodfisher.reports.rendering import load_pyplot
 
@@ -21,18 +21,12 @@ def run(args: Namespace) -> Answer:
     model = files.load_model(args.model)
     data = files.load_data(args.data) if args.data else None
     held_out = files.load_data(args.eval) if args.eval else None
-    loss = needed_loss(model, args.loss, "--data" if data else "--eval")
-    if args.loss:
-        examples: Any = data or held_out
-        check_outputs(model, args.loss, examples.x, examples.y)
+    examples: Any = data or held_out
+    loss = needed_loss(model, args.loss, "--data" if data else "--eval", examples)
     report = kw.sensitivity(model, data, eval_data=held_out, loss=loss, **options_of(args), verbose=verbosity(args))
     text = str(report)
     if args.plot:
-        files.write(args.plot, lambda path: _draw(report, path))
+        files.write(args.plot, report.plot().figure.savefig)
         text += f"\n\nWrote {args.plot}."
     document = {"command": "sensitivity", "model": args.model, "backend": keras.backend.backend(), "plot": args.plot}
     return Answer(text, {**document, **report.as_dict()})
-
-
-def _draw(report: kw.SensitivityReport, path: str) -> Any:
-    report.plot().figure.savefig(path)

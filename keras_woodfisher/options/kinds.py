@@ -67,10 +67,6 @@ def _mask_text(text: str) -> str | list[int]:
     return text
 
 
-def _unchecked(name: str, value: Any) -> Any:
-    return value
-
-
 @dataclass(frozen=True, eq=False)
 class Kind:
     """A kind of values.
@@ -83,7 +79,7 @@ class Kind:
         prune_choices: Further ones, of `prune` alone.
     """
 
-    check: Callable[[str, Any], Any] = _unchecked
+    check: Callable[[str, Any], Any] = lambda name, value: value
     notation: Mapping[str, Any] = field(default_factory=dict)
     choices: tuple[Any, ...] = ()
     prune_choices: tuple[Any, ...] = ()

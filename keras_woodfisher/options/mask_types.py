@@ -51,9 +51,7 @@ def block_of(mask: Mask) -> tuple[int, int] | None:
     """The sides (outputs, inputs) of what a mask divides a matrix into; None where that isn't blocks."""
     if isinstance(mask, tuple):
         return mask
-    if mask == "block4":
-        return 1, 4
-    pattern = pattern_of(mask)
+    pattern = (1, 4) if mask == "block4" else pattern_of(mask)
     return None if pattern is None else (1, pattern[1])
 
 

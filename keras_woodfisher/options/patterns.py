@@ -22,12 +22,8 @@ _VERBOSE = re.compile(r"(?<!\\)\(\?[a-zA-Z]*x")
 def check_pattern(item: str, place: str = "") -> None:
     """Checks an item that begins with `re:`; other items are names, which may be anything.
 
-    Args:
-        item: A name or pattern.
-        place: Where it stands, for messages, as ` in params`.
-
     Raises:
-        ValueError: If it isn't a regular expression, or too large a one.
+        ValueError: If it isn't a regular expression, or too large a one; `place` says where, as ` in params`.
     """
     if not item.startswith(PATTERN):
         return
@@ -53,11 +49,7 @@ def check_pattern(item: str, place: str = "") -> None:
 
 
 def matches_pattern(item: str, name: str, start: int = 0, *, ignore_case: bool = False) -> bool:
-    """Whether a pattern matches a name from a place in it.
-
-    Raises:
-        ValueError: If the pattern isn't valid, or that takes too long.
-    """
+    """Whether a pattern matches a name from a place in it (ValueError if it isn't valid, or takes too long)."""
     try:
         return _compiled(item, ignore_case).match(name, start, timeout=SECONDS) is not None
     except TimeoutError:

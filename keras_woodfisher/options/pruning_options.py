@@ -225,16 +225,10 @@ class PruningOptions:
         return max(self.gradients_at(level) for level in [sparsity, *keys])
 
     def damping(self, mean_diagonal: float) -> float:
-        """The ridge on the Fisher's diagonal.
-
-        Args:
-            mean_diagonal: Mean of the diagonal of `(1/m) G^T G` over the unpruned weights.
-        """
+        """The ridge on the diagonal of `(1/m) G^T G`, whose mean over the unpruned weights is given."""
         return _AUTO_PART * mean_diagonal if self.damp == AUTO else float(self.damp)
 
     @property
     def most_gradients(self) -> int:
         """The largest number of samples that an update may use."""
-        if isinstance(self.num_grads, Mapping):
-            return max(self.num_grads.values())
-        return self.num_grads
+        return max(self.num_grads.values()) if isinstance(self.num_grads, Mapping) else self.num_grads

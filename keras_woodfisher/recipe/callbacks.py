@@ -1,6 +1,6 @@
 """From modifiers to the callbacks that carry them out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -21,19 +21,13 @@ from keras_woodfisher.recipe.modifiers.training import CompanionModifier
 
 def callbacks_of(modifiers: Sequence[Modifier], data: Any, verbose: int) -> list[keras.callbacks.Callback]:
     """The callbacks that carry modifiers out, those that prune first, in the order in which they begin."""
-    pruning = [m for m in modifiers if not isinstance(m, CompanionModifier)]
-    others = [m for m in modifiers if isinstance(m, CompanionModifier)]
-    ordered = [*sorted(pruning, key=_begin), *sorted(others, key=_begin)]
+    ordered = sorted(modifiers, key=lambda m: (isinstance(m, CompanionModifier), m.first_epoch))
     built = (callback_of(modifier, data, verbose) for modifier in ordered)
     return [callback for callback in built if callback is not None]
 
 
 def callback_of(modifier: Modifier, data: Any, verbose: int) -> Any:
-    """The callback that carries one modifier out, or None where it is only information.
-
-    Raises:
-        ValueError: If the modifier wants data and there is none.
-    """
+    """The callback that carries one modifier out, or None where it is only information; a ValueError without data."""
     if isinstance(modifier, CompanionModifier):
         return modifier.callback()
     if isinstance(modifier, ConstantPruningModifier):
@@ -49,7 +43,7 @@ def callback_of(modifier: Modifier, data: Any, verbose: int) -> Any:
 def pruning_arguments(modifier: PruningModifier) -> dict[str, Any]:
     """The arguments of its updates, in one shot as well as on a schedule."""
     arguments: dict[str, Any] = {
-        "params": None if isinstance(modifier.final_sparsity, Mapping) else modifier.params,
+        "params": None if modifier.levels else modifier.params,
         "exclude": modifier.exclude,
         "global_sparsity": modifier.global_sparsity,
         "mask_type": modifier.mask_type,
@@ -79,7 +73,3 @@ def _source_of(modifier: PruningModifier, data: Any) -> dict[str, Any]:
     if data is None:
         raise ValueError(f"{modifier.tag}.use_gradient_buffering is false, so data is required: pass data=(x, y).")
     return {"data": data, "grad_batch_size": modifier.grad_batch_size}
-
-
-def _begin(modifier: Modifier) -> float:
-    return float(getattr(modifier, "start_epoch", 0.0))

@@ -1,15 +1,16 @@
 """Which variables of a model a modifier means."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from contextlib import suppress
 
 import keras
 
 from keras_woodfisher.model.targets import ALL, Target, all_targets, find_targets, matches, named_targets
 from keras_woodfisher.options.patterns import PATTERN, matches_pattern
-from keras_woodfisher.options.sparsity_levels import checked_levels, names_of
-from keras_woodfisher.recipe.modifiers.pruning import ConstantPruningModifier, Modifier, PruningModifier
+from keras_woodfisher.options.sparsity_levels import names_of
+from keras_woodfisher.recipe.modifiers.pruning import PRUNING, ConstantPruningModifier, Modifier, PruningModifier
 from keras_woodfisher.recipe.modifiers.training import TrainableParamsModifier
 
 
@@ -23,24 +24,22 @@ def targets_of(modifier: Modifier, model: keras.Model) -> list[Target]:
     if isinstance(modifier, TrainableParamsModifier):
         everything = all_targets(model)
         return everything if modifier.params == ALL else named_targets(everything, modifier.params)
-    if isinstance(modifier, (PruningModifier, ConstantPruningModifier)):
-        argument = "final_sparsity" if isinstance(getattr(modifier, "final_sparsity", 0.0), Mapping) else "params"
+    if isinstance(modifier, PRUNING):
+        argument = "final_sparsity" if isinstance(modifier, PruningModifier) and modifier.levels else "params"
         return find_targets(model, _params_of(modifier), modifier.exclude, argument)
     return []
 
 
 def frozen_targets(modifier: Modifier, model: keras.Model) -> list[Target]:
     """The variables that a modifier means and leaves alone, since they are frozen now."""
-    if not isinstance(modifier, (PruningModifier, ConstantPruningModifier)):
+    if not isinstance(modifier, PRUNING):
         return []
     meant = named_targets(all_targets(model), _params_of(modifier))
     return [t for t in meant if not t.variable.trainable and not any(matches(t, item) for item in modifier.exclude)]
 
 
 def _params_of(modifier: PruningModifier | ConstantPruningModifier) -> str | tuple[str, ...]:
-    if isinstance(modifier, PruningModifier) and isinstance(modifier.final_sparsity, Mapping):
-        return names_of(checked_levels(modifier.final_sparsity))
-    return modifier.params
+    return modifier.params or (names_of(modifier.levels) if isinstance(modifier, PruningModifier) else ())
 
 
 def matched(modifier: Modifier, model: keras.Model) -> list[Target]:
@@ -65,19 +64,13 @@ def near_misses(modifier: Modifier, model: keras.Model, chosen: Sequence[Target]
 
 
 def _items_of(modifier: Modifier) -> tuple[str, ...]:
-    if not isinstance(modifier, (PruningModifier, ConstantPruningModifier)):
-        return ()
-    wanted = _params_of(modifier)
+    wanted = _params_of(modifier) if isinstance(modifier, PRUNING) else ()
     return () if isinstance(wanted, str) else wanted
 
 
 def _nearly(target: Target, item: str) -> bool:
     if item.startswith(PATTERN):
-        places = ((alias, start) for alias in target.aliases for start in _starts(alias))
+        # From where the parts of a name begin.
+        places = ((alias, found.end()) for alias in target.aliases for found in re.finditer("^|[/._]", alias))
         return any(matches_pattern(item, alias, start, ignore_case=True) for alias, start in places)
     return bool(difflib.get_close_matches(item.lower(), [alias.lower() for alias in target.aliases], n=1, cutoff=0.85))
-
-
-def _starts(alias: str) -> list[int]:
-    """Where the parts of a name begin."""
-    return [0, *(place + 1 for place, character in enumerate(alias) if character in "/._")]

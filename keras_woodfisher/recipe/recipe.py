@@ -131,8 +131,8 @@ def load_recipe(
 def _apply(modifier: PruningModifier, model: keras.Model, data: Any, loss: Any, verbose: int) -> PruningReport:
     arguments = pruning_arguments(modifier)
     if isinstance(modifier, WoodFisherPruningModifier):
-        finals = [modifier.final_sparsity] if isinstance(modifier.final_sparsity, float) else modifier.final_sparsity
-        arguments["num_grads"] = modifier.options().gradients_at(max(finals))
+        final = max((fraction for fraction, _ in modifier.levels), default=modifier.final_sparsity)
+        arguments["num_grads"] = modifier.options().gradients_at(final)
         arguments["grad_batch_size"] = modifier.grad_batch_size
         arguments |= {"quality": "fast", "stages": arguments.pop("num_recomputations")}
     return prune(model, data, modifier.final_sparsity, loss=loss, verbose=verbose, **arguments)

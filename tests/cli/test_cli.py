@@ -366,9 +366,7 @@ def test_a_file_that_names_the_optimizer_of_torch(tmp_path):
 def test_values_of_variables_are_numbers_lists_or_text(cli, monkeypatch):
     seen = {}
     monkeypatch.setattr(kw, "load_recipe", lambda path, variables: seen.update(variables or {}))
-    from keras_woodfisher.cli.recipes import read_recipe
-
-    read_recipe("data.npz", [("a", "1e-5"), ("b", "3"), ("c", "[conv1, 2]"), ("d", '["x"]'), ("e", "cubic")])
+    files.load_recipe("data.npz", [("a", "1e-5"), ("b", "3"), ("c", "[conv1, 2]"), ("d", '["x"]'), ("e", "cubic")])
     assert seen == {"a": 1e-5, "b": 3, "c": "[conv1, 2]", "d": ["x"], "e": "cubic"}
 
 

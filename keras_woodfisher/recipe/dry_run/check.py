@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
@@ -15,7 +15,6 @@ from keras_woodfisher.callbacks.keep_zeros import KeepZeros
 from keras_woodfisher.callbacks.learning_rate import LearningRateCallback
 from keras_woodfisher.callbacks.mask_callback import check_optimizer, check_trainable_here
 from keras_woodfisher.callbacks.pruning_run import Run
-from keras_woodfisher.callbacks.update_plan import PlannedUpdate
 from keras_woodfisher.gradients.loss import may_have_loss
 from keras_woodfisher.model.targets import FROZEN, Target
 from keras_woodfisher.options.checks import count
@@ -24,12 +23,7 @@ from keras_woodfisher.recipe.dry_run.conflicts import conflicts
 from keras_woodfisher.recipe.dry_run.costs import cost_of, probed_seconds
 from keras_woodfisher.recipe.dry_run.report import CheckedModifier, Problem, RecipeCheck
 from keras_woodfisher.recipe.matching import frozen_targets, matched, near_misses, targets_of
-from keras_woodfisher.recipe.modifiers.pruning import (
-    ConstantPruningModifier,
-    Modifier,
-    PruningModifier,
-    WoodFisherPruningModifier,
-)
+from keras_woodfisher.recipe.modifiers.pruning import PRUNING, Modifier, PruningModifier, WoodFisherPruningModifier
 from keras_woodfisher.recipe.recipe import Recipe
 from keras_woodfisher.reports.meter import say
 
@@ -64,8 +58,7 @@ def check_recipe(
 
     Returns:
         The same as data: variables, updates, costs and problems. An update without gradients finds nothing to prune,
-        or prunes by magnitude. Where one modifier goes on with the
-        variables of another, the zeros that it finds are estimated.
+        or prunes by magnitude. Where one modifier goes on with the variables of another, its zeros are estimated.
 
     Raises:
         ValueError, TypeError: If `steps_per_epoch` or `epochs` isn't a positive whole number, or `recipe` or `model`
@@ -81,14 +74,14 @@ def check_recipe(
     if steps_per_epoch is not None:
         steps_per_epoch = count("steps_per_epoch", steps_per_epoch)
     training = _Training(model, steps_per_epoch, epochs, data, loss)
-    # In the order in which they work, since what one leaves is where the next one begins.
-    places = sorted(range(len(recipe.modifiers)), key=lambda i: getattr(recipe.modifiers[i], "start_epoch", 0.0))
     labels = _labels(recipe.modifiers)
+    # In the order in which they work, since what one leaves is where the next one begins.
+    ordered = sorted(zip(recipe.modifiers, labels, strict=True), key=lambda pair: pair[0].first_epoch)
     with warnings.catch_warnings():
         # The report says it.
         warnings.filterwarnings("ignore", FROZEN)
-        found = {place: training.checked(recipe.modifiers[place], labels[place]) for place in places}
-    checked = [found[place] for place in sorted(found)]
+        found = {label: training.checked(modifier, label) for modifier, label in ordered}
+    checked = [found[label] for label in labels]
     problems = [*training.problems(recipe.modifiers), *(p for entry in checked for p in entry.problems)]
     problems += conflicts(model, checked)
     outcome = RecipeCheck(tuple(checked), tuple(problems), steps_per_epoch, epochs)
@@ -97,26 +90,25 @@ def check_recipe(
     return outcome
 
 
+@dataclass(frozen=True)
 class _Training:
     """One planned call of `fit`."""
 
-    def __init__(self, model: keras.Model, steps: int | None, epochs: int | None, data: Any, loss: Any):
-        self._model = model
-        self._steps = steps
-        self._epochs = epochs
-        self._data = data
-        self._loss = loss
-        self._zeros: dict[int, int] = {}
+    model: keras.Model
+    steps: int | None
+    epochs: int | None
+    data: Any
+    loss: Any
+    zeros: dict[int, int] = field(default_factory=dict)
 
     def problems(self, modifiers: Sequence[Modifier]) -> Iterator[Problem]:
-        model = self._model
+        model = self.model
         if not getattr(model, "compiled", False):
-            if self._loss is None:
-                yield Problem(
-                    "", "The model isn't compiled: call model.compile(optimizer=..., loss=...) before training."
-                )
+            if self.loss is None:
+                message = "The model isn't compiled: call model.compile(optimizer=..., loss=...) before training."
+                yield Problem("", message)
             return
-        sampled = any(isinstance(m, WoodFisherPruningModifier) and not buffers(m, self._data) for m in modifiers)
+        sampled = any(isinstance(m, WoodFisherPruningModifier) and not buffers(m, self.data) for m in modifiers)
         if not sampled and not may_have_loss(model):
             # Sampling says so itself.
             yield Problem(
@@ -124,7 +116,7 @@ class _Training:
                 f"The model {model.name!r} is compiled without a loss, so training has nothing to lower. "
                 "Compile it with one: model.compile(optimizer=..., loss=...).",
             )
-        pruned = any(isinstance(m, (PruningModifier, ConstantPruningModifier)) for m in modifiers)
+        pruned = any(isinstance(m, PRUNING) for m in modifiers)
         steps = getattr(model, "steps_per_execution", 1)
         if steps != 1 and not several_steps_are_possible():
             yield Problem("", f"steps_per_execution={steps} can't be trained with on torch. Compile the model with 1.")
@@ -141,20 +133,19 @@ class _Training:
     def _checked(self, modifier: Modifier) -> CheckedModifier:
         entry = CheckedModifier(modifier)
         try:
-            targets = targets_of(modifier, self._model)
+            targets = targets_of(modifier, self.model)
         except _REFUSALS as error:
             problems = tuple(dict.fromkeys([_problem(modifier, error), *self._others(modifier)]))
             entry = replace(entry, problems=problems)
             if not isinstance(error, KeyError):
                 return entry
             # A name that matches nothing; the others may.
-            named = matched(modifier, self._model)
-            return replace(_meant(entry, named), nearly=tuple(near_misses(modifier, self._model, named)))
-        frozen = tuple(t.name for t in frozen_targets(modifier, self._model))
+            named = matched(modifier, self.model)
+            return replace(_meant(entry, named), nearly=tuple(near_misses(modifier, self.model, named)))
         entry = replace(
             _meant(entry, targets),
-            nearly=tuple(near_misses(modifier, self._model, targets)),
-            frozen=frozen,
+            nearly=tuple(near_misses(modifier, self.model, targets)),
+            frozen=tuple(t.name for t in frozen_targets(modifier, self.model)),
             keys=tuple(id(t.variable) for t in targets),
         )
         if isinstance(modifier, PruningModifier):
@@ -164,13 +155,13 @@ class _Training:
     def _others(self, modifier: Modifier) -> Iterator[Problem]:
         """What would fail of a modifier that doesn't prune."""
         try:
-            callback = None if isinstance(modifier, PruningModifier) else callback_of(modifier, self._data, 0)
+            callback = None if isinstance(modifier, PruningModifier) else callback_of(modifier, self.data, 0)
             if isinstance(callback, KeepZeros):
-                callback.check(self._model, self._epochs)
-            elif callback is not None and getattr(self._model, "compiled", False):
-                callback.check(self._model)
-            if isinstance(callback, LearningRateCallback) and self._epochs is not None:
-                callback.check_rates(self._epochs)
+                callback.check(self.model, self.epochs)
+            elif callback is not None and getattr(self.model, "compiled", False):
+                callback.check(self.model)
+            if isinstance(callback, LearningRateCallback) and self.epochs is not None:
+                callback.check_rates(self.epochs)
         except _REFUSALS as error:
             yield _problem(modifier, error)
 
@@ -180,15 +171,17 @@ class _Training:
             run = self._run_of(modifier, problems)
             run.pruner.check_weights()
             entry = replace(entry, dense=run.pruner.note)
-            updates = run.plan(self._steps, self._epochs, pruned=self._zeros)
-            entry = replace(entry, updates=tuple(updates), source=_source(run, updates))
+            updates = run.plan(self.steps, self.epochs, pruned=self.zeros)
+            source = "buffer" if run.task.buffers else "data"
+            sampled = any(update.num_grads for update in updates)
+            entry = replace(entry, updates=tuple(updates), source=source if sampled else "")
             try:
-                run.task.check_plan(updates, self._steps, self._epochs)
+                run.task.check_plan(updates, self.steps, self.epochs)
             except ValueError as error:
                 problems.append(_problem(modifier, error))
             seconds = None
             try:
-                run.open_source(updates, self._loss)
+                run.open_source(updates, self.loss)
                 seconds = probed_seconds(run) if entry.source == "data" else None
             except _REFUSALS as error:
                 problems.append(_problem(modifier, error))
@@ -196,7 +189,7 @@ class _Training:
             entry = replace(entry, cost=cost_of(run, updates, seconds), slow_layers=slow)
             if updates and modifier.leave_enabled:
                 # Taken to be spread evenly, which global pruning needn't do.
-                self._zeros |= {id(t.variable): round(updates[-1].sparsity * t.size) for t in run.targets}
+                self.zeros.update({id(t.variable): round(updates[-1].sparsity * t.size) for t in run.targets})
         except _REFUSALS as error:
             problems.append(_problem(modifier, error))
         return replace(entry, problems=tuple(problems))
@@ -204,20 +197,14 @@ class _Training:
     def _run_of(self, modifier: PruningModifier, problems: list[Problem]) -> Run:
         """The run that a callback would make; devices that are missing are a problem, and left out of it."""
         try:
-            return Run(callback_of(modifier, self._data, 0).task, self._model)
+            return Run(callback_of(modifier, self.data, 0).task, self.model)
         except ValueError:
             existing, missing = _devices(modifier)
             if not missing:
                 raise
             problems += missing
         modifier = modifier.model_copy(update={"available_gpus": existing or None})
-        return Run(callback_of(modifier, self._data, 0).task, self._model)
-
-
-def _source(run: Run, updates: Sequence[PlannedUpdate]) -> str:
-    if not any(update.num_grads for update in updates):
-        return ""
-    return "buffer" if run.task.buffers else "data"
+        return Run(callback_of(modifier, self.data, 0).task, self.model)
 
 
 def _devices(modifier: PruningModifier) -> tuple[tuple[str, ...], list[Problem]]:

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 
 import keras
 
 from keras_woodfisher.callbacks.trainable_params import TrainablePeriod, TrainableSchedule
 from keras_woodfisher.model.targets import all_targets
 from keras_woodfisher.recipe.dry_run.report import CheckedModifier, Problem
-from keras_woodfisher.recipe.modifiers.pruning import ConstantPruningModifier, PruningModifier
+from keras_woodfisher.recipe.modifiers.pruning import PRUNING, PruningModifier
 from keras_woodfisher.recipe.modifiers.training import TrainableParamsModifier
 
 
@@ -20,19 +21,16 @@ def conflicts(model: keras.Model, checked: Sequence[CheckedModifier]) -> Iterato
 
 def _overlaps(checked: Sequence[CheckedModifier]) -> Iterator[Problem]:
     """Two prunings of one variable at the same time."""
-    pruning = [e for e in checked if isinstance(e.modifier, (PruningModifier, ConstantPruningModifier))]
-    for place, one in enumerate(pruning):
-        for other in pruning[place + 1 :]:
-            (a, b), (c, d) = one.window, other.window
-            shared = set(one.keys) & set(other.keys)
-            if shared and a < d and c < b:
-                name = next(n for n, key in zip(one.variables, one.keys, strict=True) if key in shared)
-                yield Problem(
-                    other.label,
-                    f"{name!r} and {len(shared) - 1} other variables are pruned by {one.label} at the same "
-                    f"time, from epoch {max(a, c):g} on. Give each its own variables, or let one begin where the other "
-                    "ends.",
-                )
+    for one, other in combinations((e for e in checked if isinstance(e.modifier, PRUNING)), 2):
+        (a, b), (c, d) = one.window, other.window
+        shared = set(one.keys) & set(other.keys)
+        if shared and a < d and c < b:
+            name = next(n for n, key in zip(one.variables, one.keys, strict=True) if key in shared)
+            yield Problem(
+                other.label,
+                f"{name!r} and {len(shared) - 1} other variables are pruned by {one.label} at the same time, from "
+                f"epoch {max(a, c):g} on. Give each its own variables, or let one begin where the other ends.",
+            )
 
 
 def _frozen(model: keras.Model, checked: Sequence[CheckedModifier]) -> Iterator[Problem]:
@@ -45,11 +43,10 @@ def _frozen(model: keras.Model, checked: Sequence[CheckedModifier]) -> Iterator[
     for entry, freeze in freezing:
         start, end = max(freeze.start_epoch, 0.0), math.inf if freeze.end_epoch == -1 else freeze.end_epoch
         schedule.join(TrainablePeriod([variables[key] for key in entry.keys], freeze.trainable, start, end))
-    for entry in checked:
+    for entry in (e for e in checked if isinstance(e.modifier, PruningModifier)):
         first, last = 0.0 if entry.source == "buffer" else entry.window[0], entry.window[1]
         for name, key in zip(entry.variables, entry.keys, strict=True):
-            pruned = isinstance(entry.modifier, PruningModifier)
-            when = schedule.frozen_at(variables[key], first, last) if pruned else None
+            when = schedule.frozen_at(variables[key], first, last)
             if when is not None:
                 yield Problem(
                     entry.label,

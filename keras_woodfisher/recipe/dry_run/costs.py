@@ -44,22 +44,15 @@ class Cost:
 
 
 def cost_of(run: Run, updates: Sequence[PlannedUpdate], seconds_per_sample: float | None) -> Cost:
-    """The cost of a run's updates.
-
-    Args:
-        run: With its memory planned, where that is possible.
-        updates: What it will do.
-        seconds_per_sample: Measured time of one gradient sample, or None.
-    """
+    """The cost of the updates of a run whose memory is planned where possible; None is an unknown time of a sample."""
     working = [u for u in updates if u.num_grads]
     if not working:
         return Cost()
     pruner, options, buffered, memory = run.pruner, run.task.options, run.task.buffers, run.pruner.memory
     kernels = dict(zip(pruner.workspace.devices, pruner.workspace.kernels, strict=True))
     sizes = [t.size for t in pruner.targets]
-    total = sum(sizes)
     gradients = max(_FLOAT * u.num_grads * u.kept for u in working)
-    ring = _FLOAT * max(options.most_gradients, 1) * total if buffered else 0
+    ring = _FLOAT * max(options.most_gradients, 1) * sum(sizes) if buffered else 0
     blocks = {u: [b.stop - b.start for b in block_slices(_kept(sizes, u), options.fisher_block_size)] for u in working}
     group = 1 if pruner.structure is None else pruner.structure.largest
     workspace = {
@@ -113,8 +106,7 @@ def passes_of(memory: MemoryPlan | None, widest: int) -> int:
 
 def _kept(sizes: Sequence[int], update: PlannedUpdate) -> list[int]:
     """Unpruned weights of each variable, as if they were pruned alike."""
-    share = update.kept / sum(sizes)
-    return [round(size * share) for size in sizes]
+    return [round(size * (update.kept / sum(sizes))) for size in sizes]
 
 
 def _flops(samples: int, width: int) -> float:

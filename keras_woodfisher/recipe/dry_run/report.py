@@ -6,6 +6,7 @@ from typing import Any
 from keras_woodfisher_backends.protocol import SlowLayers
 
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate
+from keras_woodfisher.options.checks import as_json
 from keras_woodfisher.options.sizes import size_text
 from keras_woodfisher.recipe.dry_run.costs import Cost
 from keras_woodfisher.recipe.modifiers.pruning import Modifier, PruningModifier
@@ -69,43 +70,31 @@ class CheckedModifier:
     @property
     def window(self) -> tuple[float, float]:
         """The first and last position at which it makes new zeros, in epochs."""
-        start = max(float(getattr(self.modifier, "start_epoch", 0.0)), 0.0)
+        start = max(self.modifier.first_epoch, 0.0)
         return start, self.modifier.last_epoch if isinstance(self.modifier, PruningModifier) else start
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain data, for JSON."""
-        return {
-            "modifier": self.modifier.tag,
-            "label": self.label,
-            "fields": changed_fields(self.modifier),
-            "variables": list(self.variables),
-            "weights": self.weights,
-            "nearly": list(self.nearly),
-            "frozen": list(self.frozen),
-            "dense": self.dense,
-            "updates": [asdict(update) for update in self.updates],
-            "source": self.source,
-            "slow_layers": None if self.slow_layers is None else asdict(self.slow_layers),
-            "cost": asdict(self.cost) | {"memory": self.cost.memory and self.cost.memory.as_dict()},
-            "problems": [asdict(problem) for problem in self.problems],
-        }
+        first = {"modifier": self.modifier.tag, "label": self.label, "fields": changed_fields(self.modifier)}
+        found = {name: value for name, value in asdict(self).items() if name not in (*first, "keys")}
+        found["cost"]["memory"] = self.cost.memory and self.cost.memory.as_dict()
+        return first | as_json(found)
 
     def lines(self) -> list[str]:
         """The same as text."""
-        lines = [self.label or self.modifier.tag]
+        lines = []
         if self.variables:
             first = ", ".join(self.variables[:3]) + (", ..." if len(self.variables) > 3 else "")
-            lines.append(f"  {len(self.variables)} variables, {self.weights:,} weights: {first}")
+            lines.append(f"{len(self.variables)} variables, {self.weights:,} weights: {first}")
         if self.nearly:
-            lines.append(f"  nearly matched, and left alone: {', '.join(self.nearly)}")
+            lines.append(f"nearly matched, and left alone: {', '.join(self.nearly)}")
         if self.frozen:
-            lines.append(f"  frozen, and left alone: {', '.join(self.frozen)}")
+            lines.append(f"frozen, and left alone: {', '.join(self.frozen)}")
         if self.dense:
-            lines.append(f"  {self.dense}")
+            lines.append(self.dense)
         if self.updates:
-            lines += [f"  {line}" for line in _table(self.updates)]
-            lines += [f"  {line}" for line in self._cost_lines()]
-        return lines
+            lines += [*_table(self.updates), *self._cost_lines()]
+        return [self.label or self.modifier.tag, *(f"  {line}" for line in lines)]
 
     def _cost_lines(self) -> list[str]:
         cost = self.cost

@@ -109,20 +109,16 @@ def switched_off(reason: str) -> BeforeValidator:
 
 
 Whole = Annotated[int, BeforeValidator(as_whole)]
-Names = Annotated[
-    tuple[str, ...], BeforeValidator(as_names, json_schema_input_type=str | list[str]), AfterValidator(check_patterns)
-]
-Params = Annotated[
-    str | tuple[str, ...],
-    BeforeValidator(as_params, json_schema_input_type=str | list[str]),
-    AfterValidator(check_patterns),
-]
+_Listed = str | list[str]
+_Checked = AfterValidator(check_patterns)
+Names = Annotated[tuple[str, ...], BeforeValidator(as_names, json_schema_input_type=_Listed), _Checked]
+Params = Annotated[str | tuple[str, ...], BeforeValidator(as_params, json_schema_input_type=_Listed), _Checked]
 Gradients = Annotated[Whole | dict[float, Whole], BeforeValidator(with_number_keys), AfterValidator(fixed)]
 Sparsities = Annotated[float | dict[float, Names], BeforeValidator(with_number_keys), AfterValidator(fixed)]
 Sampler = Annotated[dict[Literal["batch_size"], Whole], AfterValidator(fixed)]
 Settings = Annotated[dict[str, Any], BeforeValidator(with_whole_counts), AfterValidator(fixed)]
 Position = Annotated[float, Field(le=LAST_POSITION, description="In epochs, fractions allowed.")]
-LogTypes = Annotated[None, BeforeValidator(all_logged, json_schema_input_type=str | list[str] | None)]
+LogTypes = Annotated[None, BeforeValidator(all_logged, json_schema_input_type=_Listed | None)]
 Off = Annotated[None, switched_off("the rate is logged at the end of each epoch, as Keras does")]
 Unphased = Annotated[None, switched_off("phases, in which pruned weights grow back, aren't there")]
 Mask = Annotated[str | tuple[Whole, Whole], BeforeValidator(as_pair)]
@@ -146,21 +142,15 @@ _OF_KIND: dict[kinds.Kind, Any] = {
 """How recipes write each kind of values."""
 
 
-def _field_of(row: Option, **changed: Any) -> Any:
-    """The type and the field of an option; `changed` are other arguments of `Field`."""
+def _field_of(row: Option, default: Any) -> Any:
+    """The type and the field of an option."""
     choices = row.choices_in(RECIPE)
     held = Literal[choices] if choices else _OF_KIND[row.kind]
-    default = row.default_in(RECIPE)
-    none = row.takes_none or default is None
-    return held | None if none else held, Field(**{"default": default, "description": row.sentence} | changed)
+    return held | None if row.takes_none or default is None else held, Field(default, description=row.sentence)
 
 
-def with_options(group: str, *bases: type[BaseModel]) -> Any:
-    """A model with the fields of `bases` and those of a group of options."""
-    return create_model(group, __base__=bases, **{row.name: _field_of(row) for row in in_group(group)})
-
-
-def with_defaults(group: str, base: type[BaseModel], **defaults: Any) -> Any:
-    """A model in which some options of a group have other defaults."""
-    rows = [row for row in in_group(group) if row.name in defaults]
-    return create_model(group, __base__=base, **{row.name: _field_of(row, default=defaults[row.name]) for row in rows})
+def with_options(group: str, *bases: type[BaseModel], **defaults: Any) -> Any:
+    """A model with the fields of `bases`, and those of a group of options; with other `defaults`, only these ones."""
+    rows = [row for row in in_group(group) if not defaults or row.name in defaults]
+    held = {row.name: _field_of(row, defaults.get(row.name, row.default_in(RECIPE))) for row in rows}
+    return create_model(group, __base__=bases, **held)

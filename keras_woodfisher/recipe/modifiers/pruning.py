@@ -23,7 +23,6 @@ from keras_woodfisher.recipe.modifiers.fields import (
     Position,
     Sampler,
     Unphased,
-    with_defaults,
     with_options,
 )
 
@@ -33,7 +32,7 @@ def _checked_mask(mask: str | tuple[int, int]) -> str | tuple[int, int]:
 
 
 def _always_global(modifier: Any) -> Any:
-    if modifier.global_sparsity is False or isinstance(modifier.final_sparsity, Mapping):
+    if modifier.global_sparsity is False or modifier.levels:
         raise ValueError(
             f"global_sparsity: a {modifier.tag} ranks all weights together. Use "
             f"{modifier.tag.replace('Global', '')} for a sparsity of each variable."
@@ -51,6 +50,11 @@ class Modifier(BaseModel):
     def normal(self) -> "Modifier":
         """The same modifier in the project's own terms."""
         return self
+
+    @property
+    def first_epoch(self) -> float:
+        """Where its work begins, in epochs."""
+        return float(getattr(self, "start_epoch", 0.0))
 
     @property
     def last_epoch(self) -> float:
@@ -73,45 +77,46 @@ _Ramp: Any = with_options(RAMP, Modifier)
 class PruningModifier(_Ramp):
     """What all pruning modifiers with a ramp have in common."""
 
+    _global: ClassVar[bool] = True
+
     log_types: LogTypes = Field(None, description="Accepted where it says __ALL__.")
     phased: Unphased = Field(None, description="Accepted where false.")
 
     @model_validator(mode="after")
     def _check(self) -> "PruningModifier":
-        final = self.final_sparsity
-        levels: Levels = ()
-        if isinstance(final, Mapping):
-            levels = checked_levels(final)
-            if self.params:
-                raise ValueError(
-                    f"params must be [] where final_sparsity is a mapping, since that names the variables; "
-                    f"got {self.params!r}."
-                )
-            if self.global_sparsity:
-                raise ValueError(
-                    "global_sparsity must not be true where final_sparsity is a mapping, which gives each variable a "
-                    "sparsity of its own."
-                )
-            final = min(fraction for fraction, _ in levels)
-        elif not self.params:
+        finals = [fraction for fraction, _ in self.levels] or [self.final_sparsity]
+        if self.levels and self.params:
+            raise ValueError(
+                f"params must be [] where final_sparsity is a mapping, since that names the variables; "
+                f"got {self.params!r}."
+            )
+        if self.levels and self.global_sparsity:
+            raise ValueError(
+                "global_sparsity must not be true where final_sparsity is a mapping, which gives each variable a "
+                "sparsity of its own."
+            )
+        if not self.levels and not self.params:
             raise ValueError("params must name something to prune: __ALL_PRUNABLE__, or names and re: patterns.")
         names("params", self.params)
         names("exclude", self.exclude)
         mask = _checked_mask(self.mask_type)
-        checked_schedule(
-            self.init_sparsity, final, self.start_epoch, self.end_epoch, self.update_frequency, self.inter_func
-        )
-        check_final(mask, max(fraction for fraction, _ in levels) if levels else final)
+        ramp = (self.init_sparsity, min(finals), self.start_epoch, self.end_epoch)
+        checked_schedule(*ramp, self.update_frequency, self.inter_func)
+        check_final(mask, max(finals))
         return self
 
-    def _is_global(self, default: bool) -> bool:
-        if isinstance(self.final_sparsity, Mapping):
-            return False
-        return default if self.global_sparsity is None else self.global_sparsity
+    @property
+    def levels(self) -> Levels:
+        """The final sparsities and the names that each goes for, where they differ; else none."""
+        return checked_levels(self.final_sparsity) if isinstance(self.final_sparsity, Mapping) else ()
 
-    def _normal_ramp(self, default_global: bool) -> dict[str, Any]:
+    def _is_global(self) -> bool:
+        chosen = self._global if self.global_sparsity is None else self.global_sparsity
+        return chosen and not self.levels
+
+    def _normal_ramp(self) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in PruningModifier.model_fields}
-        fields |= {"global_sparsity": self._is_global(default_global), "mask_type": _checked_mask(self.mask_type)}
+        fields |= {"global_sparsity": self._is_global(), "mask_type": _checked_mask(self.mask_type)}
         return fields | {"start_epoch": max(self.start_epoch, 0.0), "update_frequency": max(self.update_frequency, 0.0)}
 
 
@@ -119,12 +124,12 @@ class MagnitudePruningModifier(PruningModifier):
     """Removes the smallest weights; the others stay as they are. Each variable by itself unless told otherwise."""
 
     tag = "MagnitudePruningModifier"
-    _global: ClassVar[bool] = False
+    _global = False
 
     score_type: Literal["magnitude"] = Field("magnitude", description="Accepted where it says magnitude.")
 
     def normal(self) -> "Modifier":
-        return MagnitudePruningModifier(**self._normal_ramp(self._global))
+        return MagnitudePruningModifier(**self._normal_ramp())
 
 
 class GMPruningModifier(MagnitudePruningModifier):
@@ -170,7 +175,6 @@ class SecondOrderModifier(_Update):
     )
     score_type: str | None = Field(None, description="Accepted where it names the tag's own score.")
 
-    _global: ClassVar[bool] = True
     _score: ClassVar[str] = "MFAC"
 
     @model_validator(mode="after")
@@ -190,10 +194,10 @@ class SecondOrderModifier(_Update):
             if "available_gpus" in written:
                 raise ValueError("available_gpus and available_devices are the same field. Leave one of them out.")
             flat["available_gpus"] = self.available_devices
+            written = written | {"available_gpus"}
         if self.mfac_options is not None:
             nested = self.mfac_options.model_fields_set
-            devices = {"available_gpus"} if self.available_devices is not None else set()
-            if both := sorted(nested & (written | devices)):
+            if both := sorted(nested & written):
                 raise ValueError(f"{', '.join(both)}: written in mfac_options and beside it. Leave one of them out.")
             flat |= {name: getattr(self.mfac_options, name) for name in nested}
         return flat | {"fisher_block_size": flat["fisher_block_size"] or None}
@@ -207,15 +211,14 @@ class SecondOrderModifier(_Update):
 
     def options(self) -> PruningOptions:
         """How its updates work."""
-        levels = checked_levels(self.final_sparsity) if isinstance(self.final_sparsity, Mapping) else ()
         update = self._update()
         del update["use_gradient_buffering"]
         return PruningOptions.of(
             **update,
-            params=self.params or names_of(levels),
+            params=self.params or names_of(self.levels),
             exclude=self.exclude,
             mask_type=_checked_mask(self.mask_type),
-            global_sparsity=self._is_global(self._global),
+            global_sparsity=self._is_global(),
         )
 
     def _update(self) -> dict[str, Any]:
@@ -226,7 +229,7 @@ class SecondOrderModifier(_Update):
     def normal(self) -> "Modifier":
         update = self._update()
         update |= {"available_gpus": update["available_gpus"] or None, "num_grads": self.options().num_grads}
-        return WoodFisherPruningModifier(**self._normal_ramp(self._global), **update)
+        return WoodFisherPruningModifier(**self._normal_ramp(), **update)
 
 
 class WoodFisherPruningModifier(SecondOrderModifier):
@@ -250,7 +253,7 @@ class MFACGlobalPruningModifier(SecondOrderModifier):
     _stays_global = model_validator(mode="after")(_always_global)
 
 
-_SmallBlocks: Any = with_defaults(INVERSE, SecondOrderModifier, num_grads=1024, damp=1e-7, fisher_block_size=50)
+_SmallBlocks: Any = with_options(INVERSE, SecondOrderModifier, num_grads=1024, damp=1e-7, fisher_block_size=50)
 
 
 class OBSPruningModifier(_SmallBlocks):
@@ -282,3 +285,7 @@ class ConstantPruningModifier(Modifier):
     def normal(self) -> "Modifier":
         same = {"update_frequency": None, "mask_type": "unstructured"}
         return self.model_copy(update=same | {"start_epoch": max(self.start_epoch, 0.0)})
+
+
+PRUNING = (PruningModifier, ConstantPruningModifier)
+"""Modifiers whose work is zeros."""

@@ -36,7 +36,7 @@ def modifiers_of(outline: Outline) -> tuple[Modifier, ...]:
     offset = 0.0
     for number, stage in enumerate(outline.stages, 1):
         modifiers = [_modifier(entry, outline.source).shifted(offset) for entry in stage.entries]
-        ends = [max(m.last_epoch, getattr(m, "start_epoch", 0.0)) for m in modifiers]
+        ends = [max(m.last_epoch, m.first_epoch) for m in modifiers]
         offset = max([offset, *ends])
         if offset > LAST_POSITION:
             raise RecipeError(

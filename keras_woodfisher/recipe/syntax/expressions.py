@@ -6,6 +6,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from keras_woodfisher.recipe.syntax.errors import MOST_BITS, RecipeError, short_repr, short_text
@@ -38,17 +39,15 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], int, float]] = {
 
 @dataclass(frozen=True)
 class Expression:
-    """A parsed expression.
-
-    Attributes:
-        tree: Its syntax tree.
-        names: The variables that it uses.
-        bare: The variable that it is, where it is nothing else.
-    """
+    """A parsed expression: its syntax tree, and the variables that it uses."""
 
     tree: ast.expr
     names: frozenset[str]
-    bare: str | None
+
+    @property
+    def bare(self) -> str | None:
+        """The variable that it is, where it is nothing else."""
+        return self.tree.id if isinstance(self.tree, ast.Name) else None
 
 
 _EVAL = re.compile(r"\s*eval\((.*)\)\s*", re.DOTALL)
@@ -67,16 +66,12 @@ def expression_in(value: Any) -> str | None:
     return match[1] if match else None
 
 
+@lru_cache
 def parse(text: str) -> Expression:
-    """Parses an expression and checks that it is arithmetic.
-
-    Raises:
-        RecipeError: If it is too long, no expression, or anything but arithmetic.
-    """
+    """Parses an expression and checks that it is arithmetic, and not too long."""
     if len(text) > LONGEST_EXPRESSION:
         raise RecipeError(f"An expression may have up to {LONGEST_EXPRESSION} characters, got {len(text)}.")
-    foreign = _FOREIGN.search(text)
-    if foreign:
+    if foreign := _FOREIGN.search(text):
         raise _refusal(text, f"the character {foreign[0]!r}")
     try:
         tree = ast.parse(" ".join(text.split()), mode="eval").body
@@ -85,8 +80,7 @@ def parse(text: str) -> Expression:
         raise RecipeError(f"eval({short_text(text)}) isn't an expression: {reason}. Allowed are {ALLOWED}.") from None
     except (MemoryError, RecursionError):
         raise RecipeError(f"eval({short_text(text)}) is nested too deeply. Compute a part in a variable.") from None
-    names = _checked_names(tree, text)
-    return Expression(tree, frozenset(names), tree.id if isinstance(tree, ast.Name) else None)
+    return Expression(tree, frozenset(_checked_names(tree, text)))
 
 
 def _refusal(text: str, found: str) -> RecipeError:
@@ -117,18 +111,12 @@ def _parts(node: ast.expr, text: str) -> list[ast.expr]:
         case ast.Call():
             return _arguments(node, text)
         case ast.Constant() if type(node.value) in (int, float):
-            _check_number(node.value, text)
+            if _too_large(node.value):
+                raise RecipeError(f"eval({short_text(text)}) holds a number that is too large.")
             return []
         case ast.Name():
             return []
     raise _refusal(text, _describe(node))
-
-
-def _check_number(value: Any, text: str) -> None:
-    try:
-        finite(value)
-    except OverflowError:
-        raise RecipeError(f"eval({short_text(text)}) holds a number that is too large.") from None
 
 
 def _arguments(node: ast.Call, text: str) -> list[ast.expr]:
@@ -161,11 +149,7 @@ def _describe(node: ast.expr) -> str:
 
 
 def compute(tree: ast.expr, values: Mapping[str, Any]) -> int | float:
-    """The number that an expression gives.
-
-    Args:
-        tree: A syntax tree that `parse` has checked, so that it holds arithmetic only.
-        values: The values of all variables in it. Those that aren't numbers can't be used here.
+    """The number that an expression gives, which `parse` has checked, with the values of all variables in it.
 
     Raises:
         RecipeError: If a variable is no number, or the result can't be computed (division by zero, too large).
@@ -192,9 +176,8 @@ def _value(node: ast.expr, values: Mapping[str, Any]) -> int | float:
         return finite(_call(node.func.id, [_value(argument, values) for argument in node.args]))
     if isinstance(node, ast.Name):
         return _number(node.id, values)
-    if isinstance(node, ast.Constant):
-        return finite(node.value)
-    raise TypeError(f"{node!r} isn't arithmetic; it must be checked first.")
+    assert isinstance(node, ast.Constant), f"{node!r} isn't arithmetic; it must be checked first"
+    return finite(node.value)
 
 
 def _number(name: str, values: Mapping[str, Any]) -> int | float:
@@ -217,26 +200,24 @@ def _bound(op: ast.operator, left: int | float, right: int | float) -> None:
 
 
 def _call(name: str, arguments: list[int | float]) -> Any:
-    if name == "round" and len(arguments) == 2:
-        digits = arguments[1]
-        if not isinstance(digits, int) or abs(digits) > MOST_DIGITS:
-            raise RecipeError(
-                f"round() takes a whole number of digits from -{MOST_DIGITS} to {MOST_DIGITS}, "
-                f"got {short_repr(digits)}."
-            )
+    digits = arguments[1] if name == "round" and len(arguments) == 2 else 0
+    if not isinstance(digits, int) or abs(digits) > MOST_DIGITS:
+        raise RecipeError(
+            f"round() takes a whole number of digits from -{MOST_DIGITS} to {MOST_DIGITS}, got {short_repr(digits)}."
+        )
     return FUNCTIONS[name][0](*arguments)
 
 
 def finite(value: Any) -> int | float:
-    """Refuses what isn't a real number that fits.
-
-    Raises:
-        ArithmeticError: If it is complex, not a number, infinite, or an integer of too many bits.
-    """
+    """Refuses what isn't a real number that fits, with an ArithmeticError."""
     if isinstance(value, complex):
         raise ArithmeticError("a fractional power of a negative number isn't a real number")
     if isinstance(value, float) and math.isnan(value):
         raise ArithmeticError("a value is not a number (NaN)")
-    if (isinstance(value, float) and math.isinf(value)) or (isinstance(value, int) and value.bit_length() > MOST_BITS):
+    if _too_large(value):
         raise OverflowError
     return value
+
+
+def _too_large(value: Any) -> bool:
+    return math.isinf(value) if isinstance(value, float) else value.bit_length() > MOST_BITS

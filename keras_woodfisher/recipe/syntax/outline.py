@@ -8,15 +8,7 @@ from typing import Any
 from keras_woodfisher.recipe.syntax.errors import RecipeError, short_repr, short_text
 from keras_woodfisher.recipe.syntax.sections import Section, read_sections
 from keras_woodfisher.recipe.syntax.text import TEXT, read_source
-from keras_woodfisher.recipe.syntax.tree import (
-    Node,
-    Pairs,
-    check_size,
-    data_of,
-    describe,
-    is_null,
-    tree_of,
-)
+from keras_woodfisher.recipe.syntax.tree import Node, Pairs, Scalar, check_size, data_of, describe, is_null, tree_of
 from keras_woodfisher.recipe.syntax.yaml_tree import yaml_tree
 
 
@@ -60,15 +52,7 @@ class Outline:
 def read_outline(
     source: str | os.PathLike[str] | Mapping[str, Any], variables: Mapping[str, Any] | None = None
 ) -> Outline:
-    """Reads a recipe.
-
-    Args:
-        source: A path (`.yaml`, `.yml`, `.md`), the text itself, or plain data such as a JSON configuration.
-        variables: Values to use instead of the recipe's own variables.
-
-    Raises:
-        RecipeError: Whatever is wrong, with the line and field where they are known.
-    """
+    """Reads a recipe, as `load_recipe` says; a `RecipeError` has the line and field where they are known."""
     name = TEXT
     try:
         if isinstance(source, Mapping):
@@ -102,7 +86,7 @@ def _tag_and_fields(item: Node, group: str, path: str) -> tuple[str, Pairs]:
     """The tag and fields of an item, written `!Tag` and fields, or as a mapping with the one key `Tag`."""
     if item.tag:
         tag, body = item.tag.removeprefix("!"), item
-    elif isinstance(item, Pairs) and len(item.pairs) == 1 and _names_modifier(item):
+    elif isinstance(item, Pairs) and len(item.pairs) == 1 and _names_modifier(*item.pairs[0]):
         key, body = item.pairs[0]
         tag = key.value.removeprefix("!")
     else:
@@ -124,9 +108,8 @@ def _tag_and_fields(item: Node, group: str, path: str) -> tuple[str, Pairs]:
     return tag, body
 
 
-def _names_modifier(item: Pairs) -> bool:
-    """Whether the one pair of a mapping is a name and its fields."""
-    key, body = item.pairs[0]
+def _names_modifier(key: Scalar, body: Node) -> bool:
+    """Whether a pair is a name and its fields."""
     return isinstance(key.value, str) and (isinstance(body, Pairs) or is_null(body)) and not body.tag
 
 

@@ -1,13 +1,14 @@
 """A recipe's variables: in which order they are computed, and what values then say."""
 
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from keras_woodfisher.recipe.syntax.errors import RecipeError, short_repr, suggest_names
 from keras_woodfisher.recipe.syntax.expressions import Expression, compute, expression_in, parse
-from keras_woodfisher.recipe.syntax.tree import Items, Node, Pairs, Scalar, describe, refuse_tags
+from keras_woodfisher.recipe.syntax.tree import Items, Node, Pairs, Scalar, describe, parts_of, refuse_tags
 
 LONGEST_TOGETHER = 50_000
 
@@ -32,15 +33,7 @@ class Scope:
             self.nodes[name] = self.evaluate(own[name], name)
 
     def evaluate(self, node: Node, field: str | None) -> Node:
-        """The node with each `eval(...)` in it computed.
-
-        Args:
-            node: A value, or a key.
-            field: Where it stands, for messages.
-
-        Raises:
-            RecipeError: If an expression can't be computed, or there is a tag.
-        """
+        """The node with each `eval(...)` in it computed; tags are refused, and messages say `field`."""
         refuse_tags(node, field)
         return self._evaluate(node, field)
 
@@ -66,11 +59,9 @@ class Scope:
         text = expression_in(node.value)
         if text is None:
             return node
-        try:
+        with _placed(node, field):
             if text not in self._results:
                 self._results[text] = self._compute(self.expressions.take(text))
-        except RecipeError as error:
-            raise RecipeError(error.message, line=node.line, field=field) from None
         result = self._results[text]
         return Scalar(result.value, node.line) if isinstance(result, Scalar) else result
 
@@ -103,40 +94,36 @@ class Scope:
 
     def _names(self, node: Node, field: str) -> set[str]:
         """The variables that a value uses."""
-        if isinstance(node, Scalar):
-            text = expression_in(node.value)
-            if text is None:
-                return set()
-            try:
+        if isinstance(node, Scalar) and (text := expression_in(node.value)) is not None:
+            with _placed(node, field):
                 return set(self.expressions.take(text).names)
-            except RecipeError as error:
-                raise RecipeError(error.message, line=node.line, field=field) from None
-        parts = node.items if isinstance(node, Items) else [part for pair in node.pairs for part in pair]
-        return {name for part in parts for name in self._names(part, field)}
+        return {name for part in parts_of(node) for name in self._names(part, field)}
 
 
 class _Expressions:
-    """The expressions of one recipe: each is parsed once, and the work on all of them together is bounded."""
+    """The expressions of one recipe: the work on all of them together is bounded."""
 
     def __init__(self) -> None:
-        self._parsed: dict[str, Expression] = {}
         self._length = 0
 
     def take(self, text: str) -> Expression:
-        """A parsed expression, to be looked at or computed once.
-
-        Raises:
-            RecipeError: If it isn't arithmetic, or all that were taken are too long together.
-        """
+        """A parsed expression, to be looked at or computed once."""
         self._length += len(text)
         if self._length > LONGEST_TOGETHER:
             raise RecipeError(
                 f"The expressions of a recipe may have up to {LONGEST_TOGETHER} characters together, counted each time "
                 "that they are computed. Compute what they share in a variable."
             )
-        if text not in self._parsed:
-            self._parsed[text] = parse(text)
-        return self._parsed[text]
+        return parse(text)
+
+
+@contextmanager
+def _placed(node: Node, field: str | None) -> Iterator[None]:
+    """Says in an error where it is."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(error.message, line=node.line, field=field) from None
 
 
 def _unknown_name(name: str, known: Mapping[str, Node]) -> str:

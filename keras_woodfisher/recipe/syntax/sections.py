@@ -32,11 +32,7 @@ class Section:
 
 
 def read_sections(root: Node | None, overrides: Mapping[str, Any] | None = None) -> list[Section]:
-    """Divides a recipe and computes its variables.
-
-    Args:
-        root: The recipe's tree.
-        overrides: Values to use instead of the recipe's own variables.
+    """Divides a recipe and computes its variables; `overrides` are values to use instead of its own.
 
     Raises:
         RecipeError: If something has no place in a recipe, there is no modifier, or a variable can't be computed.
@@ -98,16 +94,12 @@ def _sort_keys(mapping: Pairs, stage: str) -> _Level:
             level.groups.append((name, node if isinstance(node, Items) else Items((), node.line)))
         elif not isinstance(node, Pairs):
             level.variables[name] = node
-        elif stage or node.tag or not _is_stage(node):
+        elif stage or node.tag or not any(isinstance(key.value, str) and GROUP in key.value for key, _ in node.pairs):
             raise RecipeError(_misplaced(name, stage), line=key.line, field=name)
         else:
             level.stages[name] = node
             level.stage_line = key.line
     return level
-
-
-def _is_stage(node: Pairs) -> bool:
-    return any(isinstance(key.value, str) and GROUP in key.value for key, _ in node.pairs)
 
 
 def _misplaced(name: str, stage: str) -> str:

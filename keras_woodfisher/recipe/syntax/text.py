@@ -17,29 +17,16 @@ MARKDOWN = ".md"
 
 
 def read_source(source: Any) -> tuple[str, str]:
-    """The name and the YAML text of a recipe, every line where it was.
-
-    Args:
-        source: A path that ends in `.yaml`, `.yml`, `.md` or `.json`, or the text of a recipe.
-
-    Raises:
-        RecipeError: If it can't be read, is too large, or is Markdown without front matter.
-    """
+    """The name and the YAML text of a recipe (a path with one of the `ENDINGS`, or a text), every line where it was."""
     if isinstance(source, os.PathLike):
         return _read_file(os.fspath(source))
     if not isinstance(source, str):
         raise RecipeError(f"A recipe is a path, the text itself or a mapping, got {type(source).__name__}.")
     _check_size(len(source))
-    if _is_path(source):
+    if not set("\n\r\0") & set(source) and (source.strip().lower().endswith(ENDINGS) or os.path.isfile(source)):
         return _read_file(source.strip())
     _check_size(len(source.encode(errors="surrogatepass")))
     return TEXT, yaml_part(_with_one_line_end(source))
-
-
-def _is_path(source: str) -> bool:
-    if set("\n\r\0") & set(source):
-        return False
-    return source.strip().lower().endswith(ENDINGS) or os.path.isfile(source)
 
 
 def _read_file(path: str | bytes) -> tuple[str, str]:
@@ -47,13 +34,18 @@ def _read_file(path: str | bytes) -> tuple[str, str]:
         raise RecipeError(f"A path must be a text, got {type(path).__name__}. Decode it with os.fsdecode.")
     name, ending = Path(path).name, Path(path).suffix.lower()
     try:
-        content = _content(path, ending)
-        text = _with_one_line_end(_decoded(content))
+        text = _with_one_line_end(_content(path, ending).decode())
         # Between the tokens of JSON a tab is a blank; within them there is none.
         return name, yaml_part(text.replace("\t", " ") if ending == ".json" else text, ending)
     except RecipeError as error:
         error.source = name
         raise
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"The file isn't UTF-8 text ({error.reason} at byte {error.start}). Save it as UTF-8.",
+            line=error.object.count(b"\n", 0, error.start) + 1,
+            source=name,
+        ) from None
     except FileNotFoundError:
         problem = "isn't found. Check the path, which counts from the working directory."
     except (OSError, ValueError) as error:  # a ValueError for a path with a null character
@@ -76,16 +68,6 @@ def _content(path: str, ending: str) -> bytes:
     return content
 
 
-def _decoded(content: bytes) -> str:
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise RecipeError(
-            f"The file isn't UTF-8 text ({error.reason} at byte {error.start}). Save it as UTF-8.",
-            line=content.count(b"\n", 0, error.start) + 1,
-        ) from None
-
-
 def _check_size(size: int) -> None:
     if size > MOST_BYTES:
         raise RecipeError(
@@ -101,14 +83,8 @@ def _with_one_line_end(text: str) -> str:
 def yaml_part(text: str, ending: str | None = None) -> str:
     r"""The YAML of a text: its front matter where it has some, the whole otherwise.
 
-    What stands before the front matter is left as empty lines, so that line numbers are the file's own.
-
-    Args:
-        text: The text, with line ends `\n`.
-        ending: The file's ending, if it is a file. Markdown must have front matter; after YAML's, nothing may follow.
-
-    Raises:
-        RecipeError: If Markdown has no front matter, or modifiers stand after it.
+    What stands before the front matter is left as empty lines, so that line numbers are the file's own. Markdown (by
+    `ending`) must have front matter, after which no modifier may stand; after that of YAML nothing may follow.
     """
     lines = text.split("\n")
     first = _first_line_of_content(lines)
@@ -119,7 +95,13 @@ def yaml_part(text: str, ending: str | None = None) -> str:
         _refuse_second_recipe(lines, end + 1)
         return "\n".join([""] * start + lines[start:end] + [""])
     if ending == MARKDOWN:
-        raise RecipeError(_no_front_matter(lines, first, opened), line=(first or 0) + 1)
+        found = "it is empty" if first is None else f"it begins with {short_repr(lines[first].strip())}"
+        found = "its front matter isn't closed" if opened else found
+        raise RecipeError(
+            f"A Markdown recipe has its YAML between two lines that are exactly {DELIMITER!r}, but {found}. "
+            "Only comments may stand before the first.",
+            line=(first or 0) + 1,
+        )
     return text
 
 
@@ -153,14 +135,3 @@ def _refuse_second_recipe(lines: list[str], start: int) -> None:
                 "before that line, or into a code block if it is an example.",
                 line=index + 1,
             )
-
-
-def _no_front_matter(lines: list[str], first: int | None, opened: bool) -> str:
-    if opened:
-        found = "its front matter isn't closed"
-    else:
-        found = "it is empty" if first is None else f"it begins with {short_repr(lines[first].strip())}"
-    return (
-        f"A Markdown recipe has its YAML between two lines that are exactly {DELIMITER!r}, but {found}. "
-        "Only comments may stand before the first."
-    )

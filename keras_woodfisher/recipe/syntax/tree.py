@@ -43,7 +43,7 @@ class Items:
     height: int = field(init=False)
 
     def __post_init__(self) -> None:
-        _measure(self, list(self.items))
+        _measure(self)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -75,13 +75,21 @@ class Pairs:
                     line=key.line,
                     field=str(key.value),
                 )
-        _measure(self, [node for pair in self.pairs for node in pair])
+        _measure(self)
 
 
 Node: TypeAlias = Scalar | Items | Pairs
 
 
-def _measure(node: Items | Pairs, children: list[Node]) -> None:
+def parts_of(node: Node) -> tuple[Node, ...]:
+    """The nodes of a list, the keys and values of a mapping."""
+    if isinstance(node, Scalar):
+        return ()
+    return node.items if isinstance(node, Items) else tuple(part for pair in node.pairs for part in pair)
+
+
+def _measure(node: Items | Pairs) -> None:
+    children = parts_of(node)
     object.__setattr__(node, "size", 1 + sum(child.size for child in children))
     object.__setattr__(node, "height", 1 + max((child.height for child in children), default=0))
     check_size(node.size, node.line)
@@ -130,9 +138,7 @@ def refuse_tags(node: Node, field: str | None) -> None:
             line=node.line,
             field=field,
         )
-    if isinstance(node, Scalar):
-        return
-    for part in node.items if isinstance(node, Items) else [value for _, value in node.pairs]:
+    for part in parts_of(node):
         refuse_tags(part, field)
 
 
@@ -161,14 +167,11 @@ def data_of(node: Node) -> Any:
 
 
 def tree_of(data: Any, path: str = "") -> Node:
-    """The tree of plain data, which is left as it is.
-
-    Args:
-        data: None, bool, int, float, str, NumPy scalars, and lists, tuples and mappings of them.
-        path: Where the data stands, for messages.
+    """The tree of plain data, which is left as it is; `path` says in messages where the data stands.
 
     Raises:
-        RecipeError: If something else is found, or it is too large, too deep, or within itself.
+        RecipeError: If anything but None, bool, int, float, str, NumPy scalars, and lists, tuples and mappings of them
+            is found, or it is too large, too deep, or within itself.
     """
     return _TreeBuilder().node(data, path, ())
 

@@ -16,28 +16,15 @@ from yaml.parser import Parser
 from yaml.reader import Reader, ReaderError
 from yaml.scanner import Scanner
 
+from keras_woodfisher.recipe.syntax import tree
 from keras_woodfisher.recipe.syntax.errors import RecipeError, short_repr, short_text
-from keras_woodfisher.recipe.syntax.tree import (
-    LONGEST_KEY,
-    Items,
-    Node,
-    Pairs,
-    Scalar,
-    check_depth,
-    check_size,
-    check_text,
-    describe,
-)
+from keras_woodfisher.recipe.syntax.tree import Items, Node, Pairs, Scalar, describe
 
 MERGE = "<<"
 
 
 def yaml_tree(text: str) -> Node | None:
-    """The tree of a YAML text, None if there is nothing in it.
-
-    Raises:
-        RecipeError: If it isn't one YAML document within bounds (with the line).
-    """
+    """The tree of a YAML text, None if there is nothing in it; a RecipeError if it isn't one document within bounds."""
     return _TreeComposer(text).document()
 
 
@@ -90,8 +77,10 @@ class _TreeComposer(Reader, Scanner, Parser, Composer):
             raise
         if event.anchor is not None:
             self.anchors[event.anchor] = node
-        if isinstance(parent, yaml.MappingNode) and index is not None:
-            _check_key(index)
+        if isinstance(parent, yaml.MappingNode) and index is not None and (index.tag or not isinstance(index, Scalar)):
+            raise RecipeError(
+                f"A key must be a name or a number without a tag, got {describe(index)}.", line=index.line
+            )
         return node
 
     def _enter(self, event: Any, line: int) -> None:
@@ -112,9 +101,9 @@ class _TreeComposer(Reader, Scanner, Parser, Composer):
         elif event.anchor is not None:
             # An anchor may be used again; the newest one counts.
             self.anchors.pop(event.anchor, None)
-        check_size(self._count, line)
+        tree.check_size(self._count, line)
         if isinstance(event, yaml.CollectionStartEvent):
-            check_depth(self._depth + 1, line)
+            tree.check_depth(self._depth + 1, line)
 
     def descend_resolver(self, parent: Any, index: Any) -> None:
         self._depth += 1
@@ -129,7 +118,7 @@ class _TreeComposer(Reader, Scanner, Parser, Composer):
         node = super().compose_scalar_node(anchor)
         line = self._line(node.start_mark.index)
         text = node.value if node.style is None else join_surrogates(node.value)
-        check_text(text, line)
+        tree.check_text(text, line)
         value = scalar_value(text, line) if node.style is None else text
         return (_MergeKey if node.style is None and text == MERGE else Scalar)(value, line, node.tag)
 
@@ -141,10 +130,8 @@ class _TreeComposer(Reader, Scanner, Parser, Composer):
         node = super().compose_mapping_node(anchor)
         merges = [pair for pair in node.value if isinstance(pair[0], _MergeKey)]
         if len(merges) > 1:
-            line = merges[1][0].line
-            raise RecipeError(
-                "`<<` is there twice in one mapping. Write `<<: [*first, *second]`.", line=line, field=MERGE
-            )
+            mend = "`<<` is there twice in one mapping. Write `<<: [*first, *second]`."
+            raise RecipeError(mend, line=merges[1][0].line, field=MERGE)
         # Made first, so that its own keys are known to differ.
         pairs = tuple(pair for pair in node.value if not isinstance(pair[0], _MergeKey))
         own = Pairs(pairs, self._line(node.start_mark.index), node.tag)
@@ -171,7 +158,7 @@ class _TreeComposer(Reader, Scanner, Parser, Composer):
             length += 1
         tag = self.prefix(length)
         self.forward(length)
-        if length > LONGEST_KEY or not tag[1:].removesuffix(":").replace(".", "_").isidentifier():
+        if length > tree.LONGEST_KEY or not tag[1:].removesuffix(":").replace(".", "_").isidentifier():
             raise RecipeError(
                 f"Only modifiers have a tag, as in `- !EpochRangeModifier`, got {short_repr(tag)}. Leave it out; "
                 "quote a value to make it a text.",
@@ -190,7 +177,10 @@ class _TreeComposer(Reader, Scanner, Parser, Composer):
             yield
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            raise RecipeError(_not_yaml(error), line=mark and self._line(mark.index)) from None
+            context = f"{error.context}: " if error.context else ""
+            hint = next((hint for found, hint in _HINTS.items() if found in (error.problem or "")), "")
+            message = f"This isn't YAML: {context}{error.problem}. {hint}".rstrip()
+            raise RecipeError(message, line=mark and self._line(mark.index)) from None
         except RecipeError:
             raise
         except (ValueError, OverflowError):
@@ -212,17 +202,6 @@ _HINTS = {
 }
 
 
-def _not_yaml(error: Any) -> str:
-    context = f"{error.context}: " if error.context else ""
-    hint = next((hint for found, hint in _HINTS.items() if found in (error.problem or "")), "")
-    return f"This isn't YAML: {context}{error.problem}. {hint}".rstrip()
-
-
-def _check_key(key: Node) -> None:
-    if not isinstance(key, Scalar) or key.tag:
-        raise RecipeError(f"A key must be a name or a number without a tag, got {describe(key)}.", line=key.line)
-
-
 LONGEST_NUMBER = 100
 
 _NAMED: dict[str, Any] = (
@@ -233,8 +212,7 @@ _NAMED: dict[str, Any] = (
     | dict.fromkeys(("-.inf", "-.Inf", "-.INF"), -math.inf)
     | dict.fromkeys((".nan", ".NaN", ".NAN"), math.nan)
 )
-_DECIMAL = re.compile(r"[-+]?[0-9]+")
-_BASED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
+_WHOLE = re.compile(r"[-+]?[0-9]+|(0o[0-7]+|0x[0-9a-fA-F]+)")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
 
@@ -243,25 +221,22 @@ def scalar_value(text: str, line: int | None = None) -> Any:
 
     >>> [scalar_value(text) for text in ("1e-5", "0x1F", "2:4", "yes", "1_000", "~")]
     [1e-05, 31, '2:4', 'yes', '1_000', None]
-
-    Raises:
-        RecipeError: If a number is too long or too large to be held.
     """
     if text in _NAMED:
         return _NAMED[text]
     # Also a bound on the time that matching takes.
     if text[0] not in "+-.0123456789" or not text.isascii():
         return text
-    decimal, based = _DECIMAL.fullmatch(text), _BASED.fullmatch(text)
-    if not (decimal or based or _FLOAT.fullmatch(text)):
+    whole = _WHOLE.fullmatch(text)
+    if not (whole or _FLOAT.fullmatch(text)):
         return text
     if len(text) > LONGEST_NUMBER:
         raise RecipeError(
             f"A number may have up to {LONGEST_NUMBER} characters, got {short_repr(text)}. Quote it to make it a text.",
             line=line,
         )
-    if decimal or based:
-        return int(text, base=0 if based else 10)
+    if whole:
+        return int(text, base=0 if whole[1] else 10)
     value = float(text)
     if math.isinf(value):
         raise RecipeError(f"The number {text} is too large for a float. Infinity is written .inf.", line=line)
