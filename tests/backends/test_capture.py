@@ -211,7 +211,7 @@ def test_the_dry_run_tells(rng):
     assert not found.problems
     assert ("one sample at a time because of own: no faster way" in str(found)) == CAPTURES
     as_data = found.as_dict()["modifiers"][0]["slow_layers"]
-    assert as_data == ({"names": ("own",), "reason": entry.slow_layers.reason} if CAPTURES else None)
+    assert as_data == ({"names": ["own"], "reason": entry.slow_layers.reason} if CAPTURES else None)
     plain = chain((4,), layers.Dense(3), layers.Dense(2))
     plain.compile(loss="mse")
     assert kw.check_recipe(recipe, plain, 5, data=(x, y), verbose=0).modifiers[0].slow_layers is None
