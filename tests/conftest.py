@@ -10,6 +10,9 @@ os.environ.setdefault(
     "--xla_llvm_disable_expensive_passes=true",
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Tests run in two processes: threads of BLAS that wait by spinning take the other one's core.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # GPUs round the factors of products to TF32 by default; what tests compare is computed in full float32.
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 
