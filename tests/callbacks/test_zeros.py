@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 from keras_woodfisher_backends.keras_internals.training import keep_edits, several_steps_are_possible
-from releases import MultiOptimizer, OptimizerMap, ScheduleFreeAdamW
+from releases import MultiOptimizer, Muon, OptimizerMap, ScheduleFreeAdamW
 
 import keras_woodfisher as kw
 from keras_woodfisher.callbacks.mask_constraint import MaskConstraint
@@ -64,7 +64,7 @@ OPTIMIZERS = {
     "adam": lambda: keras.optimizers.Adam(0.01, amsgrad=True),
     "adamw": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1),
     "lion": lambda: keras.optimizers.Lion(0.01),
-    "muon": lambda: keras.optimizers.Muon(0.01),
+    "muon": lambda: Muon(0.01),
     "rmsprop": lambda: keras.optimizers.RMSprop(0.01, momentum=0.5, centered=True),
     "ftrl": lambda: keras.optimizers.Ftrl(0.05),
     "adagrad": lambda: keras.optimizers.Adagrad(0.05),
