@@ -16,8 +16,8 @@ CAPTURES = NAME != "jax"  # on JAX there is one way only
 SEED = 0
 
 
-def source_of(backend, model, data, count, b=1, params="__ALL_PRUNABLE__", loss=None, seed=SEED):
-    options = PruningOptions(params=params, num_grads=count, grad_batch_size=b, verbose=0, seed=seed)
+def source_of(backend, model, data, count, b=1, loss=None, **others):
+    options = PruningOptions(num_grads=count, grad_batch_size=b, verbose=0, **{"seed": SEED, **others})
     targets = find_targets(model, options.params)
     return SampledGradients(model, targets, options, backend, open_examples(data), loss), targets
 

@@ -83,7 +83,7 @@ class WoodFisherPruning(MaskCallback):
         MemoryError: Before the first batch, if the gradients don't fit.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         final_sparsity: float | Mapping[float, Sequence[str]],
         *,

@@ -21,7 +21,7 @@ EXAMPLES = 2048
 """How many are used unless something else is said."""
 
 
-def reestimate_batchnorm(
+def reestimate_batchnorm(  # noqa: PLR0913
     model: keras.Model,
     data: Any,
     *,

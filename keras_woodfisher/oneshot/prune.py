@@ -30,7 +30,7 @@ _MOST_HELD_OUT = 5000
 """Examples that are used at most where other data is given to calibrate on."""
 
 
-def prune(
+def prune(  # noqa: PLR0913
     model: keras.Model,
     data: Any = None,
     sparsity: float | Mapping[float, Sequence[str]] = 0.5,

@@ -26,7 +26,7 @@ _GRADIENTS = 512
 _LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95)
 
 
-def sensitivity(
+def sensitivity(  # noqa: PLR0913
     model: keras.Model,
     data: Any = None,
     levels: Sequence[float] = _LEVELS,
