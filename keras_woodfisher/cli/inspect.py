@@ -23,8 +23,8 @@ def run(args: Namespace) -> Answer:
     document = report.as_dict()
     rows = [row | {"bytes": asdict(size)} for row, size in zip(document["variables"], sizes, strict=True)]
     figures = {name: document[name] for name in ("weights", "pruned", "sparsity", "notes")}
-    told = {"command": "inspect", "model": args.model, "variables": rows, **figures, "bytes": asdict(total)}
-    return Answer("\n".join([_table(report, sizes, total), *report.notes]), told)
+    document = {"command": "inspect", "model": args.model, "variables": rows, **figures, "bytes": asdict(total)}
+    return Answer("\n".join([_table(report, sizes, total), *report.notes]), document)
 
 
 def _counted(targets: list[Target], report: PruningReport) -> list[Target]:

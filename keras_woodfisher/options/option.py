@@ -68,8 +68,8 @@ class Option:
     def default_text(self, caller: str) -> str:
         """The default as `--help` puts it behind the meaning, if there is one to tell."""
         value = self.default_in(caller)
-        told = value not in (..., None, (), False) and "default" not in self.help
-        return f" (default {' '.join(map(str, value)) if isinstance(value, tuple) else value})" if told else ""
+        shown = value not in (..., None, (), False) and "default" not in self.help
+        return f" (default {' '.join(map(str, value)) if isinstance(value, tuple) else value})" if shown else ""
 
     @property
     def plain_meaning(self) -> str:

@@ -90,7 +90,7 @@ class RemovedWeights:
 
 
 class Corrector(Protocol):
-    """Computes the change (d,) of the unpruned weights, and tells what it chose."""
+    """Computes the change (d,) of the unpruned weights, and says what it chose."""
 
     def __call__(self, removal: RemovedWeights, meter: Meter) -> tuple[np.ndarray, CalibrationReport | None]: ...
 

@@ -16,19 +16,19 @@ from keras_woodfisher.recipe.modifiers.pruning import (
     PruningModifier,
     WoodFisherPruningModifier,
 )
-from keras_woodfisher.recipe.modifiers.training import CompanionModifier
+from keras_woodfisher.recipe.modifiers.training import TrainingModifier
 
 
 def callbacks_of(modifiers: Sequence[Modifier], data: Any, verbose: int) -> list[keras.callbacks.Callback]:
     """The callbacks that carry modifiers out, those that prune first, in the order in which they begin."""
-    ordered = sorted(modifiers, key=lambda m: (isinstance(m, CompanionModifier), m.first_epoch))
+    ordered = sorted(modifiers, key=lambda m: (isinstance(m, TrainingModifier), m.first_epoch))
     built = (callback_of(modifier, data, verbose) for modifier in ordered)
     return [callback for callback in built if callback is not None]
 
 
 def callback_of(modifier: Modifier, data: Any, verbose: int) -> Any:
     """The callback that carries one modifier out, or None where it is only information; a ValueError without data."""
-    if isinstance(modifier, CompanionModifier):
+    if isinstance(modifier, TrainingModifier):
         return modifier.callback()
     if isinstance(modifier, ConstantPruningModifier):
         return KeepZeros(modifier.params, modifier.exclude, modifier.start_epoch, modifier.end_epoch)

@@ -121,7 +121,7 @@ class PruningModifier(_Ramp):
 
 
 class MagnitudePruningModifier(PruningModifier):
-    """Removes the smallest weights; the others stay as they are. Each variable by itself unless told otherwise."""
+    """Removes the smallest weights and leaves the others. Each variable by itself unless the recipe says otherwise."""
 
     tag = "MagnitudePruningModifier"
     _global = False
@@ -233,7 +233,7 @@ class SecondOrderModifier(_Update):
 
 
 class WoodFisherPruningModifier(SecondOrderModifier):
-    """Removes the weights whose loss is cheapest and corrects the others. Global unless told otherwise."""
+    """Removes the weights whose loss is cheapest and corrects the others. Global unless the recipe says otherwise."""
 
     tag = "WoodFisherPruningModifier"
     _score = "woodfisher"

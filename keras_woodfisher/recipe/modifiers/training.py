@@ -11,7 +11,7 @@ from keras_woodfisher.recipe.modifiers.fields import LogTypes, Off, Params, Posi
 from keras_woodfisher.recipe.modifiers.pruning import Modifier
 
 
-class CompanionModifier(Modifier):
+class TrainingModifier(Modifier):
     """A modifier that one callback carries out; the callback checks its values.
 
     Attributes:
@@ -23,7 +23,7 @@ class CompanionModifier(Modifier):
     constant_logging: Off = Field(None, description="Accepted where false.")
 
     @model_validator(mode="after")
-    def _check(self) -> "CompanionModifier":
+    def _check(self) -> "TrainingModifier":
         self.callback()
         return self
 
@@ -34,7 +34,7 @@ class CompanionModifier(Modifier):
         return self.makes(**{name: getattr(self, name) for name in inspect.signature(self.makes).parameters})
 
 
-class LastingModifier(CompanionModifier):
+class LastingModifier(TrainingModifier):
     """A modifier that works from one epoch to another, or to the end."""
 
     start_epoch: Position = 0.0
@@ -45,7 +45,7 @@ class LastingModifier(CompanionModifier):
         return self.model_copy(update={"end_epoch": epochs}) if lasts else self
 
 
-class EpochRangeModifier(CompanionModifier):
+class EpochRangeModifier(TrainingModifier):
     """How long training lasts."""
 
     tag = "EpochRangeModifier"
@@ -63,7 +63,7 @@ class EpochRangeModifier(CompanionModifier):
         return self
 
 
-class SetLearningRateModifier(CompanionModifier):
+class SetLearningRateModifier(TrainingModifier):
     """Sets the learning rate once."""
 
     tag = "SetLearningRateModifier"
@@ -74,7 +74,7 @@ class SetLearningRateModifier(CompanionModifier):
     end_epoch: Literal[-1] = Field(-1, description="Accepted where it says -1.")
 
 
-class LearningRateFunctionModifier(CompanionModifier):
+class LearningRateFunctionModifier(TrainingModifier):
     """A learning rate that follows a function of the epoch."""
 
     tag = "LearningRateFunctionModifier"
@@ -99,7 +99,7 @@ class LearningRateModifier(LastingModifier):
     init_lr: float
 
 
-class SetWeightDecayModifier(CompanionModifier):
+class SetWeightDecayModifier(TrainingModifier):
     """Sets the weight decay once."""
 
     tag = "SetWeightDecayModifier"
