@@ -62,7 +62,7 @@ def test_no_pattern_takes_long(pattern, repeated):
         assert matches_pattern("re:" + pattern, name) is (pattern == HOSTILE[1])
     except ValueError as error:
         assert f"The pattern {f're:{pattern}'[:60]!r} takes too long to match on {name[:60]!r}" in str(error)
-    assert time.perf_counter() - start < 10.0
+    assert time.perf_counter() - start < 20.0
 
 
 def test_a_pattern_that_takes_too_long_is_stopped():

@@ -277,7 +277,7 @@ def test_patterns_that_take_long_are_stopped_when_they_are_matched(make_mlp, cha
     assert any("takes too long to match" in p.message or "nothing" in p.message for p in found.problems)
     with pytest.raises((ValueError, KeyError), match=r"takes too long to match|nothing"):
         recipe.apply(model, verbose=0)
-    assert time.perf_counter() - start < 10.0
+    assert time.perf_counter() - start < 20.0
 
 
 def test_what_is_missing_or_too_large_is_told_with_its_field():
