@@ -7,7 +7,15 @@ from typing import Any
 
 from keras_woodfisher.options.checks import count, one_of
 from keras_woodfisher.options.mask_types import UNSTRUCTURED, mask_text
-from keras_woodfisher.options.pruning_options import AUTO, CALIBRATED, PruningOptions, checked_num_grads
+from keras_woodfisher.options.pruning_options import (
+    AUTO,
+    CALIBRATED,
+    MAGNITUDE,
+    RECONSTRUCT,
+    WOODFISHER,
+    PruningOptions,
+    checked_num_grads,
+)
 
 
 def _spelled(field: str) -> str:
@@ -54,6 +62,14 @@ class Settings:
 
 CHOSEN = tuple(_spelled(field.name) for field in fields(Settings))
 """The arguments of `prune` that a preset gives a value where they are None."""
+
+OF_GRADIENTS: Mapping[str, Any] = {
+    "fisher_block_size": 2000,
+    "grads_device": "cpu",
+    "grads_dtype": "float32",
+    "num_pages": 1,
+}
+"""Further ones that are about gradients, with their defaults."""
 
 _HELD_OUT = 500
 """Examples that are held out to choose by, where a preset doesn't say."""
@@ -117,13 +133,13 @@ class Circumstances:
     """What the choice of a preset depends on, beside what was given.
 
     Attributes:
-        second_order: Whether gradients are taken at all.
+        method: How the model is pruned.
         available: Examples that the data holds; None where there are plenty, or their number makes no difference.
         unknown_curvature: Why Gauss-Newton samples can't be taken of the loss, or None.
         batchnorm: Whether BatchNorm layers are re-estimated.
     """
 
-    second_order: bool = True
+    method: str = "woodfisher"
     available: int | None = None
     unknown_curvature: str | None = None
     batchnorm: bool = False
@@ -139,10 +155,8 @@ def resolve(name: str, given: Mapping[str, Any], circumstances: Circumstances) -
     if circumstances.batchnorm and given.get("newton_steps") is None:
         # Steps fit the weights to the statistics that they find.
         quality = replace(quality, newton_steps=0)
-    if not circumstances.second_order:
-        idle = ", ".join(key for key, value in given.items() if value is not None)
-        note = f"method='magnitude' takes no gradients and corrects nothing: {idle} had no effect."
-        return quality, (note,) if idle else ()
+    if circumstances.method != WOODFISHER:
+        return quality, _without_effect(given, circumstances.method)
     notes: tuple[str, ...] = ()
     if given.get("update") is None and quality.update != PRESETS[name].update:
         notes += (
@@ -153,6 +167,26 @@ def resolve(name: str, given: Mapping[str, Any], circumstances: Circumstances) -
         quality = replace(quality, fisher="empirical")
         notes += (f"fisher='empirical' instead of 'ggn': {circumstances.unknown_curvature}",)
     return quality, notes
+
+
+def _without_effect(given: Mapping[str, Any], method: str) -> tuple[str, ...]:
+    idle = ", ".join(key for key, value in given.items() if value is not None)
+    does = "takes no gradients and corrects nothing" if method == MAGNITUDE else "takes no gradients"
+    return (f"method={method!r} {does}: {idle} had no effect.",) if idle else ()
+
+
+def method_of(method: str | None, quality: str, given: Mapping[str, Any]) -> str:
+    """The method that `prune` uses: the one that was given, else what is best on evidence.
+
+    That is reconstruction, but for `"fast"`, which is the papers' WoodFisher, and where an option of WoodFisher is given.
+
+    Raises:
+        ValueError: If there is no such method.
+    """
+    if method is not None:
+        return one_of("method", method, (WOODFISHER, MAGNITUDE, RECONSTRUCT))
+    asked = any(value is not None for value in given.values())
+    return WOODFISHER if quality == "fast" or asked else RECONSTRUCT
 
 
 def examples_to_count(name: str, given: Mapping[str, Any]) -> int:

@@ -43,7 +43,8 @@ DAMP = kinds.Kind(
 BLOCK_SIZE = kinds.Kind(_checked_block_size, kinds.COUNT_OR_ZERO.notation)
 _VERBOSE = kinds.choice(0, 1, 2)
 VERBOSITY = kinds.Kind(lambda name, value: _VERBOSE.check(name, 1 if value == "auto" else value))
-_METHOD = kinds.choice("woodfisher", "magnitude")
+WOODFISHER, MAGNITUDE, RECONSTRUCT = "woodfisher", "magnitude", "reconstruct"
+_METHOD = kinds.choice(WOODFISHER, MAGNITUDE, in_prune=(RECONSTRUCT,))
 _COMMANDS: Any = {"commands": (PRUNE, SENSITIVITY)}
 _NOT_SENSITIVITY: Any = {"callers": (CALLBACK, PRUNE)}
 _UNLESS_GIVEN: Any = {"defaults": {CALLBACK: None, PRUNE: None, SENSITIVITY: None, RECIPE: None}}
@@ -81,7 +82,11 @@ class PruningOptions:
     )
     exclude: tuple[str, ...] = option((), kinds.NAMES, "names and `re:` patterns to leave out", RAMP, **_COMMANDS)
     method: str = option(
-        "woodfisher", _METHOD, '`"woodfisher"`, or `"magnitude"`: no gradients, no corrections', **_COMMANDS
+        WOODFISHER,
+        _METHOD,
+        '`"woodfisher"`; `"magnitude"`: no gradients, no corrections; `"reconstruct"` (`prune` only, and its default '
+        "with `quality` above `\"fast\"`): each layer's output as near as can be to the dense one's, without labels",
+        **_COMMANDS | {"defaults": {PRUNE: None}},
     )
     num_grads: int | Mapping[float, int] = option(
         64, GRADIENTS, "gradient samples m, or `{sparsity: count}`", INVERSE, **_NUM_GRADS
@@ -188,7 +193,7 @@ class PruningOptions:
     @property
     def second_order(self) -> bool:
         """Whether updates take gradients; magnitude pruning doesn't."""
-        return self.method == "woodfisher"
+        return self.method == WOODFISHER
 
     def settings(self) -> dict[str, Any]:
         """What a report says of how updates were made; nothing of magnitude pruning."""

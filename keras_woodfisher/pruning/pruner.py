@@ -240,6 +240,19 @@ class Pruner:
             return self.choose(np.abs(weights), sparsity)
         return self.choose(saliencies(weights, ~pruned, fisher.inverse_diagonal(advance)), sparsity)
 
+    def by_magnitude(self, sparsity: Sequence[float]) -> np.ndarray:
+        """The set of pruned weights (N,) that magnitude pruning to a sparsity gives; nothing is changed.
+
+        Raises:
+            FloatingPointError: If a weight isn't finite.
+        """
+        return self._select(self.check_weights(), None, sparsity)
+
+    def write(self, values: Sequence[np.ndarray]) -> None:
+        """Takes new values of all variables, each in its variable's shape; what is zero counts as pruned."""
+        flat = np.concatenate([t.flatten(value) for t, value in zip(self.targets, values, strict=True)])
+        self._write(flat, flat == 0.0)
+
     def choose(self, scores: np.ndarray, sparsity: Sequence[float]) -> np.ndarray:
         """The set of pruned weights at a sparsity: those that are pruned now, and those of the lowest scores (N,)."""
         sizes = [p.size for p in self.pruned]

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from keras_woodfisher.reports.batchnorm_report import BatchNormReport
+from keras_woodfisher.reports.layer_report import ReconstructionReport
 from keras_woodfisher.reports.rendering import aligned, axes_of
 
 
@@ -147,6 +148,7 @@ class PruningReport:
         stages: What was done in which order, and chosen on the way; printed where there were several.
         settings: How it was done: the values of `prune`'s options, given or taken from the preset.
         batchnorm: What became of BatchNorm statistics, where they were re-estimated.
+        reconstruction: What became of each layer's output, where layers were reconstructed.
     """
 
     variables: tuple[VariableReport, ...]
@@ -156,6 +158,7 @@ class PruningReport:
     stages: tuple[StageReport, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     batchnorm: BatchNormReport | None = None
+    reconstruction: ReconstructionReport | None = None
 
     @property
     def weights(self) -> int:
@@ -220,8 +223,8 @@ class PruningReport:
         lines += _stages(self.stages)
         if self.settings:
             lines.append("settings: " + ", ".join(f"{name}={value!r}" for name, value in self.settings.items()))
-        batchnorm = [] if self.batchnorm is None else [str(self.batchnorm)]
-        return "\n".join([*lines, *batchnorm, *self.notes])
+        parts = [str(part) for part in (self.reconstruction, self.batchnorm) if part is not None]
+        return "\n".join([*lines, *parts, *self.notes])
 
 
 def _stages(stages: Sequence[StageReport]) -> list[str]:

@@ -77,6 +77,11 @@ PARTS = [
     Part("_model", "callback", "model_of"),
     Part("_jax_state", "model", "keep_edits, assign_between_steps", on="jax"),
     Part("_jax_state_synced", "model", "assign_between_steps", on="jax"),
+    Part("_functional", "model", "Graphs"),
+    Part("_run_through_graph", "functional model", "Graphs"),
+    Part("_nodes_by_depth", "functional model", "Graphs"),
+    Part("_get_operation_for_node", "functional model", "Graphs"),
+    Part("_outputs_struct", "functional model", "Graphs"),
     Part("state", "variables of fit", "assign_between_steps", on="jax"),
 ]
 
@@ -104,6 +109,7 @@ def _owners():
         other.build(model.trainable_variables)
     return {
         "model": model,
+        "functional model": model._functional,
         "layer": model.layers[0],
         "compiled loss": getattr(model, "_compile_loss", None),
         "loss": keras.losses.BinaryCrossentropy(),
@@ -141,7 +147,7 @@ def test_the_table_is_complete():
     for part in PARTS:
         for name in part.used_by.split(", "):
             assert any(
-                hasattr(getattr(keras_internals, module), name) for module in ("models", "optimizers", "training")
+                hasattr(getattr(keras_internals, module), name) for module in ("graphs", "models", "optimizers", "training")
             )
 
 

@@ -98,8 +98,8 @@ GGN = "fisher='ggn' needs a loss whose curvature is known."
         ({"fisher": "ggn"}, Circumstances(unknown_curvature=GGN), {"fisher": "ggn"}, None),
         ({}, Circumstances(batchnorm=True), {"newton_steps": 0, "update": "calibrated"}, None),
         ({"newton_steps": 2}, Circumstances(batchnorm=True), {"newton_steps": 2}, None),
-        ({}, Circumstances(second_order=False), {}, None),
-        ({"stages": 2, "damp": 0.1}, Circumstances(second_order=False), {}, "corrects nothing: stages, damp had no"),
+        ({}, Circumstances("magnitude"), {}, None),
+        ({"stages": 2, "damp": 0.1}, Circumstances("magnitude"), {}, "corrects nothing: stages, damp had no"),
     ],
 )
 def test_settings_and_notes(given, circumstances, settings, note):

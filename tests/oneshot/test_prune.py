@@ -205,7 +205,7 @@ def test_magnitude_needs_neither_data_nor_loss():
 @pytest.mark.parametrize(
     "error, message, kwargs",
     [
-        (ValueError, "needs data to take gradients of", {"data": None}),
+        (ValueError, "needs data: examples x for reconstruction", {"data": None}),
         (ValueError, "isn't compiled with a loss", {"loss": None}),
         (ValueError, r"sparsity must lie in \[0, 1\), got 80", {"sparsity": 80}),
         (ValueError, "num_grads=97 with .* needs 97 examples.*num_grads=96 would fit", {"num_grads": 97}),

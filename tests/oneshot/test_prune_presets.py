@@ -47,15 +47,15 @@ def loss_of(model, data):
     return float(model.evaluate(*data, verbose=0))
 
 
-def test_balanced_is_the_default_and_beats_fast_and_magnitude(model, digits):
+def test_balanced_beats_fast_and_magnitude(model, digits):
     weights, losses, reports = model.get_weights(), {}, {}
-    for name, how in {"default": {}, "fast": {"quality": "fast"}, "magnitude": {"method": "magnitude"}}.items():
+    for name, how in {"balanced": {"method": "woodfisher"}, "fast": {"quality": "fast"}, "magnitude": {"method": "magnitude"}}.items():
         model.set_weights(weights)
         reports[name] = kw.prune(model, digits, 0.85, verbose=0, **how)
         losses[name] = loss_of(model, digits)
         assert reports[name].sparsity == pytest.approx(0.85, abs=1e-3)
-    assert losses["default"] < min(losses["fast"], losses["magnitude"])
-    report = reports["default"]
+    assert losses["balanced"] < min(losses["fast"], losses["magnitude"])
+    report = reports["balanced"]
     assert report.settings["quality"] == "balanced" and report.settings["fisher"] == "ggn"
     assert len(report.stages) == report.settings["stages"]
     assert report.samples == sum(stage.samples for stage in report.stages)
@@ -98,7 +98,7 @@ def test_streams_that_hold_few_examples(model, digits, number):
     weights, reports = model.get_weights(), []
     for data in ((x, y), lambda: ((x[i : i + 32], y[i : i + 32]) for i in range(0, number, 32))):
         model.set_weights(weights)
-        reports.append(kw.prune(model, data, 0.5, verbose=0))
+        reports.append(kw.prune(model, data, 0.5, method="woodfisher", verbose=0))
     fields = ("stages", "num_grads", "grad_batch_size", "update", "calibration", "newton_steps")
     one, other = ({name: report.settings[name] for name in fields} for report in reports)
     assert one == other
@@ -222,7 +222,7 @@ def test_a_failure_amid_the_stages_leaves_everything_as_it_was(model, digits, mo
 
     monkeypatch.setattr(CalibratedCorrector, "__call__", failing)
     with pytest.raises(KeyboardInterrupt):
-        kw.prune(model, digits, 0.8, verbose=0)
+        kw.prune(model, digits, 0.8, method="woodfisher", verbose=0)
     for now, then in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(now, then)
 

@@ -16,7 +16,7 @@ SHARED = [
     ({"params": "re:*"}, ValueError, r"pattern 're:\*' in params isn't a regular expression: nothing to repeat"),
     ({"exclude": {"a": 1}}, TypeError, "exclude must be a name or a list of names"),
     ({"exclude": ["re:["]}, ValueError, r"pattern 're:\[' in exclude isn't a regular expression"),
-    ({"method": "wood"}, ValueError, "method must be one of 'woodfisher', 'magnitude', got 'wood'"),
+    ({"method": "wood"}, ValueError, "method must be one of 'woodfisher', 'magnitude'.*, got 'wood'"),
     ({"method": None}, ValueError, "method must be one of .*, got None"),
     ({"update": "both"}, ValueError, "update must be one of 'joint', 'independent', 'calibrated', got 'both'"),
     ({"update": True}, ValueError, "update must be one of .*, got True"),
@@ -100,7 +100,7 @@ def test_what_is_refused_everywhere(wrong, error, message, make_mlp, blobs):
         PruningOptions(**wrong)
     with pytest.raises(error, match=message):
         kw.WoodFisherPruning(0.8, end_epoch=2, data=blobs, **wrong)
-    if wrong != {"num_grads": {}}:
+    if wrong not in ({"num_grads": {}}, {"method": None}):
         with pytest.raises(error, match=message):
             kw.prune(None, blobs, 0.5, **wrong)
 

@@ -1,0 +1,137 @@
+"""Private parts of functional models: their graph of calls, run so that tensors go after their last use."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import keras
+from keras import layers, tree
+
+from keras_woodfisher_backends.keras_internals.models import layers_of
+
+_RUN = "_run_through_graph"
+Scaling = layers.BatchNormalization
+"""Layers that, in inference, multiply each channel by a number and add another."""
+
+
+class Graphs:
+    """The functional models within a model, while they run."""
+
+    def __init__(self, model: keras.Model):
+        self._graphs = {id(graph): _Graph(graph) for graph in _functional_models(model)}
+        self._running: list[_Graph] = []
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Has them run node by node: what no later node uses is let go of (Keras keeps all till the end)."""
+        graphs = [known.model for known in self._graphs.values()]
+        try:
+            for graph in graphs:
+                # Past Keras's __setattr__, which would track it.
+                vars(graph)[_RUN] = partial(self._run, graph)
+            yield
+        finally:
+            for graph in graphs:
+                vars(graph).pop(_RUN, None)
+            self._running.clear()
+
+    def addition_after(self, layer: Any) -> tuple[list[Any], Any] | None:
+        """Where the output of the layer that is being called is added to something that is known already.
+
+        Returns:
+            The `Scaling` layers that come between, and the other summand; None where there is no such addition.
+        """
+        return self._running[-1].addition_after(layer) if self._running else None
+
+    def runs(self, layer: Any) -> bool:
+        """Whether a layer is a functional model."""
+        return isinstance(layer, keras.Sequential) or id(layer) in self._graphs
+
+    def known(self) -> list[Any]:
+        """The tensors that the models that are running hold now."""
+        return [tensor for graph in self._running for tensor in graph.known.values()]
+
+    def _run(self, model: Any, inputs: Any, operation_fn: Callable = lambda operation: operation, call_fn: Any = None) -> Any:
+        graph = self._graphs[id(model)]
+        if call_fn is not None:  # symbolic
+            return getattr(type(model), _RUN)(model, inputs, operation_fn, call_fn)
+        self._running.append(graph)
+        try:
+            return graph.run(inputs, operation_fn)
+        finally:
+            self._running.pop()
+
+
+class _Graph:
+    """One functional model: its nodes in the order in which Keras runs them."""
+
+    def __init__(self, model: Any):
+        self.model = model
+        by_depth = model._nodes_by_depth
+        self._nodes = [
+            node
+            for depth in sorted(by_depth, reverse=True)
+            for node in by_depth[depth]
+            if node.operation and not node.is_input
+        ]
+        self._users: dict[int, list[Any]] = {}
+        for node in self._nodes:
+            for tensor in node.input_tensors:
+                self._users.setdefault(id(tensor), []).append(node)
+        self._kept = {id(tensor) for tensor in model.outputs}
+        self.known: dict[int, Any] = {}
+        self._now: Any = None
+
+    def run(self, inputs: Any, operation_fn: Callable) -> Any:
+        model = self.model
+        before = self.known, self._now
+        known = self.known = dict(zip(map(id, model.inputs), tree.flatten(inputs), strict=False))
+        left = {key: len(users) for key, users in self._users.items()}
+        try:
+            for node in self._nodes:
+                # As Keras does: what can't be computed isn't needed.
+                if any(id(tensor) not in known for tensor in node.input_tensors):
+                    continue
+                self._now = node
+                args, kwargs = node.arguments.fill_in(known)
+                outputs = operation_fn(model._get_operation_for_node(node))(*args, **kwargs)
+                del args, kwargs
+                for tensor in node.input_tensors:
+                    left[id(tensor)] -= 1
+                    if not left[id(tensor)] and id(tensor) not in self._kept:
+                        known.pop(id(tensor), None)
+                known.update(zip(map(id, node.outputs), tree.flatten(outputs), strict=False))
+                del outputs
+            return tree.pack_sequence_as(model._outputs_struct, [known[id(tensor)] for tensor in model.outputs])
+        finally:
+            self.known, self._now = before
+
+    def addition_after(self, layer: Any) -> tuple[list[Any], Any] | None:
+        node = self._now
+        if node is None or node.operation is not layer:
+            return None
+        scalings: list[Any] = []
+        while True:
+            tensor = node.outputs[0]
+            users = self._users.get(id(tensor), [])
+            if len(users) != 1 or id(tensor) in self._kept:
+                return None
+            node = users[0]
+            if isinstance(node.operation, Scaling):
+                scalings.append(node.operation)
+            elif type(node.operation).__name__ == "Add" and len(node.input_tensors) == 2:
+                other = next((t for t in node.input_tensors if t is not tensor), None)
+                value = None if other is None else self.known.get(id(other))
+                return None if value is None or other.shape != tensor.shape else (scalings, value)
+            elif not isinstance(node.operation, (layers.Dropout, layers.Identity)):
+                return None
+
+
+def _functional_models(model: keras.Model) -> Sequence[Any]:
+    found = []
+    for layer in layers_of(model):
+        inner = getattr(layer, "_functional", None) if isinstance(layer, keras.Sequential) else layer
+        if hasattr(inner, _RUN):
+            found.append(inner)
+    return list({id(graph): graph for graph in found}.values())

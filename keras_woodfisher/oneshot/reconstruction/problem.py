@@ -1,0 +1,218 @@
+"""One matrix of one layer, to be made sparse: what was seen of its inputs, and the solution."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from keras_woodfisher_backends.least_squares.exchange import exchange
+from keras_woodfisher_backends.least_squares.kept_values import least_squares
+from keras_woodfisher_backends.least_squares.normal_equations import ROWS, NormalEquations
+from keras_woodfisher_backends.least_squares.paths import SMALL, best_sizes
+from keras_woodfisher_backends.least_squares.parts import Part
+from keras_woodfisher_backends.least_squares.support import sparse_support
+
+from keras_woodfisher.model.targets import Target
+from keras_woodfisher.reports.layer_report import LayerReport
+
+SUPPORT_RIDGE, VALUE_RIDGE = 0.01, 0.001
+"""Ridges for the choice of weights and for their values, as parts of the mean of H's diagonal."""
+
+_LEAST_ROWS, _ROWS_PER_INPUT = 4096, 100
+"""So many rows are enough: the larger of the first, and the second times the inputs of an output."""
+
+_CHECKED, _TOLERANCE = 64, 1e-2
+"""Rows on which a layer is checked to be the product it is taken for, and the largest relative error."""
+
+
+class Choice(Protocol):
+    """Which weights of each variable may stay."""
+
+    def choose(self, target: Target, values: np.ndarray) -> np.ndarray:
+        """The weights to keep, bool, given how much each is worth, by size; both in the variable's shape."""
+        ...
+
+    def exchangeable(self, target: Target) -> np.ndarray:
+        """The weights that may be kept or not, one in place of another, bool in the variable's shape."""
+        ...
+
+
+class NotAProduct(Exception):
+    """A layer doesn't compute what its class says, so it can't be reconstructed."""
+
+
+class Problem:
+    """Sparse least squares for one part of a layer.
+
+    Args:
+        layer: The layer whose calls are watched.
+        part: The matrix.
+        targets: Those of its variables that are pruned, by name.
+        kernels: The dense values of all its variables, by name.
+        seed: Of the choice of rows.
+
+    Attributes:
+        calls: How often the model calls the layer.
+        hurried: Whether the support may be a little worse, in a part of the time.
+        solution: The new kernels, once they are known.
+        report: What was found.
+    """
+
+    def __init__(self, layer: Any, part: Part, targets: Mapping[str, Target], kernels: Mapping[str, np.ndarray], seed: Any):
+        self.layer = layer
+        self.part = part
+        self.targets = targets
+        self.kernels = kernels
+        self.calls = 1
+        self.hurried = False
+        self.solution: dict[str, np.ndarray] | None = None
+        self.report: LayerReport | None = None
+        self._rng = np.random.default_rng(seed)
+        self._equations: NormalEquations | None = None
+        self._checked = False
+        self._seconds = 0.0
+
+    @property
+    def name(self) -> str:
+        """The names of the variables that are pruned."""
+        return ", ".join(target.name for target in self.targets.values())
+
+    @property
+    def work(self) -> int:
+        """Bytes that rows and solution take."""
+        branches, inputs, outputs = self.part.shape
+        return 8 * branches * (5 * inputs * inputs + 8 * inputs * outputs) + 8 * ROWS * branches * (inputs + outputs)
+
+    @property
+    def done(self) -> bool:
+        """Whether it is solved, or known that it can't be."""
+        return self.report is not None
+
+    def see(
+        self,
+        inputs: list[np.ndarray],
+        output: np.ndarray,
+        places: np.ndarray,
+        off: np.ndarray | None = None,
+    ) -> None:
+        """Adds what one call shows.
+
+        Args:
+            inputs: Of the kernels, in the pruned model.
+            output: Of the dense layer, before bias and activation.
+            places: The positions to use, as `places` gives them.
+            off: What is to be taken off the targets, (g, R, o).
+        """
+        start = time.perf_counter()
+        if self._equations is None:
+            self._equations = NormalEquations.empty(self.part.shape)
+        for first in range(0, len(places), ROWS):
+            some = places[first : first + ROWS]
+            targets = self.part.targets(output, some)
+            if off is not None:
+                targets = targets - off[:, first : first + ROWS]
+            self._equations.add(self.part.rows(inputs, some), targets)
+        self._seconds += time.perf_counter() - start
+
+    def places(self, output: np.ndarray, mask: np.ndarray | None, share: float) -> np.ndarray:
+        """Flat indices of the (example, position)s to use.
+
+        Args:
+            output: Of the layer.
+            mask: Which positions count, (N, ...) bool for the first axes of the positions; None: all.
+            share: The part that this call has in all that will be seen.
+        """
+        positions = self.part.positions(output)
+        examples, each = len(output), int(np.prod(positions))
+        most = max(_LEAST_ROWS, _ROWS_PER_INPUT * self.part.shape[1]) * share
+        if mask is not None:
+            inner = (1,) * (1 + len(positions) - mask.ndim)
+            found = np.flatnonzero(np.broadcast_to(mask.reshape(*mask.shape, *inner), (examples, *positions)))
+            if found.size > most:
+                found = np.sort(self._rng.choice(found, max(1, int(most)), replace=False))
+            return found
+        few = max(1, int(np.ceil(most / examples)))
+        if few >= each:
+            return np.arange(examples * each)
+        chosen = self._rng.random((examples, each), dtype=np.float32).argpartition(few, axis=1)[:, :few]
+        return (np.arange(examples)[:, None] * each + np.sort(chosen, axis=1)).ravel()
+
+    def check(self, inputs: Callable[[], list[np.ndarray]], output: np.ndarray, places: np.ndarray) -> None:
+        """Makes sure, at the first call, that the layer is the product that it is taken for.
+
+        Args:
+            inputs: Gives the inputs of the kernels in the dense model.
+            output: Of the dense layer.
+            places: As in `see`.
+
+        Raises:
+            NotAProduct: If it isn't.
+            FloatingPointError: If that isn't finite.
+        """
+        if self._checked:
+            return
+        wanted = self.part.targets(output, places[:_CHECKED])
+        found = self.part.rows(inputs(), places[:_CHECKED]) @ self.part.matrix(self.kernels)
+        if not (np.isfinite(wanted).all() and np.isfinite(found).all()):
+            raise self._not_finite()
+        size = float(np.abs(wanted).max(initial=0.0))
+        if found.shape != wanted.shape or not np.abs(found - wanted).max(initial=0.0) <= _TOLERANCE * size + 1e-6:
+            raise NotAProduct
+        self._checked = True
+
+    def solve(self, choice: Choice) -> None:
+        """Finds the sparse kernels.
+
+        Raises:
+            FloatingPointError: If what was seen, or the solution, isn't finite.
+        """
+        start = time.perf_counter()
+        equations, part = self._equations, self.part
+        if equations is None or not equations.rows:
+            self.report = LayerReport(self.name, note="by magnitude: none of its positions counts on this data")
+            return
+        if not (np.isfinite(equations.square) and np.isfinite(equations.gram).all()):
+            raise self._not_finite()
+
+        def project(values: np.ndarray) -> np.ndarray:
+            kernels = part.kernels(values)
+            kept = {n: choice.choose(self.targets[n], v) if n in self.targets else np.ones(v.shape, bool) for n, v in kernels.items()}
+            return part.matrix(kept)
+
+        dense = part.matrix(self.kernels).astype(np.float64)
+        diagonal = np.einsum("gkk->gk", equations.gram)
+        # Where no input is ever anything but zero, all weights are alike.
+        mean = diagonal.mean() or 1.0
+        ridge, pull = mean * np.eye(part.shape[1]), mean * dense
+        gram, cross = equations.gram + SUPPORT_RIDGE * ridge, equations.cross + SUPPORT_RIDGE * pull
+        kept = sparse_support(gram, cross, dense, project, hurried=self.hurried)
+        gram, cross = equations.gram + VALUE_RIDGE * ridge, equations.cross + VALUE_RIDGE * pull
+        if not self.hurried:
+            kept = self._exchanged(gram, cross, kept, choice)
+        matrix = least_squares(gram, cross, kept)
+        self._finish(matrix, int((diagonal == 0.0).sum()), start)
+
+    def _exchanged(self, gram: np.ndarray, cross: np.ndarray, kept: np.ndarray, choice: Choice) -> np.ndarray:
+        """A better support with as many weights of each variable."""
+        nothing = {name: np.zeros(kernel.shape, bool) for name, kernel in self.kernels.items()}
+        for name, target in self.targets.items():
+            free = self.part.matrix({**nothing, name: choice.exchangeable(target)})
+            if free.size <= SMALL:
+                kept = best_sizes(gram, cross, kept, free)
+            kept = exchange(gram, cross, kept, free)
+        return kept
+
+    def _not_finite(self) -> FloatingPointError:
+        return FloatingPointError(
+            f"What the layer of {self.name} gets or gives on this data isn't finite; nothing was changed. Look for NaN "
+            "in data, and for numbers that are too large."
+        )
+
+    def _finish(self, matrix: np.ndarray, dead: int, start: float) -> None:
+        assert self._equations is not None
+        self.solution = {name: kernel.astype(np.float32) for name, kernel in self.part.kernels(matrix).items()}
+        self._seconds += time.perf_counter() - start
+        rows = self._equations.rows
+        self.report = LayerReport(self.name, rows, self._equations.error(matrix), dead, self._seconds)
+        # H is the largest thing that is kept of a layer.
+        self._equations = None

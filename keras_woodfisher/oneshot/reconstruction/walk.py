@@ -1,0 +1,216 @@
+"""Solves one layer after the other while the dense and the pruned model run side by side.
+
+The first half of each batch is the dense model, the second half the pruned one. Where a layer is called its rows and
+targets are at hand; once it is solved, its second half is computed with the new kernel, so that the layers after it see
+what they will get in the pruned model.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops, tree
+from keras_woodfisher_backends.keras_internals.graphs import Graphs
+from keras_woodfisher_backends.keras_internals.models import (
+    float32_computation,
+    infer,
+    layers_of,
+)
+from keras_woodfisher_backends.least_squares.parts import Call, Side
+from keras_woodfisher_backends.nest import arrays, map_arrays
+
+from keras_woodfisher.gradients.loss import forward_only
+from keras_woodfisher.oneshot.reconstruction.footprint import LiveOutputs, size_of
+from keras_woodfisher.oneshot.reconstruction.layer_calls import (
+    after_bias,
+    halves,
+    hooked,
+    inverse_factors,
+    is_linear,
+    listening,
+    replaced,
+    states_of,
+    steps_of,
+)
+from keras_woodfisher.oneshot.reconstruction.padding import KnownMasks
+from keras_woodfisher.oneshot.reconstruction.problem import Choice, NotAProduct, Problem
+from keras_woodfisher.pruning.fisher import Advance, no_progress
+from keras_woodfisher.reports.layer_report import LayerReport
+
+
+_ROUNDS = 1
+"""How often a recurrent layer is solved anew with the states that it has then."""
+
+
+class _Reached(BaseException):
+    """Ends a pass: no later layer is wanted."""
+
+
+class Walk:
+    """Reconstructs the layers of a model in the order of their calls.
+
+    Args:
+        model: A built model, which isn't changed.
+        problems: What is to be solved.
+        choice: Which weights may stay; not needed for `order`.
+        absorb: Whether a layer whose output is added to a shortcut makes up for the error of that, too.
+    """
+
+    def __init__(self, model: keras.Model, problems: Sequence[Problem], choice: Choice | None = None, absorb: bool = True):
+        self._model = model
+        self._choice = choice
+        self._absorb = absorb
+        self._of_layer: dict[int, list[Problem]] = {}
+        for problem in problems:
+            self._of_layer.setdefault(id(problem.layer), []).append(problem)
+        self._graphs = Graphs(model)
+        self._awaited: dict[int, int] = {}
+        self._share = 1.0
+        self._at_once = False
+        self._masks = KnownMasks(None)
+        self._advance: Advance = no_progress
+
+    def order(self, x: Any) -> tuple[list[Problem], int]:
+        """The problems in the order in which the model calls their layers; each learns how often that is.
+
+        Args:
+            x: Inputs of the model.
+
+        Returns:
+            The problems of layers that are called, and how many bytes of outputs are alive at a time.
+        """
+        calls: dict[int, int] = {}
+        live = LiveOutputs(self._graphs)
+
+        def count(layer: Any, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+            if id(layer) in self._of_layer:
+                calls[id(layer)] = calls.get(id(layer), 0) + 1
+            return live.call(layer, own, args, kwargs)
+
+        self._run(x, count)
+        found = []
+        for key, number in calls.items():
+            for problem in self._of_layer[key]:
+                problem.calls = number
+                found.append(problem)
+        return found, live.peak
+
+    def solve(self, group: Sequence[Problem], chunks: Sequence[Any], at_once: bool, advance: Advance = no_progress) -> None:
+        """Solves some problems, the next ones in the order of calls, in one pass over the examples.
+
+        Args:
+            group: The problems. Only the last one may belong to a layer that is called more than once.
+            chunks: The inputs of the model, in parts.
+            at_once: Whether each is solved where its layer is called, so that the ones after it see its error; all
+                examples must be in one chunk then. Else all are solved after the pass.
+            advance: Called after each.
+        """
+        self._advance = advance
+        total = sum(len(arrays(chunk)[0]) for chunk in chunks)
+        for chunk in chunks:
+            self._share = len(arrays(chunk)[0]) / total
+            self._at_once = at_once
+            self._awaited = {id(problem): problem.calls for problem in group}
+            doubled = map_arrays(lambda leaf: np.concatenate([leaf, leaf]), chunk)
+            with suppress(_Reached):
+                self._run(doubled, self._side_by_side)
+        for problem in group:
+            if not problem.done:
+                self._solve(problem)
+
+    def _run(self, x: Any, call: Callable[..., Any]) -> None:
+        """The model's inference with its layers hooked; whatever it would update stays as it is."""
+        inputs = map_arrays(ops.convert_to_tensor, x)
+        self._masks = KnownMasks(inputs)
+        with (
+            forward_only(),
+            float32_computation(self._model),
+            keras.StatelessScope(),
+            self._graphs.watched(),
+            hooked(layers_of(self._model), call),
+        ):
+            infer(self._model, inputs)
+
+    def _side_by_side(self, layer: Any, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self._masks.see(args, kwargs)
+        if id(layer) not in self._of_layer:
+            return own(*args, **kwargs)
+        half = arrays(args[0])[0].shape[0] // 2
+        dense_args, dense_kwargs = halves((args, kwargs), slice(None, half), 2 * half)
+        pruned_args, pruned_kwargs = halves((args, kwargs), slice(half, None), 2 * half)
+        problems = self._of_layer[id(layer)]
+        waiting = [problem for problem in problems if self._awaited.get(id(problem)) and not problem.done]
+        with listening(layer) as heard:
+            dense = own(*dense_args, **dense_kwargs)
+        output = heard[0] if heard else dense
+        for problem in waiting:
+            new = {**problem.kernels, **self._solutions(problems)}
+            call = Call(
+                Side(steps_of(layer, dense_args[0]), problem.kernels, partial(states_of, layer, own, dense_args, dense_kwargs)),
+                Side(steps_of(layer, pruned_args[0]), new, partial(states_of, layer, own, pruned_args, pruned_kwargs)),
+                after_bias(layer, output),
+            )
+            self._show(problem, call, steps_of(layer, self._masks.of(args[0])), half)
+        with replaced(layer, self._solutions(problems)):
+            pruned = own(*pruned_args, **pruned_kwargs)
+        if self._awaited and not any(self._awaited.values()):
+            raise _Reached
+        return tree.map_structure(lambda one, other: ops.concatenate([one, other]), dense, pruned)
+
+    def _show(self, problem: Problem, call: Call, mask: Any, half: int) -> None:
+        self._awaited[id(problem)] -= 1
+        self._see(problem, call, mask, half)
+        if not self._at_once or problem.calls > 1 or problem.done:
+            return
+        self._solve(problem)
+        for _ in range(_ROUNDS if "recurrent_kernel" in problem.part.forms else 0):
+            # What the layer remembers depends on the kernels that were just found.
+            now = {**call.pruned.kernels, **(problem.solution or {})}
+            self._see(problem, call._replace(pruned=call.pruned._replace(kernels=now)), mask, half)
+            problem.solve(self._choice)
+
+    def _see(self, problem: Problem, call: Call, mask: Any, half: int) -> None:
+        inputs, output = problem.part.seen(call)
+        shown = problem.part.ready([ops.convert_to_numpy(x) for x in inputs])
+        (wanted,) = problem.part.ready([ops.convert_to_numpy(output)])
+        counted = None if mask is None else ops.convert_to_numpy(mask)[:half].astype(bool)
+        places = problem.places(wanted, counted, self._share / problem.calls)
+
+        def dense_inputs() -> list[np.ndarray]:
+            same = problem.part.seen(call._replace(pruned=call.dense))[0]
+            return problem.part.ready([ops.convert_to_numpy(x) for x in same])
+
+        try:
+            problem.check(dense_inputs, wanted, places)
+        except NotAProduct:
+            problem.report = LayerReport(problem.name, note="by magnitude: it isn't the product that its class says")
+            self._advance()
+            return
+        problem.see(shown, wanted, places, self._error_to_absorb(problem, places, half))
+
+    def _solve(self, problem: Problem) -> None:
+        assert self._choice is not None
+        problem.solve(self._choice)
+        self._advance()
+
+    def _error_to_absorb(self, problem: Problem, places: np.ndarray, half: int) -> np.ndarray | None:
+        """What the shortcut to which the layer's output is added has too much in the pruned model, at places."""
+        found = self._graphs.addition_after(problem.layer) if self._absorb else None
+        if found is None or not is_linear(problem.layer):
+            return None
+        scalings, other = found
+        (error,) = problem.part.ready([ops.convert_to_numpy(other[half:] - other[:half])])
+        error = problem.part.targets(error, places)
+        branches, _, outputs = problem.part.shape
+        for scaling in scalings:
+            factors = inverse_factors(scaling)
+            if factors.size != branches * outputs:
+                return None
+            error = error * factors.reshape(branches, 1, outputs)
+        return error
+
+    def _solutions(self, problems: Sequence[Problem]) -> dict[str, np.ndarray]:
+        return {name: kernel for problem in problems if problem.solution for name, kernel in problem.solution.items()}

@@ -1,0 +1,179 @@
+"""Sparse least squares against exhaustive search, and layers as matrix products against the layers themselves."""
+
+from itertools import combinations
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+from keras_woodfisher_backends.least_squares.exchange import exchange
+from keras_woodfisher_backends.least_squares.kept_values import least_squares
+from keras_woodfisher_backends.least_squares.normal_equations import NormalEquations
+from keras_woodfisher_backends.least_squares.paths import best_sizes
+from keras_woodfisher_backends.least_squares.parts import Call, Side, parts_of
+from keras_woodfisher_backends.least_squares.support import sparse_support
+
+
+def _largest(number):
+    def project(values):
+        kept = np.zeros(values.size, bool)
+        kept[np.argsort(-np.abs(values), axis=None, kind="stable")[:number]] = True
+        return kept.reshape(values.shape)
+
+    return project
+
+
+def _problem(seed, shape=(1, 7, 2), rows=60, correlated=0.8):
+    rng = np.random.default_rng(seed)
+    g, k, o = shape
+    mix = np.eye(k) + correlated * rng.normal(size=(k, k)) / np.sqrt(k)
+    x = (rng.normal(size=(g, rows, k)) @ mix).astype(np.float32)
+    w = rng.normal(size=shape)
+    return x, (x @ w + 0.1 * rng.normal(size=(g, rows, o))).astype(np.float32), w
+
+
+def _error(x, t, w):
+    return float(np.square(x.astype(np.float64) @ w - t).sum() / np.square(t.astype(np.float64)).sum())
+
+
+def test_normal_equations_are_sums_over_rows():
+    x, t, w = _problem(0, (3, 5, 2), rows=9000)
+    equations = NormalEquations.empty((3, 5, 2))
+    equations.add(x[:, :4000], t[:, :4000])
+    equations.add(x[:, 4000:], t[:, 4000:])
+    x, t = x.astype(np.float64), t.astype(np.float64)
+    np.testing.assert_allclose(equations.gram, x.swapaxes(1, 2) @ x, rtol=1e-5, atol=1e-2)
+    np.testing.assert_allclose(equations.cross, x.swapaxes(1, 2) @ t, rtol=1e-5, atol=1e-2)
+    assert equations.rows == 9000
+    assert equations.error(0.5 * w) == pytest.approx(_error(x, t, 0.5 * w), rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 3), (4, 9, 1), (1, 80, 3), (2, 70, 2)])
+def test_values_are_those_of_least_squares_on_each_support(shape):
+    x, t, _ = _problem(1, shape, rows=400)
+    kept = np.random.default_rng(2).random(shape) < 0.4
+    kept[0, :, 0] = False
+    x, t = x.astype(np.float64), t.astype(np.float64)
+    found = least_squares(x.swapaxes(1, 2) @ x, x.swapaxes(1, 2) @ t, kept)
+    for branch in range(shape[0]):
+        for column in range(shape[2]):
+            support = np.flatnonzero(kept[branch, :, column])
+            wanted = np.zeros(shape[1])
+            wanted[support] = np.linalg.lstsq(x[branch][:, support], t[branch, :, column], rcond=None)[0]
+            np.testing.assert_allclose(found[branch, :, column], wanted, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("number", [3, 6, 9])
+def test_the_support_is_close_to_the_best_of_all(seed, number):
+    x, t, w = _problem(seed, correlated=1.0)
+    x, t = x.astype(np.float64), t.astype(np.float64)
+    gram, cross = x.swapaxes(1, 2) @ x, x.swapaxes(1, 2) @ t
+    best = min(_best_error(x[0], t[0], gram[0], cross[0], number))
+    free = np.ones(w.shape, bool)
+    kept = exchange(gram, cross, best_sizes(gram, cross, sparse_support(gram, cross, w, _largest(number)), free), free)
+    assert kept.sum() == number
+    assert _error(x, t, least_squares(gram, cross, kept)) <= 1.02 * best + 1e-9
+
+
+def _best_error(x, t, gram, cross, number):
+    """The error of every way to keep so many weights, by the best support of each size in each column."""
+    k, o = cross.shape
+    per_column = []
+    for column in range(o):
+        sizes = []
+        for size in range(k + 1):
+            values = [0.0]
+            if size:
+                values = [
+                    float(cross[list(s), column] @ np.linalg.solve(gram[np.ix_(s, s)], cross[list(s), column]))
+                    for s in combinations(range(k), size)
+                ]
+            sizes.append(max(values))
+        per_column.append(sizes)
+    total = float(np.square(t).sum())
+    for first in range(max(0, number - k), min(k, number) + 1):
+        yield (total - per_column[0][first] - per_column[1][number - first]) / total
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_kernel_that_is_sparse_is_found(seed):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(1, 500, 30)).astype(np.float32)
+    true = np.where(rng.random((1, 30, 6)) < 0.2, rng.normal(size=(1, 30, 6)) + np.sign(rng.normal(size=(1, 30, 6))), 0.0)
+    x64 = x.astype(np.float64)
+    gram, cross = x64.swapaxes(1, 2) @ x64, x64.swapaxes(1, 2) @ (x64 @ true)
+    dense = np.linalg.solve(gram, cross)
+    kept = sparse_support(gram, cross, dense, _largest(int((true != 0).sum())))
+    np.testing.assert_array_equal(kept, true != 0)
+    np.testing.assert_allclose(least_squares(gram, cross, kept), true, atol=1e-8)
+
+
+LAYERS = {
+    "dense": (lambda: layers.Dense(3), (5, 4)),
+    "dense in a sequence": (lambda: layers.Dense(3), (5, 6, 4)),
+    "einsum": (lambda: layers.EinsumDense("abc,cd->abd", (None, 7), bias_axes="d"), (5, 6, 4)),
+    "einsum of attention": (lambda: layers.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="de"), (5, 6, 4)),
+    "einsum to the output of attention": (lambda: layers.EinsumDense("abcd,cde->abe", (None, 7)), (5, 6, 2, 3)),
+    "experts": (lambda: layers.EinsumDense("abc,bcd->abd", (3, 7)), (5, 3, 4)),
+    "einsum of any rank": (lambda: layers.EinsumDense("...c,cd->...d", (3, 6, 7)), (5, 3, 6, 4)),
+    "einsum, outputs first": (lambda: layers.EinsumDense("abc,cd->adb", (7, None)), (5, 6, 4)),
+    "conv1d": (lambda: layers.Conv1D(3, 3, padding="causal", dilation_rate=2), (5, 9, 4)),
+    "conv2d": (lambda: layers.Conv2D(3, (3, 2), strides=(2, 1), padding="same"), (5, 9, 8, 4)),
+    "conv2d valid": (lambda: layers.Conv2D(3, 3, strides=2), (5, 9, 8, 4)),
+    "conv2d in groups": (lambda: layers.Conv2D(6, 3, groups=2, padding="same"), (5, 6, 6, 4)),
+    "conv2d dilated": (lambda: layers.Conv2D(3, 3, dilation_rate=2, padding="same"), (5, 9, 9, 4)),
+    "conv3d": (lambda: layers.Conv3D(3, 2, padding="same"), (3, 4, 4, 4, 2)),
+    "depthwise": (lambda: layers.DepthwiseConv2D(3, strides=2, padding="same", depth_multiplier=2), (5, 9, 9, 4)),
+    "depthwise1d": (lambda: layers.DepthwiseConv1D(3), (5, 9, 4)),
+    "separable": (lambda: layers.SeparableConv2D(6, 3, padding="same", depth_multiplier=2), (5, 7, 7, 4)),
+    "separable1d": (lambda: layers.SeparableConv1D(6, 3, strides=2), (5, 9, 4)),
+    "transposed": (lambda: layers.Conv2DTranspose(3, 3, strides=2, padding="same"), (5, 4, 5, 4)),
+    "transposed valid": (lambda: layers.Conv2DTranspose(3, 3, strides=2), (5, 4, 5, 4)),
+    "transposed small": (lambda: layers.Conv1DTranspose(3, 2, strides=3, padding="same"), (5, 6, 4)),
+    "transposed3d": (lambda: layers.Conv3DTranspose(2, 3, strides=2, padding="same"), (2, 3, 3, 3, 2)),
+}
+
+
+if keras.backend.backend() != "tensorflow":
+    # TensorFlow has no dilated ones on a CPU.
+    LAYERS["transposed dilated"] = lambda: layers.Conv1DTranspose(3, 3, dilation_rate=2, padding="same"), (5, 6, 4)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_layer_is_its_rows_times_its_matrix(kind):
+    make, shape = LAYERS[kind]
+    keras.utils.set_random_seed(0)
+    layer = make()
+    x = np.random.default_rng(0).normal(size=shape).astype("float32")
+    output = layer(ops.convert_to_tensor(x))
+    if getattr(layer, "bias", None) is not None:
+        layer.bias.assign(np.zeros(layer.bias.shape))
+        output = layer(ops.convert_to_tensor(x))
+    names = [name for part in parts_of(layer) for name in part.forms]
+    kernels = {name: ops.convert_to_numpy(getattr(layer, name)) for name in names}
+    assert names == ["depthwise_kernel", "pointwise_kernel"] if "separable" in kind else names == ["kernel"]
+    for part in parts_of(layer):
+        side = Side(ops.convert_to_tensor(x), kernels, None)
+        inputs, wanted = part.seen(Call(side, side, output))
+        (wanted,) = part.ready([ops.convert_to_numpy(wanted)])
+        number = len(wanted) * int(np.prod(part.positions(wanted)))
+        places = np.random.default_rng(1).permutation(number)[: max(1, number * 2 // 3)]
+        targets = part.targets(wanted, places)
+        rows = part.rows(part.ready([ops.convert_to_numpy(one) for one in inputs]), places)
+        matrix = part.matrix(kernels)
+        assert matrix.shape == part.shape and rows.shape == (part.shape[0], len(places), part.shape[1])
+        np.testing.assert_allclose(rows @ matrix, targets, atol=2e-5 * float(np.abs(targets).max()))
+        for name, kernel in part.kernels(matrix).items():
+            np.testing.assert_array_equal(kernel, kernels[name])
+
+
+def test_an_einsum_that_sums_over_positions_has_no_form():
+    layer = layers.EinsumDense("abc,cd->ad", (7,))
+    layer.build((5, 6, 4))
+    assert not parts_of(layer)
+
+
+def test_a_layer_without_a_product_has_no_parts():
+    assert not parts_of(layers.Embedding(5, 3))
+    assert not parts_of(layers.ConvLSTM1D(2, 3))

@@ -1,0 +1,346 @@
+"""`prune(method="reconstruct")`: every kind of layer, model and data, against magnitude and against dense definitions."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import keras_woodfisher as kw
+
+RNG = np.random.default_rng(0)
+
+
+def residual_cnn():
+    inputs = layers.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, padding="same", activation="relu")(inputs)
+    y = layers.BatchNormalization()(layers.Conv2D(8, 3, padding="same", use_bias=False)(x))
+    x = layers.ReLU()(layers.Add()([y, x]))
+    x = layers.Conv2D(8, 3, strides=2, groups=2, activation="relu")(x)
+    return keras.Model(inputs, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
+
+
+def mobile_cnn():
+    return keras.Sequential(
+        [
+            layers.Input((8, 8, 3)),
+            layers.Conv2D(8, 3, padding="same"),
+            layers.BatchNormalization(),
+            layers.ReLU(6.0),
+            layers.DepthwiseConv2D(3, padding="same"),
+            layers.ReLU(6.0),
+            layers.SeparableConv2D(8, 3, padding="same", activation="relu"),
+            layers.Conv2DTranspose(4, 3, strides=2, padding="same"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(4, "softmax"),
+        ]
+    )
+
+
+def transformer():
+    inputs = layers.Input((6,), dtype="int32")
+    x = layers.Embedding(20, 16, mask_zero=True)(inputs)
+    x = x + layers.MultiHeadAttention(2, 8)(x, x)
+    x = x + layers.Dense(16)(layers.Dense(32, "gelu")(layers.LayerNormalization()(x)))
+    return keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(x)))
+
+
+def recurrent(kind):
+    def make():
+        inputs = layers.Input((7, 5))
+        x = kind(inputs)
+        return keras.Model(inputs, layers.Dense(3)(x))
+
+    return make
+
+
+class Shared(keras.Model):
+    """One layer is called twice, another one in between."""
+
+    def __init__(self):
+        super().__init__()
+        self.twice = layers.Dense(12, "relu")
+        self.between = layers.Dense(12, "tanh")
+        self.head = keras.Sequential([layers.Dense(8, "relu"), layers.Dense(3)])
+
+    def call(self, x):
+        return self.head(self.twice(self.between(self.twice(x))))
+
+
+def shared():
+    model = Shared()
+    model(np.zeros((1, 12), "float32"))
+    return model
+
+
+IMAGES = RNG.normal(size=(120, 8, 8, 3)).astype("float32")
+TOKENS = np.where(np.arange(6) < RNG.integers(2, 7, (120, 1)), RNG.integers(1, 20, (120, 6)), 0).astype("int32")
+SEQUENCES = RNG.normal(size=(120, 7, 5)).astype("float32")
+POINTS = RNG.normal(size=(120, 12)).astype("float32")
+
+MODELS = {
+    "residual": (residual_cnn, IMAGES),
+    "mobile": (mobile_cnn, IMAGES),
+    "transformer": (transformer, TOKENS),
+    "lstm": (recurrent(lambda x: layers.LSTM(16)(x)), SEQUENCES),
+    "gru": (recurrent(lambda x: layers.GRU(16)(x)), SEQUENCES),
+    "simple": (recurrent(lambda x: layers.SimpleRNN(16, go_backwards=True)(x)), SEQUENCES),
+    "bidirectional": (recurrent(lambda x: layers.Bidirectional(layers.LSTM(8))(x)), SEQUENCES),
+    "encoder and decoder": (
+        recurrent(lambda x: layers.LSTM(12)(x, initial_state=layers.LSTM(12, return_state=True)(x)[1:])),
+        SEQUENCES,
+    ),
+    "shared": (shared, POINTS),
+}
+
+
+def targets_of(model):
+    return {v.path: ops.convert_to_numpy(v) for v in model.trainable_variables if "kernel" in v.name}
+
+
+def distance(model, dense, x):
+    output = ops.convert_to_numpy(model(ops.convert_to_tensor(x), training=False))
+    return float(np.square(output - dense).sum())
+
+
+def dense_output(model, x):
+    return ops.convert_to_numpy(model(ops.convert_to_tensor(x), training=False))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_output_is_nearer_to_the_dense_one_than_that_of_magnitude(kind):
+    make, x = MODELS[kind]
+    model = make()
+    weights, dense = model.get_weights(), dense_output(model, x)
+    kw.prune(model, sparsity=0.6, method="magnitude", verbose=0)
+    magnitude = distance(model, dense, x)
+    model.set_weights(weights)
+    report = kw.prune(model, x, 0.6, verbose=0)
+    assert distance(model, dense, x) < 0.95 * magnitude
+    kernels = targets_of(model)
+    total = sum(kernel.size for kernel in kernels.values())
+    assert report.pruned == sum((kernel == 0).sum() for kernel in kernels.values()) == int(np.floor(0.6 * total + 0.5))
+    names = {name for layer in report.reconstruction.layers for name in layer.name.split(", ")}
+    assert names == set(kernels)
+    for layer in report.reconstruction.layers:
+        assert not layer.note and layer.rows > 0 and 0.0 <= layer.error < 1.0
+    assert report.reconstruction.examples + report.reconstruction.held_out == 120
+    assert not any("call" in vars(layer) for layer in model._flatten_layers())
+    json.dumps(report.as_dict())
+    assert "distance of the outputs" in str(report)
+    # All but the kernels is as before.
+    for variable, before in zip(model.weights, weights, strict=True):
+        if variable.path not in kernels:
+            np.testing.assert_array_equal(ops.convert_to_numpy(variable), before)
+
+
+@pytest.mark.parametrize("mask", ["2:4", "block4", [2, 2], "filter", "channel"])
+def test_masks_of_every_type(mask):
+    model = residual_cnn()
+    weights, dense = model.get_weights(), dense_output(model, IMAGES)
+    sparsity = 0.3 if mask in ("filter", "channel") else 0.5
+    kw.prune(model, sparsity=sparsity, method="magnitude", mask_type=mask, verbose=0)
+    magnitude, zeros = distance(model, dense, IMAGES), kw.sparsity_report(model).pruned
+    model.set_weights(weights)
+    report = kw.prune(model, IMAGES, sparsity, mask_type=mask, verbose=0)
+    assert report.settings["mask_type"] == str(mask)
+    assert distance(model, dense, IMAGES) < magnitude
+    assert report.pruned == zeros or mask in ("filter", "channel")
+    if mask == "2:4":
+        kernel = ops.convert_to_numpy(model.layers[1].kernel).reshape(-1, 8)
+        assert ((kernel[:24].reshape(6, 4, 8) == 0).sum(1) == 2).all()
+
+
+def test_each_variable_to_a_sparsity_of_its_own():
+    model = shared()
+    report = kw.prune(model, POINTS, {0.8: ["re:.*dense_1/kernel"], 0.25: ["re:.*kernel"]}, verbose=0)
+    assert sorted({round(variable.sparsity, 2) for variable in report.variables}) == [0.25, 0.8]
+    assert report.reconstruction.allocation == "magnitude"
+
+
+def test_nothing_is_changed_where_nothing_is_pruned():
+    model = residual_cnn()
+    before = model.get_weights()
+    report = kw.prune(model, IMAGES, 0.0, verbose=0)
+    assert report.reconstruction is None and "nothing was left to prune" in str(report)
+    for now, then in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_kernels_that_are_sparse_are_found():
+    """What is zero but for noise goes, and the rest takes up what the noise did."""
+    model = keras.Sequential([layers.Input((12,)), layers.Dense(10, "relu"), layers.Dense(4)])
+    true, noisy = [], []
+    for layer in model.layers:
+        kernel = RNG.choice([-1.0, 1.0], layer.kernel.shape) * RNG.uniform(0.5, 1.0, layer.kernel.shape)
+        sparse = np.where(RNG.random(kernel.shape) < 0.5, kernel, 0.0)
+        true.append(sparse)
+        noisy.append(np.where(sparse, sparse, 1e-4 * kernel))
+        layer.kernel.assign(noisy[-1])
+    zeros = sum((kernel == 0).sum() for kernel in true) / sum(kernel.size for kernel in true)
+    kw.prune(model, POINTS, float(zeros), global_sparsity=True, verbose=0)
+    found = targets_of(model)
+    if sum(((a == 0) != (b == 0)).sum() for a, b in zip(true, found.values(), strict=True)):
+        # The zeros are divided otherwise: each layer to its own sparsity then.
+        for layer, kernel in zip(model.layers, noisy, strict=True):
+            layer.kernel.assign(kernel)
+        levels = {float((k == 0).mean()): [n] for k, n in zip(true, found, strict=True)}
+        kw.prune(model, POINTS, levels, verbose=0)
+    for kernel, now in zip(true, targets_of(model).values(), strict=True):
+        np.testing.assert_array_equal(now == 0, kernel == 0)
+        np.testing.assert_allclose(now, kernel, atol=5e-3)
+
+
+def test_what_is_zero_stays_zero():
+    model = shared()
+    kw.prune(model, sparsity=0.3, method="magnitude", verbose=0)
+    zero = {name: kernel == 0 for name, kernel in targets_of(model).items()}
+    report = kw.prune(model, POINTS, 0.6, verbose=0)
+    assert report.sparsity == pytest.approx(0.6, abs=1e-2)
+    for name, kernel in targets_of(model).items():
+        assert (kernel[zero[name]] == 0).all()
+
+
+def test_examples_a_part_at_a_time_give_nearly_the_same():
+    model = residual_cnn()
+    weights, dense, found = model.get_weights(), dense_output(model, IMAGES), []
+    for limit in (None, "7 MiB"):
+        model.set_weights(weights)
+        report = kw.prune(model, IMAGES, 0.5, memory_limit=limit, verbose=0)
+        found.append(distance(model, dense, IMAGES))
+        assert report.reconstruction.examples == 110
+    assert found[1] == pytest.approx(found[0], rel=0.5)
+    with pytest.raises(MemoryError, match=r"needs at least .* but 0\.0 MiB may be used \(memory_limit\)"):
+        kw.prune(model, IMAGES, 0.5, memory_limit=2000, verbose=0)
+
+
+def test_padding_does_not_count():
+    model = transformer()
+    weights, kernels = model.get_weights(), []
+    table = model.layers[1].embeddings
+    for value in (0.0, 50.0):
+        model.set_weights(weights)
+        # What stands at padded positions.
+        table.assign(np.concatenate([np.full((1, 16), value), ops.convert_to_numpy(table)[1:]]))
+        kw.prune(model, TOKENS, 0.5, params="re:.*(query|key|value|output|dense/|dense_1/)", verbose=0)
+        kernels.append(targets_of(model))
+    for name in kernels[0]:
+        np.testing.assert_allclose(kernels[0][name], kernels[1][name], atol=2e-3, err_msg=name)
+
+
+class Squaring(layers.Dense):
+    """Not the product that its class says."""
+
+    def call(self, x):
+        return super().call(x * x)
+
+
+class Doubling(layers.Dense):
+    """A product of its input all the same."""
+
+    def call(self, x, training=None):
+        return super().call(x)
+
+
+def test_layers_that_are_no_products_are_pruned_by_magnitude_and_say_so():
+    inputs = layers.Input((12,))
+    x = Doubling(8, name="own")(Squaring(8, name="squaring")(inputs))
+    model = keras.Model(inputs, layers.Dense(3)(x))
+    model.idle = layers.Dense(4, name="idle")
+    model.idle.build((None, 3))
+    before = targets_of(model)
+    report = kw.prune(model, POINTS, 0.5, verbose=0)
+    notes = {layer.name: layer.note for layer in report.reconstruction.layers if layer.note}
+    assert set(notes) == {"squaring/kernel", "idle/kernel"}
+    assert "isn't the product that its class says" in notes["squaring/kernel"]
+    assert "doesn't call its layer" in notes["idle/kernel"]
+    for name, kernel in targets_of(model).items():
+        unchanged = (kernel == before[name]) | (kernel == 0)
+        assert unchanged.all() == (name in notes)
+        assert (kernel == 0).any()
+
+
+def test_an_embedding_that_is_named_is_pruned_by_magnitude():
+    model = transformer()
+    report = kw.prune(model, TOKENS, 0.5, params=["re:.*embeddings", "re:.*dense/kernel"], verbose=0)
+    notes = [layer.note for layer in report.reconstruction.layers if "embeddings" in layer.name]
+    assert notes == ["by magnitude: its layer isn't a product of its input"]
+
+
+@pytest.mark.parametrize("x", [np.full((40, 12), np.nan, "float32"), np.full((40, 12), 3e38, "float32")])
+def test_what_is_not_finite_changes_nothing(x):
+    model = shared()
+    before = model.get_weights()
+    with pytest.raises(FloatingPointError, match=r"isn't finite; nothing was changed"):
+        kw.prune(model, x, 0.5, verbose=0)
+    for now, then in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+    assert not any("call" in vars(layer) for layer in model._flatten_layers())
+
+
+def test_dead_inputs_are_told_and_their_weights_go():
+    x = POINTS.copy()
+    x[:, 3:6] = 0.0
+    model = keras.Sequential([layers.Input((12,)), layers.Dense(8), layers.Dense(2)])
+    report = kw.prune(model, x, {0.3: ["re:.*kernel"]}, verbose=0)
+    assert report.reconstruction.layers[0].dead_inputs == 3
+    assert (ops.convert_to_numpy(model.layers[0].kernel)[3:6] == 0).all()
+
+
+@pytest.mark.parametrize("form", ["dictionary", "list", "labels", "batches", "dtype"])
+def test_data_of_every_form(form):
+    if form == "dictionary":
+        inputs = {"a": layers.Input((12,), name="a"), "b": layers.Input((12,), name="b")}
+        data = {"a": POINTS, "b": POINTS[::-1]}
+        model = keras.Model(inputs, layers.Dense(3)(layers.Dense(6)(layers.concatenate(list(inputs.values())))))
+    elif form == "list":
+        inputs = [layers.Input((12,)), layers.Input((12,))]
+        data = ([POINTS, POINTS[::-1]], None)
+        model = keras.Model(inputs, layers.Dense(3)(layers.Dense(6)(layers.concatenate(inputs))))
+    else:
+        if form == "dtype":
+            keras.config.set_dtype_policy("mixed_float16")
+        try:
+            model = keras.Sequential([layers.Input((12,)), layers.Dense(16, "relu"), layers.Dense(3)])
+        finally:
+            keras.config.set_dtype_policy("float32")
+        data = {
+            "labels": (POINTS, np.zeros(120)),
+            "batches": lambda: (POINTS[i : i + 32] for i in range(0, 120, 32)),
+            "dtype": POINTS,
+        }[form]
+    report = kw.prune(model, data, 0.5, verbose=0)
+    assert report.sparsity == pytest.approx(0.5, abs=0.01) and report.reconstruction.examples == 110
+
+
+def test_options_decide_on_the_method(make_mlp, blobs):
+    model = make_mlp()
+    weights = model.get_weights()
+    for given, method in (
+        ({}, "reconstruct"),
+        ({"quality": "best", "num_examples": 50}, "reconstruct"),
+        ({"quality": "fast"}, None),
+        ({"num_grads": 32}, None),
+        ({"fisher_block_size": 100}, None),
+        ({"quality": "fast", "method": "reconstruct"}, "reconstruct"),
+    ):
+        model.set_weights(weights)
+        report = kw.prune(model, blobs, 0.5, verbose=0, **given)
+        assert report.settings.get("method") == method and (report.reconstruction is None) == (method is None)
+        if "num_examples" in given:
+            assert report.reconstruction.examples == 50
+            assert {name for name, _ in report.reconstruction.compared} == {"between", "magnitude", "uniform"}
+    with pytest.raises(ValueError, match="num_examples=9 is for method='reconstruct', got method='magnitude'"):
+        kw.prune(model, blobs, 0.5, method="magnitude", num_examples=9)
+    with pytest.raises(ValueError, match="num_examples must be at least 1, got 0"):
+        kw.prune(model, blobs, 0.5, num_examples=0)
+    report = kw.prune(model, blobs, 0.6, method="reconstruct", damp=0.1, verbose=0)
+    assert "method='reconstruct' takes no gradients: damp had no effect." in report.notes
+
+
+def test_statistics_of_batchnorm_are_better_left_alone(blobs):
+    model = keras.Sequential([layers.Input((12,)), layers.Dense(8), layers.BatchNormalization(), layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.warns(UserWarning, match="Reconstruction fits the weights to the BatchNorm statistics"):
+        kw.prune(model, blobs, 0.5, reestimate_batchnorm=True, verbose=0)
