@@ -16,9 +16,10 @@ if TYPE_CHECKING:
         TrainableParams,
         WoodFisherPruning,
     )
-    from keras_woodfisher.oneshot import prune, reestimate_batchnorm, sensitivity
+    from keras_woodfisher.oneshot import prune, reconstruct, reestimate_batchnorm, sensitivity
     from keras_woodfisher.recipe import Recipe, RecipeCheck, RecipeError, check_recipe, load_recipe, recipe_schema
     from keras_woodfisher.reports.batchnorm_report import BatchNormReport
+    from keras_woodfisher.reports.layer_report import LayerReport, ReconstructionReport
     from keras_woodfisher.reports.pruning_report import PhaseReport, PruningReport, StageReport, VariableReport
     from keras_woodfisher.reports.sensitivity_report import Sensitivity, SensitivityReport
     from keras_woodfisher.reports.zeros import sparsity_report
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BatchNormReport",
     "KeepZeros",
+    "LayerReport",
     "LearningRateFunction",
     "LearningRateSchedule",
     "PhaseReport",
@@ -35,6 +37,7 @@ __all__ = [
     "Recipe",
     "RecipeCheck",
     "RecipeError",
+    "ReconstructionReport",
     "Sensitivity",
     "SensitivityReport",
     "SetLearningRate",
@@ -47,6 +50,7 @@ __all__ = [
     "load_recipe",
     "prune",
     "recipe_schema",
+    "reconstruct",
     "reestimate_batchnorm",
     "sensitivity",
     "sparsity_report",
@@ -57,9 +61,10 @@ _HOMES = {
         "KeepZeros LearningRateFunction LearningRateSchedule SetLearningRate SetWeightDecay TrainableParams "
         "WoodFisherPruning"
     ),
-    "oneshot": "prune reestimate_batchnorm sensitivity",
+    "oneshot": "prune reconstruct reestimate_batchnorm sensitivity",
     "recipe": "Recipe RecipeCheck RecipeError check_recipe load_recipe recipe_schema",
     "reports.batchnorm_report": "BatchNormReport",
+    "reports.layer_report": "LayerReport ReconstructionReport",
     "reports.pruning_report": "PhaseReport PruningReport StageReport VariableReport",
     "reports.sensitivity_report": "Sensitivity SensitivityReport",
     "reports.zeros": "sparsity_report",

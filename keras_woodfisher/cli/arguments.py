@@ -54,7 +54,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _add_prune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL.keras")
-    parser.add_argument("--data", metavar="DATA.npz", help="x, y and perhaps sample_weight (magnitude needs none)")
+    parser.add_argument("--data", metavar="DATA.npz", help="x, and y where gradients are taken (magnitude needs none)")
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument("--recipe", metavar="RECIPE", help="a recipe: .yaml or .md")
     how.add_argument("--sparsity", type=fraction_text, help="fraction of zeros to reach, in [0, 1)")
@@ -135,8 +135,12 @@ def _check_prune(args: argparse.Namespace, error: Callable[[str], Any]) -> None:
     magnitude = args.method == "magnitude"
     if with_recipe:
         _refuse(args, lambda row: True, "--recipe; set it in the recipe", error)
-    elif magnitude:
-        _refuse(args, lambda row: row.second_order, "--method magnitude; leave it out", error)
+    elif magnitude or args.method == "reconstruct":
+        of_reconstruction = ("quality", "memory_limit") if args.method == "reconstruct" else ()
+        without = f"--method {args.method}; leave it out"
+        _refuse(args, lambda row: row.second_order and row.name not in of_reconstruction, without, error)
+    if args.num_examples is not None and args.method in ("magnitude", "woodfisher"):
+        error(f"--num-examples has no effect beside --method {args.method}; leave it out")
     one_shot_magnitude = not with_recipe and magnitude and args.epochs is None and args.reestimate_batchnorm is None
     rules = [
         (args.var and not with_recipe, "--var sets a variable of a recipe: give --recipe"),

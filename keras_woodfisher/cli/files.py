@@ -22,7 +22,7 @@ class Data(NamedTuple):
     """Labelled examples as `fit` takes them; x is a dictionary where the model has several inputs."""
 
     x: Any
-    y: np.ndarray
+    y: Any
     sample_weight: np.ndarray | None = None
 
 
@@ -75,8 +75,12 @@ def _json_or_text(text: str) -> Any:
         return text
 
 
-def load_data(path: str) -> Data:
+def load_data(path: str, labels: bool = True) -> Data:
     """Loads examples from an `.npz`; uint8 images become float32, unscaled.
+
+    Args:
+        path: The file.
+        labels: Whether labels have to be there; without them y is None.
 
     Raises:
         ValueError: If the file isn't an `.npz` of plain arrays with the right names and lengths.
@@ -89,7 +93,7 @@ def load_data(path: str) -> Data:
         inputs = [name for name in file.files if name.startswith("x_")]
         named = "x" not in file.files and bool(inputs)
         known = {*(inputs if named else ["x"]), "y", "sample_weight"}
-        if not known >= {*file.files} >= known - {"sample_weight"}:
+        if not known >= {*file.files} >= known - {"sample_weight", *([] if labels else ["y"])}:
             raise ValueError(f"{path} holds {', '.join(file.files) or 'nothing'}. Wanted are {_WANTED}.")
         arrays = {name: _plain_array(path, file, name) for name in file.files}
     lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
@@ -97,8 +101,9 @@ def load_data(path: str) -> Data:
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise ValueError(f"{path} holds arrays of different lengths, or empty ones: {listed}. Give one row an example.")
     x = {name.removeprefix("x_"): _as_input(arrays[name]) for name in inputs} if named else _as_input(arrays["x"])
-    y = arrays["y"]
-    return Data(x, y.astype("int32") if y.dtype.kind in "ui" else y, arrays.get("sample_weight"))
+    y = arrays.get("y")
+    whole = y is not None and y.dtype.kind in "ui"
+    return Data(x, y.astype("int32") if y is not None and whole else y, arrays.get("sample_weight"))
 
 
 def check_output(path: str, endings: Sequence[str], force: bool) -> None:

@@ -14,6 +14,8 @@ import keras_woodfisher as kw
 from keras_woodfisher.cli import files
 from keras_woodfisher.cli.answer import Answer, table
 from keras_woodfisher.cli.losses import Evaluation, needed_loss
+from keras_woodfisher.oneshot.presets import CHOSEN, OF_GRADIENTS, method_of
+from keras_woodfisher.options.pruning_options import WOODFISHER
 from keras_woodfisher.options.table import on_command_line
 from keras_woodfisher.reports.pruning_report import combined
 
@@ -27,10 +29,11 @@ def run(args: Namespace) -> Answer:
     files.check_output(args.out, (".keras",), args.force)
     recipe = files.load_recipe(args.recipe, args.var) if args.recipe else None
     model = files.load_model(args.model)
-    data = files.load_data(args.data) if args.data else None
+    labelled = recipe is not None or bool(args.epochs) or _takes_gradients(args)
+    data = files.load_data(args.data, labelled) if args.data else None
     held_out = files.load_data(args.eval) if args.eval else None
     batchnorm = _batchnorm(args)
-    loss = _loss(args, model, data or held_out or batchnorm.get("reestimate_batchnorm"))
+    loss = _loss(args, model, labelled_examples(data, held_out, batchnorm.get("reestimate_batchnorm")))
     keras.utils.set_random_seed(args.seed)
     measured = Evaluation(model, loss, held_out, args.batch_size or _BATCH_SIZE).measure if held_out else dict
     before = measured()
@@ -43,6 +46,11 @@ def run(args: Namespace) -> Answer:
     after = measured()
     files.write(args.out, model.save)
     return _answer(args, report, (before, after), time.perf_counter() - start)
+
+
+def labelled_examples(*found: Any) -> files.Data | None:
+    """The first examples that have labels."""
+    return next((data for data in found if isinstance(data, files.Data) and data.y is not None), None)
 
 
 def verbosity(args: Namespace) -> int:
@@ -61,10 +69,19 @@ def _loss(args: Namespace, model: keras.Model, examples: files.Data | None) -> A
             "out, or save the model without compiling it."
         )
     measures = args.epochs or args.eval or args.reestimate_batchnorm
-    if examples is None or (args.method == "magnitude" and not measures):
+    if examples is None or not (args.loss or args.recipe or _takes_gradients(args) or measures):
         return None
     why = "--data" if args.data else "--eval" if args.eval else "--reestimate-batchnorm"
     return needed_loss(model, args.loss, why, examples)
+
+
+def _takes_gradients(args: Namespace) -> bool:
+    """Whether one shot needs labels and a loss."""
+    given = {row.name: getattr(args, row.name_in(args.command)) for row in on_command_line(args.command)}
+    of_gradients = {
+        name: value for name, value in given.items() if name in (*CHOSEN, *OF_GRADIENTS, "num_recomputations")
+    }
+    return method_of(args.method, args.quality or "balanced", of_gradients) == WOODFISHER
 
 
 def options_of(args: Namespace) -> dict[str, Any]:

@@ -178,7 +178,8 @@ def _without_effect(given: Mapping[str, Any], method: str) -> tuple[str, ...]:
 def method_of(method: str | None, quality: str, given: Mapping[str, Any]) -> str:
     """The method that `prune` uses: the one that was given, else what is best on evidence.
 
-    That is reconstruction, but for `"fast"`, which is the papers' WoodFisher, and where an option of WoodFisher is given.
+    That is reconstruction, but for `"fast"`, which is the papers' WoodFisher, and where an option of WoodFisher is
+    given.
 
     Raises:
         ValueError: If there is no such method.

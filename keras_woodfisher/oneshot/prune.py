@@ -33,7 +33,6 @@ from keras_woodfisher.reports.meter import Meter
 from keras_woodfisher.reports.pruning_report import PruningReport, StageReport, merged
 from keras_woodfisher.reports.zeros import count_zeros
 
-
 _DONT_REESTIMATE = (
     "Reconstruction fits the weights to the BatchNorm statistics that are there. Measured anew afterwards, they made a "
     "ResNet-20 worse: 81.8 % became 74.1 % at sparsity 0.9. Leave reestimate_batchnorm out."
@@ -181,13 +180,15 @@ def prune(  # noqa: PLR0913
     if not pruner.prunes(finals):
         notes += (f"nothing was left to prune: the chosen weights were at sparsity {pruner.sparsity:.4f} before.",)
     meter = Meter(pruner.backend, pruner.backend.devices(), options.verbose)
-    if effort is None:
+    if effort is None or examples is None:
         work: Work = StagedWork(pruner, model, examples, loss, finals, settings)
         told = settings.report(quality, options) if options.second_order else {}
     else:
         work = ReconstructionWork(model, pruner, examples, finals, effort, meter)
         told = effort.report(quality, options)
     reestimation = reestimation_of(model, reestimate_batchnorm, examples, loss, seed, meter)
+    if effort is not None and loss is not None and reestimation is None:
+        notes += ("reconstruction needs no loss: loss had no effect.",)
     if effort is not None and reestimation is not None:
         warnings.warn(_DONT_REESTIMATE, stacklevel=2)
     batchnorm = None

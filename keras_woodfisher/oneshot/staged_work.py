@@ -37,7 +37,13 @@ class StagedWork:
     """
 
     def __init__(
-        self, pruner: Pruner, model: keras.Model, examples: Examples | None, loss: Any, finals: list[float], settings: Settings
+        self,
+        pruner: Pruner,
+        model: keras.Model,
+        examples: Examples | None,
+        loss: Any,
+        finals: list[float],
+        settings: Settings,
     ):
         options = pruner.options
         self._finals = finals

@@ -10,6 +10,11 @@ from keras_woodfisher.reports.rendering import aligned
 class LayerReport:
     """One matrix of a layer.
 
+        >>> report = kw.prune(model, x, 0.5, verbose=0)
+        >>> first = report.reconstruction.layers[0]
+        >>> first.name, first.dead_inputs, 0.0 < first.error < 1.0
+        ('sequential/hidden/kernel', 0, True)
+
     Attributes:
         name: Its variable (of a recurrent layer both, with a comma).
         rows: Positions of examples that it was fitted to.
@@ -17,7 +22,7 @@ class LayerReport:
             own model's inputs; None where it wasn't reconstructed.
         dead_inputs: Inputs that were zero everywhere, so that their weights went first.
         seconds: Time of rows and solution.
-        note: Why it was pruned by magnitude instead, or "".
+        note: Why its kept weights are as they were, and were chosen by magnitude, or "".
     """
 
     name: str
@@ -29,8 +34,29 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class RefinementReport:
+    """What steps on the kept weights of all layers together did.
+
+    Attributes:
+        steps: How many there were; 0 where they brought the outputs no nearer, so that nothing was changed.
+        rate: The first one, as a part of the root mean square of a variable's kept weights.
+        examples: How many examples were differentiated, those to find the rate included.
+        error: The distance of the outputs before.
+    """
+
+    steps: int
+    rate: float
+    examples: int
+    error: float
+
+
+@dataclass(frozen=True)
 class ReconstructionReport:
     """What reconstruction did.
+
+        >>> done = kw.prune(model, x, 0.5, verbose=0).reconstruction
+        >>> done.examples + done.held_out == len(x), done.allocation
+        (True, 'between')
 
     Attributes:
         layers: A line a matrix, in the order of calls.
@@ -40,6 +66,7 @@ class ReconstructionReport:
             divergence of probabilities, or the squared error of other outputs over their variance.
         allocation: How the zeros were divided among the variables.
         compared: That distance for each way to divide them, where several were tried, on a part of the examples.
+        refined: What steps on all layers together did, where there were any.
     """
 
     layers: tuple[LayerReport, ...]
@@ -48,22 +75,30 @@ class ReconstructionReport:
     error: float
     allocation: str
     compared: tuple[tuple[str, float], ...] = ()
+    refined: RefinementReport | None = None
 
     def __str__(self) -> str:
         lines = layers_table(self.layers)
         lines.append(
-            f"fitted to {self.examples:,} examples; distance of the outputs from the dense model's on {self.held_out:,} "
-            f"others: {self.error:.4g}"
+            f"fitted to {self.examples:,} examples; distance of the outputs from the dense model's, on "
+            f"{self.held_out:,} others: {self.error:.4g}"
         )
         tried = ", ".join(f"{name} {value:.4g}" for name, value in self.compared)
         lines.append(f"zeros divided by {self.allocation}" + (f" (compared: {tried})" if tried else ""))
+        if (done := self.refined) is not None:
+            lines.append(
+                f"refined in {done.steps:,} steps from rate {done.rate:g} ({done.examples:,} examples differentiated): "
+                f"{done.error:.4g} before"
+            )
         return "\n".join(lines)
 
 
 def layers_table(layers: Sequence[LayerReport]) -> list[str]:
     """A line a layer."""
-    rows = [("layer", "rows", "dead inputs", "output error", "seconds")]
+    rows: list[tuple[str, ...]] = [("layer", "rows", "dead inputs", "output error", "seconds")]
     for layer in layers:
-        error = layer.note or ("" if layer.error is None else f"{layer.error:.2e}")
+        error = (f"by magnitude: {layer.note}" if layer.note else "") or (
+            "" if layer.error is None else f"{layer.error:.2e}"
+        )
         rows.append((layer.name, f"{layer.rows:,}", str(layer.dead_inputs), error, f"{layer.seconds:.2f}"))
     return aligned(rows, left=1)

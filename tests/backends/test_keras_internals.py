@@ -147,7 +147,8 @@ def test_the_table_is_complete():
     for part in PARTS:
         for name in part.used_by.split(", "):
             assert any(
-                hasattr(getattr(keras_internals, module), name) for module in ("graphs", "models", "optimizers", "training")
+                hasattr(getattr(keras_internals, module), name)
+                for module in ("graphs", "models", "optimizers", "training")
             )
 
 

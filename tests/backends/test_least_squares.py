@@ -9,8 +9,8 @@ from keras import layers, ops
 from keras_woodfisher_backends.least_squares.exchange import exchange
 from keras_woodfisher_backends.least_squares.kept_values import least_squares
 from keras_woodfisher_backends.least_squares.normal_equations import NormalEquations
-from keras_woodfisher_backends.least_squares.paths import best_sizes
 from keras_woodfisher_backends.least_squares.parts import Call, Side, parts_of
+from keras_woodfisher_backends.least_squares.paths import best_sizes
 from keras_woodfisher_backends.least_squares.support import sparse_support
 
 
@@ -100,7 +100,9 @@ def _best_error(x, t, gram, cross, number):
 def test_a_kernel_that_is_sparse_is_found(seed):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(1, 500, 30)).astype(np.float32)
-    true = np.where(rng.random((1, 30, 6)) < 0.2, rng.normal(size=(1, 30, 6)) + np.sign(rng.normal(size=(1, 30, 6))), 0.0)
+    true = np.where(
+        rng.random((1, 30, 6)) < 0.2, rng.normal(size=(1, 30, 6)) + np.sign(rng.normal(size=(1, 30, 6))), 0.0
+    )
     x64 = x.astype(np.float64)
     gram, cross = x64.swapaxes(1, 2) @ x64, x64.swapaxes(1, 2) @ (x64 @ true)
     dense = np.linalg.solve(gram, cross)

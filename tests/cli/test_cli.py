@@ -555,10 +555,27 @@ def test_files_that_are_no_models(cli, tmp_path):
     ],
 )
 def test_losses_are_checked_before_pruning(cli, asked, loss, message):
-    code, _, err = cli(f"prune bare.keras --data data.npz --sparsity 0.5 --out p.keras {loss}")
+    code, _, err = cli(f"prune bare.keras --data data.npz --sparsity 0.5 --method woodfisher --out p.keras {loss}")
     assert code == 1
     assert message in err
     assert not asked
+
+
+def test_reconstruction_needs_neither_labels_nor_a_loss(cli, tmp_path):
+    with np.load(tmp_path / "data.npz") as file:
+        np.savez(tmp_path / "x.npz", x=file["x"])
+    code, out, err = cli("prune bare.keras --data x.npz --sparsity 0.5 --out p.keras --json --num-examples 40")
+    assert code == 0, err
+    report = json.loads(out)["report"]
+    assert report["settings"]["method"] == "reconstruct" and report["reconstruction"]["examples"] == 40
+    assert report["sparsity"] == pytest.approx(0.5, abs=0.01)
+    for more in ("--method woodfisher", "--quality fast", "--damp 0.1", "--epochs 1"):
+        code, _, err = cli(f"prune model.keras --data x.npz --sparsity 0.5 --out q.keras {more}")
+        assert (code, "holds x. Wanted are x and y" in err) == (1, True), more
+    code, _, err = cli("prune model.keras --data x.npz --sparsity 0.5 --out q.keras --method reconstruct --damp 0.1")
+    assert code == 2 and "--damp has no effect beside --method reconstruct" in err
+    code, _, err = cli("prune model.keras --sparsity 0.5 --out q.keras --method magnitude --num-examples 9")
+    assert code == 2 and "--num-examples has no effect beside --method magnitude" in err
 
 
 def test_an_error_is_one_line_and_debug_adds_the_traceback(cli):

@@ -49,7 +49,11 @@ def loss_of(model, data):
 
 def test_balanced_beats_fast_and_magnitude(model, digits):
     weights, losses, reports = model.get_weights(), {}, {}
-    for name, how in {"balanced": {"method": "woodfisher"}, "fast": {"quality": "fast"}, "magnitude": {"method": "magnitude"}}.items():
+    for name, how in {
+        "balanced": {"method": "woodfisher"},
+        "fast": {"quality": "fast"},
+        "magnitude": {"method": "magnitude"},
+    }.items():
         model.set_weights(weights)
         reports[name] = kw.prune(model, digits, 0.85, verbose=0, **how)
         losses[name] = loss_of(model, digits)

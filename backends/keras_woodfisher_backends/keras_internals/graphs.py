@@ -52,7 +52,9 @@ class Graphs:
         """The tensors that the models that are running hold now."""
         return [tensor for graph in self._running for tensor in graph.known.values()]
 
-    def _run(self, model: Any, inputs: Any, operation_fn: Callable = lambda operation: operation, call_fn: Any = None) -> Any:
+    def _run(
+        self, model: Any, inputs: Any, operation_fn: Callable = lambda operation: operation, call_fn: Any = None
+    ) -> Any:
         graph = self._graphs[id(model)]
         if call_fn is not None:  # symbolic
             return getattr(type(model), _RUN)(model, inputs, operation_fn, call_fn)
@@ -122,8 +124,9 @@ class _Graph:
                 scalings.append(node.operation)
             elif type(node.operation).__name__ == "Add" and len(node.input_tensors) == 2:
                 other = next((t for t in node.input_tensors if t is not tensor), None)
-                value = None if other is None else self.known.get(id(other))
-                return None if value is None or other.shape != tensor.shape else (scalings, value)
+                if other is None or other.shape != tensor.shape or id(other) not in self.known:
+                    return None
+                return scalings, self.known[id(other)]
             elif not isinstance(node.operation, (layers.Dropout, layers.Identity)):
                 return None
 

@@ -93,12 +93,17 @@ class Part:
         return next(iter(self.forms.values())).targets(output, places)
 
 
-def parts_of(layer: Any) -> Sequence[Part]:
-    """The matrices of a layer in the order in which they work; empty for a layer that has none."""
+def parts_of(layer: Any, apart: bool = False) -> Sequence[Part]:
+    """The matrices of a layer in the order in which they work; empty for a layer that has none.
+
+    Args:
+        layer: The layer.
+        apart: Whether each kernel is a matrix of its own, where two could be one.
+    """
     if isinstance(layer, _SEPARABLE):
         return _separable(layer)
     if isinstance(cell := getattr(layer, "cell", None), _CELLS):
-        return _recurrent(cell)
+        return _recurrent(cell, apart)
     form = matrix_form(layer)
     return [] if form is None else [Part({"kernel": form}, lambda call: ([call.pruned.x], call.output))]
 
@@ -126,7 +131,7 @@ def _separable(layer: Any) -> Sequence[Part]:
     ]
 
 
-def _recurrent(cell: Any) -> Sequence[Part]:
+def _recurrent(cell: Any, apart: bool) -> Sequence[Part]:
     """All that enters the gates of an LSTM is one product of the input beside the state; a GRU keeps them apart."""
     forms = {name: dense_form(getattr(cell, name)) for name in ("kernel", "recurrent_kernel")}
 
@@ -142,7 +147,7 @@ def _recurrent(cell: Any) -> Sequence[Part]:
         (_, kernels, states), pruned = call.dense, call.pruned
         return [pruned.states(pruned.kernels)], _times(states(kernels), kernels["recurrent_kernel"])
 
-    if not isinstance(cell, layers.GRUCell):
+    if not (apart or isinstance(cell, layers.GRUCell)):
         return [Part(forms, both)]
     return [
         Part({"kernel": forms["kernel"]}, of_input),

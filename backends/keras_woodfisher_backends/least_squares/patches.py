@@ -31,9 +31,11 @@ def convolution_rows(layer: Any, x: np.ndarray, places: np.ndarray) -> np.ndarra
 def transposed_rows(layer: Any, x: np.ndarray, places: np.ndarray) -> np.ndarray:
     """(R, taps, channels) of the input of a transposed convolution: the inputs that reach each output by each tap."""
     axes = []
-    outputs = layer.compute_output_shape((1, *(x.shape[1:] if layer.data_format != "channels_first" else (x.shape[-1], *x.shape[1:-1]))))
+    outputs = layer.compute_output_shape(
+        (1, *(x.shape[1:] if layer.data_format != "channels_first" else (x.shape[-1], *x.shape[1:-1])))
+    )
     lengths = outputs[2:] if layer.data_format == "channels_first" else outputs[1:-1]
-    for length, number, k, stride, dilation in zip(x.shape[1:-1], lengths, *_geometry(layer), strict=True):
+    for number, k, stride, dilation in zip(lengths, *_geometry(layer), strict=True):
         reach = (k - 1) * dilation + 1
         # The padding of the convolution whose adjoint this is.
         before = max(reach - stride, 0) // 2 if layer.padding == "same" else 0

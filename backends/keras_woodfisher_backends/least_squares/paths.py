@@ -1,4 +1,4 @@
-"""Supports of small matrices: for each output the best one found of every size, and then the sizes that go best together.
+"""Supports of small matrices: for each output the best one of every size, then the sizes that go best together.
 
 Exchanges one by one can't move weights from one output to another where that pays only for several at once.
 """
@@ -19,8 +19,9 @@ def best_sizes(gram: np.ndarray, cross: np.ndarray, kept: np.ndarray, free: np.n
     """A support with as many weights as `kept` has, (g, k, o) bool; arguments as those of `exchange`."""
     outputs = [(branch, column) for branch in range(cross.shape[0]) for column in range(cross.shape[2])]
     budget = int((kept & free).sum())
+    empty: list[list[int]] = [[]]
     # Of each number of weights that the outputs so far may have: the largest sum of gains, and the sizes that make it.
-    total, sizes = np.array([0.0]), [[]]
+    total, sizes = np.array([0.0]), empty
     found = []
     for b, c in outputs:
         fixed = kept[b, :, c] & ~free[b, :, c]
@@ -57,7 +58,9 @@ def _every_subset(
     return [kept[place] for place in best], [float(gains[place]) for place in best]
 
 
-def _path(gram: np.ndarray, cross: np.ndarray, fixed: np.ndarray, free: np.ndarray) -> tuple[list[np.ndarray], list[float]]:
+def _path(
+    gram: np.ndarray, cross: np.ndarray, fixed: np.ndarray, free: np.ndarray
+) -> tuple[list[np.ndarray], list[float]]:
     """For each number of free weights the best support found, upwards and then downwards, and `B_S H_SS^-1 B_S`."""
     most = int(free.sum())
     supports: list[np.ndarray] = []

@@ -1,6 +1,6 @@
 """How many weights each variable loses, and which ones where layers choose them by their own output."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,6 +19,8 @@ class Allocation:
         pruner: Knows the variables, what is pruned already, and the mask type.
         zeros: How many weights of each variable are zero in the end.
     """
+
+    settled = False
 
     def __init__(self, pruner: Pruner, zeros: Sequence[int]):
         self._pruned = {id(t.variable): p for t, p in zip(pruner.targets, pruner.pruned, strict=True)}
@@ -47,6 +49,27 @@ class Allocation:
         key = id(target.variable)
         alone = key not in self._structures
         return target.unflatten(~self._pruned[key] if alone else np.zeros_like(self._pruned[key]))
+
+
+class GivenMasks:
+    """The masks of another model.
+
+    Args:
+        masks: What to keep of each variable, by its identity: bool, in the variable's shape.
+    """
+
+    settled = True
+
+    def __init__(self, masks: Mapping[int, np.ndarray]):
+        self._masks = masks
+
+    def choose(self, target: Target, values: np.ndarray) -> np.ndarray:
+        """The weights of a variable to keep, whatever they are worth."""
+        return self._masks[id(target.variable)]
+
+    def exchangeable(self, target: Target) -> np.ndarray:
+        """None of them."""
+        return np.zeros_like(self._masks[id(target.variable)])
 
 
 def candidates(pruner: Pruner, finals: Sequence[float]) -> dict[str, Allocation]:

@@ -52,7 +52,9 @@ def size_of(nest: Any) -> int:
 def bytes_of(tensor: Any) -> int:
     """Bytes of a tensor."""
     name = keras.backend.standardize_dtype(tensor.dtype)
-    return int(np.prod(tensor.shape)) * (1 if name == "bool" else np.dtype("float32" if name == "bfloat16" else name).itemsize)
+    return int(np.prod(tensor.shape)) * (
+        1 if name == "bool" else np.dtype("float32" if name == "bfloat16" else name).itemsize
+    )
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class Plan:
 
     def __str__(self) -> str:
         how = "in one pass" if self.chunks == 1 else f"{self.chunk} at a time"
-        return f"examples {how}, about {size_text(self.bytes)} of the {size_text(self.limit)} that may be used ({self.reason})"
+        use = f"about {size_text(self.bytes)} of the {size_text(self.limit)} that may be used ({self.reason})"
+        return f"examples {how}, {use}"
 
 
 def plan_chunks(examples: int, live: int, work: Sequence[int], limit: int, reason: str) -> Plan:
@@ -98,10 +101,11 @@ def plan_chunks(examples: int, live: int, work: Sequence[int], limit: int, reaso
         return Plan(examples, 1, whole, limit, reason)
     chunk = (limit - together) // (2 * live) if live else examples
     if chunk < 1:
+        least = together + 2 * live
         raise MemoryError(
-            f"Reconstruction needs at least {size_text(together + 2 * live)} of memory, but {size_text(limit)} may be "
-            f'used ({reason}). Give memory_limit="{-(-(together + 2 * live) // 2**20)} MiB", or choose fewer or smaller '
-            "variables with params or exclude."
+            f"Reconstruction needs at least {size_text(least)} of memory, but {size_text(limit)} may be used "
+            f'({reason}). Give memory_limit="{-(-least // 2**20)} MiB", or choose fewer or smaller variables with '
+            "params or exclude."
         )
     chunk = min(chunk, -(-examples // 2))
     return Plan(chunk, -(-examples // chunk), together + 2 * chunk * live, limit, reason)

@@ -37,12 +37,10 @@ class HeldOutOutputs:
         self._dense = self._outputs(None)
 
     def distance(self, kernels: Sequence[np.ndarray]) -> float:
-        """The distance with other kernels, one a target: the mean over the outputs of the model; see `output_distance`."""
+        """The distance with other kernels, one a target; of several outputs the mean. See `output_distance`."""
         found = self._outputs(kernels)
         pairs = zip(zip(*self._dense, strict=True), zip(*found, strict=True), strict=True)
-        each = [
-            output_distance(*(np.concatenate([_flat(part) for part in parts]) for parts in pair)) for pair in pairs
-        ]
+        each = [output_distance(*(np.concatenate([_flat(part) for part in parts]) for parts in pair)) for pair in pairs]
         return float(np.mean(each))
 
     def _outputs(self, kernels: Sequence[np.ndarray] | None) -> list[list[np.ndarray]]:
@@ -60,6 +58,13 @@ def _flat(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1, array.shape[-1] if array.ndim > 1 else 1).astype(np.float64)
 
 
+def are_probabilities(output: np.ndarray) -> str:
+    """`"classes"` for outputs (N, C) whose rows sum to one, `"binary"` for others within [0, 1], else ""."""
+    if not output.size or output.min() < 0.0 or output.max() > 1.0:
+        return ""
+    return "binary" if output.shape[1] == 1 or np.abs(output.sum(1) - 1.0).max() > _SUM else "classes"
+
+
 def output_distance(dense: np.ndarray, pruned: np.ndarray) -> float:
     """How far outputs (N, C) are from those of the dense model.
 
@@ -72,10 +77,10 @@ def output_distance(dense: np.ndarray, pruned: np.ndarray) -> float:
         >>> output_distance(np.array([[1.0], [3.0]]), np.array([[1.0], [2.0]]))
         0.5
     """
-    if dense.size and dense.min() >= 0.0 and dense.max() <= 1.0:
+    if kind := are_probabilities(dense):
         p, q = np.clip(dense, _TINY, 1.0), np.clip(pruned, _TINY, 1.0)
         divergence = dense * np.log(p / q)
-        if dense.shape[1] == 1 or np.abs(dense.sum(1) - 1.0).max() > _SUM:
+        if kind == "binary":
             r, s = np.clip(1.0 - dense, _TINY, 1.0), np.clip(1.0 - pruned, _TINY, 1.0)
             divergence = divergence + (1.0 - dense) * np.log(r / s)
         return float(divergence.sum(1).mean())

@@ -35,7 +35,7 @@ def _hook(layer: Any, own: Callable[..., Any], call: Callable[..., Any]) -> Call
 @contextmanager
 def listening(layer: Any) -> Iterator[list[Any]]:
     """Gathers what a layer's activation gets; nothing where it has none."""
-    activation = getattr(layer, "activation", None)
+    activation: Any = getattr(layer, "activation", None)
     heard: list[Any] = []
 
     def listen(z: Any) -> Any:
@@ -112,7 +112,11 @@ def steps_of(layer: Any, x: Any) -> Any:
 
 
 def states_of(
-    layer: Any, own: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], kernels: Mapping[str, np.ndarray]
+    layer: Any,
+    own: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    kernels: Mapping[str, np.ndarray],
 ) -> Any:
     """What a recurrent layer remembers before each step of its input, (N, T, units), if it has other kernels.
 

@@ -12,9 +12,8 @@ from keras_woodfisher_backends.nest import arrays, map_arrays, take
 
 from keras_woodfisher.data.batches import cut
 from keras_woodfisher.model.targets import Target
-from keras_woodfisher.oneshot.reconstruction.allocation import Allocation
 from keras_woodfisher.oneshot.reconstruction.footprint import TOGETHER, plan_chunks
-from keras_woodfisher.oneshot.reconstruction.problem import Problem
+from keras_woodfisher.oneshot.reconstruction.problem import Choice, Problem
 from keras_woodfisher.oneshot.reconstruction.walk import Walk
 from keras_woodfisher.pruning.fisher import Advance, no_progress
 from keras_woodfisher.reports.layer_report import LayerReport
@@ -74,12 +73,12 @@ class Layerwise:
         self.plan = plan_chunks(examples, live, [problem.work for problem in ordered], limit, reason)
 
     def run(
-        self, allocation: Allocation, share: float = 1.0, advance: Advance = no_progress, hurried: bool = False
+        self, choice: Choice, share: float = 1.0, advance: Advance = no_progress, hurried: bool = False
     ) -> Reconstruction:
         """Finds them.
 
         Args:
-            allocation: How many weights each variable loses.
+            choice: Which weights may stay.
             share: The part of the examples to use.
             advance: Called after each matrix.
             hurried: Whether supports may be a little worse, in a part of the time.
@@ -92,26 +91,30 @@ class Layerwise:
         for problem in problems:
             problem.calls = self._calls[problem.name]
             problem.hurried = hurried
-        walk = Walk(self._model, problems, allocation)
+        walk = Walk(self._model, problems, choice)
         for group in groups(problems, at_once):
             walk.solve(group, chunks, at_once, advance)
-        return self._outcome(problems, [p for name, p in found.items() if name not in self._calls], allocation)
+        return self._outcome(problems, [p for name, p in found.items() if name not in self._calls], choice)
 
-    def _outcome(self, problems: Sequence[Problem], uncalled: Sequence[Problem], allocation: Allocation) -> Reconstruction:
+    def _outcome(self, problems: Sequence[Problem], uncalled: Sequence[Problem], choice: Choice) -> Reconstruction:
         reports = [problem.report for problem in problems if problem.report is not None]
         solved: dict[int, np.ndarray] = {}
         for problem in problems:
             if problem.solution is not None:
                 solved |= {id(t.variable): problem.solution[name] for name, t in problem.targets.items()}
-        why = {id(t.variable): "the model doesn't call its layer on this data" for p in uncalled for t in p.targets.values()}
+        why = {
+            id(t.variable): "the model doesn't call its layer on this data"
+            for p in uncalled
+            for t in p.targets.values()
+        }
         told = {id(t.variable) for problem in problems for t in problem.targets.values()}
         for target in self._targets:
             key = id(target.variable)
             if key not in solved:
-                solved[key] = np.where(allocation.choose(target, self._values[key]), self._values[key], 0.0)
+                solved[key] = np.where(choice.choose(target, self._values[key]), self._values[key], 0.0)
             if key not in told:
                 reason = why.get(key, "its layer isn't a product of its input")
-                reports.append(LayerReport(target.name, note=f"by magnitude: {reason}"))
+                reports.append(LayerReport(target.name, note=reason))
         return Reconstruction([solved[id(target.variable)] for target in self._targets], tuple(reports))
 
 
@@ -137,6 +140,8 @@ def _problems(model: keras.Model, targets: Sequence[Target], seed: int | None) -
         caller = callers.get(id(owner), owner)
         parts = parts_of(caller)
         variables = {name: getattr(owner, name) for part in parts for name in part.forms}
+        if any(id(variable) not in chosen for variable in variables.values()):
+            parts = parts_of(caller, apart=True)
         kernels = {name: keras.ops.convert_to_numpy(variable) for name, variable in variables.items()}
         for part in parts:
             mine = {name: chosen[id(variables[name])] for name in part.forms if id(variables[name]) in chosen}

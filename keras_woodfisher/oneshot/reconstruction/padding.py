@@ -1,7 +1,7 @@
 """Which positions are padding, as far as a model's masks tell.
 
-Keras's masks get lost: additions and attention don't pass them on. A position that was masked anywhere before in the same
-pass counts as masked wherever there are as many positions.
+Keras's masks get lost: additions and attention don't pass them on. A position that was masked anywhere before in the
+same pass counts as masked wherever there are as many positions.
 """
 
 from collections.abc import Mapping

@@ -8,8 +8,8 @@ import numpy as np
 from keras_woodfisher_backends.least_squares.exchange import exchange
 from keras_woodfisher_backends.least_squares.kept_values import least_squares
 from keras_woodfisher_backends.least_squares.normal_equations import ROWS, NormalEquations
-from keras_woodfisher_backends.least_squares.paths import SMALL, best_sizes
 from keras_woodfisher_backends.least_squares.parts import Part
+from keras_woodfisher_backends.least_squares.paths import SMALL, best_sizes
 from keras_woodfisher_backends.least_squares.support import sparse_support
 
 from keras_woodfisher.model.targets import Target
@@ -26,7 +26,13 @@ _CHECKED, _TOLERANCE = 64, 1e-2
 
 
 class Choice(Protocol):
-    """Which weights of each variable may stay."""
+    """Which weights of each variable may stay.
+
+    Attributes:
+        settled: Whether that is known beforehand, whatever the weights are worth.
+    """
+
+    settled: bool
 
     def choose(self, target: Target, values: np.ndarray) -> np.ndarray:
         """The weights to keep, bool, given how much each is worth, by size; both in the variable's shape."""
@@ -58,7 +64,9 @@ class Problem:
         report: What was found.
     """
 
-    def __init__(self, layer: Any, part: Part, targets: Mapping[str, Target], kernels: Mapping[str, np.ndarray], seed: Any):
+    def __init__(
+        self, layer: Any, part: Part, targets: Mapping[str, Target], kernels: Mapping[str, np.ndarray], seed: Any
+    ):
         self.layer = layer
         self.part = part
         self.targets = targets
@@ -169,32 +177,34 @@ class Problem:
         start = time.perf_counter()
         equations, part = self._equations, self.part
         if equations is None or not equations.rows:
-            self.report = LayerReport(self.name, note="by magnitude: none of its positions counts on this data")
+            self.report = LayerReport(self.name, note="none of its positions counts on this data")
             return
         if not (np.isfinite(equations.square) and np.isfinite(equations.gram).all()):
             raise self._not_finite()
 
         def project(values: np.ndarray) -> np.ndarray:
             kernels = part.kernels(values)
-            kept = {n: choice.choose(self.targets[n], v) if n in self.targets else np.ones(v.shape, bool) for n, v in kernels.items()}
-            return part.matrix(kept)
+            return part.matrix({name: choice.choose(self.targets[name], kernel) for name, kernel in kernels.items()})
 
         dense = part.matrix(self.kernels).astype(np.float64)
         diagonal = np.einsum("gkk->gk", equations.gram)
         # Where no input is ever anything but zero, all weights are alike.
         mean = diagonal.mean() or 1.0
         ridge, pull = mean * np.eye(part.shape[1]), mean * dense
-        gram, cross = equations.gram + SUPPORT_RIDGE * ridge, equations.cross + SUPPORT_RIDGE * pull
-        kept = sparse_support(gram, cross, dense, project, hurried=self.hurried)
+        if choice.settled:
+            kept = project(dense)
+        else:
+            gram, cross = equations.gram + SUPPORT_RIDGE * ridge, equations.cross + SUPPORT_RIDGE * pull
+            kept = sparse_support(gram, cross, dense, project, hurried=self.hurried)
         gram, cross = equations.gram + VALUE_RIDGE * ridge, equations.cross + VALUE_RIDGE * pull
-        if not self.hurried:
+        if not (choice.settled or self.hurried):
             kept = self._exchanged(gram, cross, kept, choice)
         matrix = least_squares(gram, cross, kept)
         self._finish(matrix, int((diagonal == 0.0).sum()), start)
 
     def _exchanged(self, gram: np.ndarray, cross: np.ndarray, kept: np.ndarray, choice: Choice) -> np.ndarray:
         """A better support with as many weights of each variable."""
-        nothing = {name: np.zeros(kernel.shape, bool) for name, kernel in self.kernels.items()}
+        nothing = {name: np.zeros(self.kernels[name].shape, bool) for name in self.part.forms}
         for name, target in self.targets.items():
             free = self.part.matrix({**nothing, name: choice.exchangeable(target)})
             if free.size <= SMALL:

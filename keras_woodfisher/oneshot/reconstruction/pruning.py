@@ -5,23 +5,36 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
+import numpy as np
 from keras_woodfisher_backends.nest import arrays, take
 
 from keras_woodfisher.data.examples import Examples, read_batches
 from keras_woodfisher.oneshot.reconstruction.allocation import Allocation, candidates
+from keras_woodfisher.oneshot.reconstruction.footprint import size_of
 from keras_woodfisher.oneshot.reconstruction.held_out import HeldOutOutputs
 from keras_woodfisher.oneshot.reconstruction.layerwise import Layerwise, joined
+from keras_woodfisher.oneshot.reconstruction.problem import Choice
+from keras_woodfisher.oneshot.reconstruction.refinement import RATES, Refinement
 from keras_woodfisher.options.checks import count
 from keras_woodfisher.options.mask_types import UNSTRUCTURED, mask_text
 from keras_woodfisher.options.pruning_options import RECONSTRUCT, PruningOptions
 from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.pruning.workspace import budget_of
-from keras_woodfisher.reports.layer_report import ReconstructionReport
+from keras_woodfisher.reports.layer_report import ReconstructionReport, RefinementReport
 from keras_woodfisher.reports.meter import Meter
 from keras_woodfisher.reports.pruning_report import StageReport
 
 HELD_OUT = 10
 """One example in so many is held out, to measure what nothing was fitted to."""
+
+_SOLVED = 4096
+"""Layers are fitted to so many examples at most: more make them no better. Steps use all."""
+
+_INPUTS = 8
+"""Inputs may take one part in so many of the memory that may be used."""
+
+_TRIAL = 16
+"""Rates are tried with one in so many of the steps."""
 
 _SCOUTS = 8
 """Allocations are compared with one in so many of the examples."""
@@ -34,14 +47,16 @@ class Effort:
     Attributes:
         num_examples: Examples to fit to, fewer where there are fewer.
         compare: Whether allocations are compared.
+        steps: Steps of 64 examples on the kept weights of all layers together, after the layers are solved.
     """
 
     num_examples: int
     compare: bool = False
+    steps: int = 0
 
     def report(self, quality: str, options: PruningOptions) -> dict[str, Any]:
         """What a report says of it."""
-        found = {"quality": quality, "method": options.method, "num_examples": self.num_examples}
+        found = {"quality": quality, "method": options.method, "num_examples": self.num_examples, "steps": self.steps}
         if options.mask_type != UNSTRUCTURED:
             found["mask_type"] = mask_text(options.mask_type)
         return {**found, "seed": options.seed}
@@ -50,7 +65,7 @@ class Effort:
 _EFFORTS = {
     "fast": Effort(num_examples=256),
     "balanced": Effort(num_examples=1024),
-    "best": Effort(num_examples=4096, compare=True),
+    "best": Effort(num_examples=8192, compare=True, steps=1024),
 }
 
 
@@ -71,6 +86,84 @@ def effort_of(quality: str, num_examples: int | None, method: str) -> Effort | N
     return effort if num_examples is None else replace(effort, num_examples=count("num_examples", num_examples))
 
 
+class Examined:
+    """Examples that layers are fitted to, and others that outputs are compared on.
+
+    Args:
+        model: The dense model.
+        pruner: Its pruner.
+        examples: Where to read; labels are ignored.
+        number: How many to fit to, at most.
+
+    Attributes:
+        layerwise: Finds sparse kernels.
+
+    Raises:
+        ValueError: If there is no example.
+        MemoryError: If the work doesn't fit into memory.
+    """
+
+    def __init__(self, model: keras.Model, pruner: Pruner, examples: Examples, number: int):
+        options = pruner.options
+        budget = budget_of(options)
+        # Inputs may be large, too.
+        size = size_of(read_batches(examples, 1, 1, options.seed)[0][0])
+        number = min(number, max(1, budget.limit // max(1, _INPUTS * size)))
+        wanted = number + -(-number // HELD_OUT)
+        fitted, held = _divided([batch[0] for batch in read_batches(examples, wanted, wanted, options.seed)])
+        self._fitted, self._held = _number(fitted), _number(held)
+        self._inputs, self._model, self._pruner = fitted, model, pruner
+        self._share = min(1.0, _SOLVED / self._fitted)
+        used = [take(batch, slice(0, max(1, round(self._share * len(arrays(batch)[0]))))) for batch in fitted]
+        self._used = _number(used)
+        self.layerwise = Layerwise(model, pruner.targets, used, options.seed, budget.limit, budget.reason)
+        self._outputs = HeldOutOutputs(model, pruner.targets, held, 2 * self.layerwise.plan.chunk)
+
+    def reconstruct(
+        self, choice: Choice, name: str, compared: Sequence[tuple[str, float]], meter: Meter
+    ) -> tuple[list[np.ndarray], ReconstructionReport]:
+        """New kernels, one a target, and what was found.
+
+        Args:
+            choice: Which weights may stay.
+            name: How the zeros are divided.
+            compared: What other ways were tried.
+            meter: Shows progress.
+        """
+        total = self.layerwise.total
+        meter.note(f"reconstruction of {total} matrices by {self._used:,} examples, {self.layerwise.plan}")
+        with meter.phase("reconstruction", total, "layer") as advance:
+            done = self.layerwise.run(choice, advance=advance)
+            error = self._outputs.distance(done.kernels)
+        report = ReconstructionReport(done.layers, self._used, self._held, error, name, tuple(compared))
+        return list(done.kernels), report
+
+    def refine(
+        self, kernels: list[np.ndarray], report: ReconstructionReport, steps: int, meter: Meter
+    ) -> tuple[list[np.ndarray], ReconstructionReport]:
+        """The kernels after steps towards the dense outputs, if that brings the held-out ones nearer."""
+        pruner, trial = self._pruner, max(1, steps // _TRIAL)
+        work = Refinement(self._model, pruner.targets, self._inputs, pruner.backend, pruner.options.seed)
+        with meter.phase("refinement", steps + len(RATES) * trial, "step") as advance:
+            tried = {rate: self._outputs.distance(work.run(kernels, trial, rate, advance)) for rate in RATES}
+            rate = min(tried, key=lambda rate: tried[rate])
+            refined = work.run(kernels, steps, rate, advance)
+            error = self._outputs.distance(refined)
+        examples = work.batch * (steps + len(RATES) * trial)
+        if not error < report.error:
+            return kernels, replace(report, refined=RefinementReport(0, rate, examples, report.error))
+        return refined, replace(report, error=error, refined=RefinementReport(steps, rate, examples, report.error))
+
+    def compared(self, found: Mapping[str, Allocation], meter: Meter) -> dict[str, float]:
+        """The held-out distance of each allocation, with a part of the examples."""
+        tried = {}
+        with meter.phase("allocation", len(found) * self.layerwise.total, "layer") as advance:
+            for name, allocation in found.items():
+                scout = self.layerwise.run(allocation, 1.0 / _SCOUTS, advance, hurried=True)
+                tried[name] = self._outputs.distance(scout.kernels)
+        return tried
+
+
 class ReconstructionWork:
     """Reaches sparsities by reconstruction.
 
@@ -83,8 +176,7 @@ class ReconstructionWork:
         meter: Shows progress.
 
     Raises:
-        ValueError: If there are too few examples.
-        MemoryError: If the work doesn't fit into memory.
+        ValueError, MemoryError: See `Examined`.
     """
 
     def __init__(
@@ -97,37 +189,20 @@ class ReconstructionWork:
         meter: Meter,
     ):
         self._pruner, self._finals, self._effort, self._meter = pruner, finals, effort, meter
-        options = pruner.options
-        wanted = effort.num_examples + -(-effort.num_examples // HELD_OUT)
-        fitted, held = _divided([batch[0] for batch in read_batches(examples, wanted, wanted, options.seed)])
-        self._examples, self._held = _number(fitted), _number(held)
-        budget = budget_of(options)
-        self._layerwise = Layerwise(model, pruner.targets, fitted, options.seed, budget.limit, budget.reason)
-        self._outputs = HeldOutOutputs(model, pruner.targets, held, 2 * self._layerwise.plan.chunk)
+        self._examined = Examined(model, pruner, examples, effort.num_examples)
 
     def run(self) -> tuple[list[StageReport], ReconstructionReport | None]:
         """Prunes, and tells what became of each layer."""
         if not self._pruner.prunes(self._finals):
             return [], None
-        self._meter.note(f"reconstruction of {self._layerwise.total} matrices, {self._layerwise.plan}")
         found = candidates(self._pruner, self._finals)
-        tried = self._compared(found) if len(found) > 1 and self._effort.compare else {}
+        tried = self._examined.compared(found, self._meter) if len(found) > 1 and self._effort.compare else {}
         chosen = min(tried, key=lambda name: tried[name]) if tried else next(iter(found))
-        with self._meter.phase("reconstruction", self._layerwise.total, "layer") as advance:
-            done = self._layerwise.run(found[chosen], advance=advance)
-            error = self._outputs.distance(done.kernels)
-        self._pruner.write(done.kernels)
-        report = ReconstructionReport(done.layers, self._examples, self._held, error, chosen, tuple(tried.items()))
+        kernels, report = self._examined.reconstruct(found[chosen], chosen, tuple(tried.items()), self._meter)
+        if self._effort.steps:
+            kernels, report = self._examined.refine(kernels, report, self._effort.steps, self._meter)
+        self._pruner.write(kernels)
         return [StageReport(self._pruner.sparsity)], report
-
-    def _compared(self, found: Mapping[str, Allocation]) -> dict[str, float]:
-        """The held-out distance of each allocation, with a part of the examples."""
-        tried = {}
-        with self._meter.phase("allocation", len(found) * self._layerwise.total, "layer") as advance:
-            for name, allocation in found.items():
-                scout = self._layerwise.run(allocation, 1.0 / _SCOUTS, advance, hurried=True)
-                tried[name] = self._outputs.distance(scout.kernels)
-        return tried
 
 
 def _number(batches: Sequence[Any]) -> int:

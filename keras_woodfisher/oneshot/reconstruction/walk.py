@@ -23,7 +23,7 @@ from keras_woodfisher_backends.least_squares.parts import Call, Side
 from keras_woodfisher_backends.nest import arrays, map_arrays
 
 from keras_woodfisher.gradients.loss import forward_only
-from keras_woodfisher.oneshot.reconstruction.footprint import LiveOutputs, size_of
+from keras_woodfisher.oneshot.reconstruction.footprint import LiveOutputs
 from keras_woodfisher.oneshot.reconstruction.layer_calls import (
     after_bias,
     halves,
@@ -39,7 +39,6 @@ from keras_woodfisher.oneshot.reconstruction.padding import KnownMasks
 from keras_woodfisher.oneshot.reconstruction.problem import Choice, NotAProduct, Problem
 from keras_woodfisher.pruning.fisher import Advance, no_progress
 from keras_woodfisher.reports.layer_report import LayerReport
-
 
 _ROUNDS = 1
 """How often a recurrent layer is solved anew with the states that it has then."""
@@ -59,7 +58,9 @@ class Walk:
         absorb: Whether a layer whose output is added to a shortcut makes up for the error of that, too.
     """
 
-    def __init__(self, model: keras.Model, problems: Sequence[Problem], choice: Choice | None = None, absorb: bool = True):
+    def __init__(
+        self, model: keras.Model, problems: Sequence[Problem], choice: Choice | None = None, absorb: bool = True
+    ):
         self._model = model
         self._choice = choice
         self._absorb = absorb
@@ -98,7 +99,9 @@ class Walk:
                 found.append(problem)
         return found, live.peak
 
-    def solve(self, group: Sequence[Problem], chunks: Sequence[Any], at_once: bool, advance: Advance = no_progress) -> None:
+    def solve(
+        self, group: Sequence[Problem], chunks: Sequence[Any], at_once: bool, advance: Advance = no_progress
+    ) -> None:
         """Solves some problems, the next ones in the order of calls, in one pass over the examples.
 
         Args:
@@ -149,7 +152,11 @@ class Walk:
         for problem in waiting:
             new = {**problem.kernels, **self._solutions(problems)}
             call = Call(
-                Side(steps_of(layer, dense_args[0]), problem.kernels, partial(states_of, layer, own, dense_args, dense_kwargs)),
+                Side(
+                    steps_of(layer, dense_args[0]),
+                    problem.kernels,
+                    partial(states_of, layer, own, dense_args, dense_kwargs),
+                ),
                 Side(steps_of(layer, pruned_args[0]), new, partial(states_of, layer, own, pruned_args, pruned_kwargs)),
                 after_bias(layer, output),
             )
@@ -170,7 +177,7 @@ class Walk:
             # What the layer remembers depends on the kernels that were just found.
             now = {**call.pruned.kernels, **(problem.solution or {})}
             self._see(problem, call._replace(pruned=call.pruned._replace(kernels=now)), mask, half)
-            problem.solve(self._choice)
+            self._solve(problem, again=True)
 
     def _see(self, problem: Problem, call: Call, mask: Any, half: int) -> None:
         inputs, output = problem.part.seen(call)
@@ -186,15 +193,16 @@ class Walk:
         try:
             problem.check(dense_inputs, wanted, places)
         except NotAProduct:
-            problem.report = LayerReport(problem.name, note="by magnitude: it isn't the product that its class says")
+            problem.report = LayerReport(problem.name, note="it isn't the product that its class says")
             self._advance()
             return
         problem.see(shown, wanted, places, self._error_to_absorb(problem, places, half))
 
-    def _solve(self, problem: Problem) -> None:
+    def _solve(self, problem: Problem, again: bool = False) -> None:
         assert self._choice is not None
         problem.solve(self._choice)
-        self._advance()
+        if not again:
+            self._advance()
 
     def _error_to_absorb(self, problem: Problem, places: np.ndarray, half: int) -> np.ndarray | None:
         """What the shortcut to which the layer's output is added has too much in the pruned model, at places."""

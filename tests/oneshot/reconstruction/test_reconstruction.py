@@ -1,6 +1,7 @@
-"""`prune(method="reconstruct")`: every kind of layer, model and data, against magnitude and against dense definitions."""
+"""`prune(method="reconstruct")`: layers, models and data of every kind, beside magnitude and dense definitions."""
 
 import json
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from keras import layers, ops
 
 import keras_woodfisher as kw
+from keras_woodfisher.oneshot.reconstruction import pruning
 
 RNG = np.random.default_rng(0)
 
@@ -46,13 +48,18 @@ def transformer():
     return keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(x)))
 
 
-def recurrent(kind):
+def recurrent(layer):
     def make():
         inputs = layers.Input((7, 5))
-        x = kind(inputs)
-        return keras.Model(inputs, layers.Dense(3)(x))
+        return keras.Model(inputs, layers.Dense(3)(layer()(inputs)))
 
     return make
+
+
+def encoder_decoder():
+    inputs = layers.Input((7, 5))
+    _, *state = layers.LSTM(12, return_state=True)(inputs)
+    return keras.Model(inputs, layers.Dense(3)(layers.LSTM(12)(inputs, initial_state=state)))
 
 
 class Shared(keras.Model):
@@ -83,14 +90,11 @@ MODELS = {
     "residual": (residual_cnn, IMAGES),
     "mobile": (mobile_cnn, IMAGES),
     "transformer": (transformer, TOKENS),
-    "lstm": (recurrent(lambda x: layers.LSTM(16)(x)), SEQUENCES),
-    "gru": (recurrent(lambda x: layers.GRU(16)(x)), SEQUENCES),
-    "simple": (recurrent(lambda x: layers.SimpleRNN(16, go_backwards=True)(x)), SEQUENCES),
-    "bidirectional": (recurrent(lambda x: layers.Bidirectional(layers.LSTM(8))(x)), SEQUENCES),
-    "encoder and decoder": (
-        recurrent(lambda x: layers.LSTM(12)(x, initial_state=layers.LSTM(12, return_state=True)(x)[1:])),
-        SEQUENCES,
-    ),
+    "lstm": (recurrent(lambda: layers.LSTM(16)), SEQUENCES),
+    "gru": (recurrent(lambda: layers.GRU(16)), SEQUENCES),
+    "simple": (recurrent(lambda: layers.SimpleRNN(16, go_backwards=True)), SEQUENCES),
+    "bidirectional": (recurrent(lambda: layers.Bidirectional(layers.LSTM(8))), SEQUENCES),
+    "encoder and decoder": (encoder_decoder, SEQUENCES),
     "shared": (shared, POINTS),
 }
 
@@ -265,7 +269,7 @@ def test_an_embedding_that_is_named_is_pruned_by_magnitude():
     model = transformer()
     report = kw.prune(model, TOKENS, 0.5, params=["re:.*embeddings", "re:.*dense/kernel"], verbose=0)
     notes = [layer.note for layer in report.reconstruction.layers if "embeddings" in layer.name]
-    assert notes == ["by magnitude: its layer isn't a product of its input"]
+    assert notes == ["its layer isn't a product of its input"]
 
 
 @pytest.mark.parametrize("x", [np.full((40, 12), np.nan, "float32"), np.full((40, 12), 3e38, "float32")])
@@ -344,3 +348,91 @@ def test_statistics_of_batchnorm_are_better_left_alone(blobs):
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     with pytest.warns(UserWarning, match="Reconstruction fits the weights to the BatchNorm statistics"):
         kw.prune(model, blobs, 0.5, reestimate_batchnorm=True, verbose=0)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "woodfisher"])
+def test_the_kept_weights_of_any_pruned_model_are_refitted(method):
+    dense = residual_cnn()
+    loss = {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
+    output = dense_output(dense, IMAGES)
+    pruned = keras.models.clone_model(dense)
+    pruned.set_weights(dense.get_weights())
+    labels = (IMAGES, output.argmax(1))
+    kw.prune(pruned, labels, 0.7, method=method, quality="fast", num_grads=64, verbose=0, **loss)
+    before, zero = distance(pruned, output, IMAGES), {n: k == 0 for n, k in targets_of(pruned).items()}
+    untouched = dense.get_weights()
+    report = kw.reconstruct(pruned, IMAGES, dense=dense, verbose=0)
+    assert distance(pruned, output, IMAGES) < 0.8 * before
+    for name, kernel in targets_of(pruned).items():
+        np.testing.assert_array_equal(kernel == 0, zero[name])
+    assert report.sparsity == pytest.approx(0.7, abs=1e-3) and report.reconstruction.allocation == "given"
+    for now, then in zip(dense.get_weights(), untouched, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_values_are_those_of_dense_least_squares():
+    """One layer, in float64: `(X_S^T X_S + r) w_S = X_S^T T + r w_dense`, for each output's support S."""
+    dense = keras.Sequential([layers.Input((12,)), layers.Dense(5)])
+    pruned = keras.models.clone_model(dense)
+    pruned.set_weights(dense.get_weights())
+    kw.prune(pruned, sparsity=0.5, method="magnitude", verbose=0)
+    kw.reconstruct(pruned, POINTS, dense=dense, num_examples=1000, verbose=0)
+    order = np.random.default_rng(0).permutation(120)[:110]
+    x, kernel = POINTS[order].astype(np.float64), ops.convert_to_numpy(dense.layers[0].kernel).astype(np.float64)
+    ridge = 0.001 * np.square(x).sum(0).mean()
+    found = ops.convert_to_numpy(pruned.layers[0].kernel)
+    for column in range(5):
+        inside = found[:, column] != 0
+        gram = x[:, inside].T @ x[:, inside] + ridge * np.eye(inside.sum())
+        wanted = np.linalg.solve(gram, x[:, inside].T @ (x @ kernel[:, column]) + ridge * kernel[inside, column])
+        np.testing.assert_allclose(found[inside, column], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_models_that_do_not_fit_together_are_refused():
+    dense, other = residual_cnn(), residual_cnn()
+    with pytest.raises(ValueError, match="model and dense are the same model"):
+        kw.reconstruct(dense, IMAGES, dense=dense)
+    with pytest.raises(ValueError, match="have weights of other shapes"):
+        kw.reconstruct(dense, IMAGES, dense=shared())
+    other.set_weights(dense.get_weights())
+    other.layers[1].bias.assign(np.ones(8))
+    with pytest.raises(ValueError, match=r"differ in more than what is fitted: conv2d.*/bias"):
+        kw.reconstruct(other, IMAGES, dense=dense)
+
+
+def test_one_kernel_of_a_recurrent_layer():
+    model = MODELS["lstm"][0]()
+    before = targets_of(model)
+    kw.prune(model, SEQUENCES, 0.5, params="re:.*lstm_cell/kernel", verbose=0)
+    for name, kernel in targets_of(model).items():
+        assert (kernel != before[name]).any() == name.endswith("lstm_cell/kernel")
+
+
+@pytest.mark.parametrize("kind", ["residual", "mobile", "transformer"])
+def test_the_best_quality_goes_on_with_steps_on_all_layers_together(kind, monkeypatch):
+    make, x = MODELS[kind]
+    model = make()
+    weights, dense, found = model.get_weights(), dense_output(model, x), {}
+    effort = pruning._EFFORTS["best"]
+    monkeypatch.setitem(pruning._EFFORTS, "best", replace(effort, steps=48))
+    for quality in ("balanced", "best"):
+        model.set_weights(weights)
+        report = kw.prune(model, x, 0.7, quality=quality, verbose=0)
+        found[quality] = distance(model, dense, x)
+    refined = report.reconstruction.refined
+    assert refined.examples == 64 * (48 + 9) and report.settings["steps"] == 48
+    if refined.steps:
+        assert report.reconstruction.error < refined.error and found["best"] < 1.1 * found["balanced"]
+        assert "refined in 48 steps" in str(report)
+    assert refined.steps or kind != "transformer"
+    assert report.sparsity == pytest.approx(0.7, abs=1e-3)
+    json.dumps(report.as_dict())
+
+
+def test_steps_that_do_not_help_are_not_taken(monkeypatch):
+    model = residual_cnn()
+    monkeypatch.setitem(pruning._EFFORTS, "best", replace(pruning._EFFORTS["best"], steps=4))
+    monkeypatch.setattr(pruning, "RATES", (1e3,))
+    report = kw.prune(model, IMAGES, 0.5, quality="best", verbose=0)
+    assert report.reconstruction.refined.steps == 0
+    assert report.reconstruction.error == report.reconstruction.refined.error < 0.5
