@@ -20,8 +20,10 @@ METHODS = {
     "independent": {"quality": "fast", "update": "independent"},
     "joint": {"quality": "fast", "update": "joint"},
     "fast": {"quality": "fast"},
-    "balanced": {"quality": "balanced"},
-    "best": {"quality": "best"},
+    "balanced": {"quality": "balanced", "method": "woodfisher"},
+    "best": {"quality": "best", "method": "woodfisher"},
+    "reconstruct": {"quality": "balanced"},
+    "reconstruct best": {"quality": "best"},
 }
 PUBLISHED = {"CHITA, as published": {"0.5": 90.60, "0.6": 89.22, "0.7": 84.12, "0.8": 57.90, "0.9": 15.60}}
 
@@ -52,6 +54,8 @@ def main() -> None:
                 row = {"method": method, "sparsity": sparsity, "seed": seed, "augment": args.augment, **options}
                 rows = [r for r in rows if any(r.get(key) != value for key, value in row.items())]
                 examples = report.samples * report.settings.get("grad_batch_size", 0)
+                if report.reconstruction is not None and report.reconstruction.refined is not None:
+                    examples = report.reconstruction.refined.examples
                 examples += sum(stage.calibration.examples for stage in report.stages if stage.calibration)
                 row |= {"accuracy": accuracy(model, val), "seconds": seconds, "gradients": report.samples}
                 rows.append(row | {"examples": examples})

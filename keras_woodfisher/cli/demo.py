@@ -1,4 +1,4 @@
-"""`keras-woodfisher demo`: one-shot pruning of a small CNN on digits, magnitude beside WoodFisher.
+"""`keras-woodfisher demo`: one-shot pruning of a small CNN on digits: magnitude, WoodFisher, reconstruction.
 
 `examples/quickstart.py` goes on from here: the same data, and the callback while training.
 """
@@ -17,7 +17,7 @@ from keras_woodfisher.cli.prune import verbosity
 
 _SPARSITIES = (0.8, 0.9, 0.95)
 _EPOCHS = 15
-_GRADIENTS = 512
+_METHODS: dict[str, dict[str, Any]] = {"magnitude": {}, "woodfisher": {"num_grads": 512}, "reconstruct": {}}
 _TRAIN = 1200
 
 
@@ -37,9 +37,9 @@ def run(args: Namespace) -> Answer:
     rows = []
     for sparsity in _SPARSITIES:
         row = {"sparsity": sparsity}
-        for method in ("magnitude", "woodfisher"):
+        for method, options in _METHODS.items():
             model.set_weights(trained)
-            kw.prune(model, train, sparsity, method=method, num_grads=_GRADIENTS, verbose=0)
+            kw.prune(model, train, sparsity, method=method, verbose=0, **options)
             row[method] = accuracy()
         rows.append(row)
     seconds = time.perf_counter() - start
@@ -83,15 +83,14 @@ def _cnn() -> keras.Model:
 
 def _text(document: dict[str, Any]) -> str:
     rows = [
-        (f"{row['sparsity']:.0%}", *(f"{100 * row[method]:.1f}" for method in ("magnitude", "woodfisher")))
-        for row in document["rows"]
+        (f"{row['sparsity']:.0%}", *(f"{100 * row[method]:.1f}" for method in _METHODS)) for row in document["rows"]
     ]
     return "\n".join(
         [
             f"A small CNN on handwritten digits, pruned in one shot on {document['backend']}: test accuracy in %, "
             f"{100 * document['dense']:.1f} before pruning.",
             "",
-            table(("sparsity", "magnitude", "WoodFisher"), rows),
+            table(("sparsity", "magnitude", "WoodFisher", "reconstruction"), rows),
             "",
             f"It took {document['seconds']:.0f} s.",
         ]

@@ -635,7 +635,8 @@ def test_inspect_of_a_model_without_kernels(cli):
 
 
 def test_demo_compares_magnitude_with_woodfisher(cli, monkeypatch):
-    for name, value in {"_SPARSITIES": (0.9,), "_TRAIN": 640, "_EPOCHS": 5, "_GRADIENTS": 64}.items():
+    methods = {"magnitude": {}, "woodfisher": {"num_grads": 64}, "reconstruct": {}}
+    for name, value in {"_SPARSITIES": (0.9,), "_TRAIN": 640, "_EPOCHS": 5, "_METHODS": methods}.items():
         monkeypatch.setattr(f"keras_woodfisher.cli.demo.{name}", value)
     code, out, err = cli("demo --json")
     assert (code, err) == (0, "")

@@ -212,7 +212,7 @@ def _number(batches: Sequence[Any]) -> int:
 def _divided(batches: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """Inputs to fit to, and inputs that are held out; the same ones where there are too few to divide."""
     total = _number(batches)
-    held = total // (HELD_OUT + 1) if total > HELD_OUT else 0
+    held = -(-total // (HELD_OUT + 1)) if total > HELD_OUT else 0
     if not held:
         return joined(batches), joined(batches)
     first, last, seen = [], [], 0
