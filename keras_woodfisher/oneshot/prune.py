@@ -2,31 +2,14 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 import keras
 
-from keras_woodfisher.data.examples import count_up_to, open_examples
-from keras_woodfisher.gradients.gauss_newton import curvature_problem
-from keras_woodfisher.model.targets import finals_of
-from keras_woodfisher.oneshot.batchnorm import reestimation_of, takes_data
-from keras_woodfisher.oneshot.presets import (
-    CHOSEN,
-    OF_GRADIENTS,
-    PRESETS,
-    Circumstances,
-    chosen,
-    examples_to_count,
-    method_of,
-    resolve,
-)
-from keras_woodfisher.oneshot.reconstruction.pruning import ReconstructionWork, effort_of
+from keras_woodfisher.oneshot.batchnorm import reestimation_of
+from keras_woodfisher.oneshot.reconstruction.pruning import ReconstructionWork
+from keras_woodfisher.oneshot.request import Request
 from keras_woodfisher.oneshot.staged_work import StagedWork
-from keras_woodfisher.options.checks import fraction, one_of
-from keras_woodfisher.options.mask_types import check_final
-from keras_woodfisher.options.pruning_options import MAGNITUDE, PruningOptions
-from keras_woodfisher.options.sparsity_levels import arguments_of, checked_levels
 from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.reports.layer_report import ReconstructionReport
 from keras_woodfisher.reports.meter import Meter
@@ -149,47 +132,21 @@ def prune(  # noqa: PLR0913
         MemoryError: If the gradients don't fit (the message says how many would).
         FloatingPointError: If a weight or score isn't finite.
     """
-    arguments = dict(locals())
-    levels = checked_levels(sparsity, "sparsity") if isinstance(sparsity, Mapping) else None
-    if levels is not None:
-        params, global_sparsity = arguments_of(levels, params, global_sparsity)
-        arguments |= {"params": params, "global_sparsity": global_sparsity}
-    final = fraction("sparsity", sparsity) if levels is None else max(level for level, _ in levels)
-    given = {name: arguments[name] for name in CHOSEN}
-    asked = {**given, **{name: arguments[name] for name in OF_GRADIENTS if arguments[name] != OF_GRADIENTS[name]}}
-    arguments["method"] = how = method_of(method, one_of("quality", quality, tuple(PRESETS)), asked)
-    if how != MAGNITUDE and data is None:
-        raise ValueError(
-            "prune needs data: examples x for reconstruction, (x, y) for WoodFisher, in whatever form fit takes them. "
-            "Only method='magnitude' works without."
-        )
-    options = PruningOptions.of(**(PruningOptions.among(arguments) | chosen(quality, given, None).options()))
-    check_final(options.mask_type, final)
-    effort = effort_of(quality, num_examples, how)
-    reads = how != MAGNITUDE or (takes_data(reestimate_batchnorm) and data is not None)
-    examples = open_examples(data) if reads else None
-    most = examples_to_count(quality, given) if options.second_order else 0
-    available = count_up_to(examples, most) if examples is not None and most else None
-    problem = curvature_problem(model, loss) if options.second_order and fisher is None else None
-    circumstances = Circumstances(how, available, problem, reestimate_batchnorm is not False)
-    settings, notes = resolve(quality, given, circumstances)
-    options = replace(options, **settings.options())
-    pruner = Pruner(model, options)
-    finals = [final] * len(pruner.targets) if levels is None else finals_of(pruner.targets, levels)
+    request = Request(locals())
+    examples = request.open_examples()
+    settings, notes = request.settle(model, examples)
+    pruner = Pruner(model, request.options)
+    finals = request.finals(pruner.targets)
     pruner.find_zeros()
     if not pruner.prunes(finals):
         notes += (f"nothing was left to prune: the chosen weights were at sparsity {pruner.sparsity:.4f} before.",)
-    meter = Meter(pruner.backend, pruner.backend.devices(), options.verbose)
-    if effort is None or examples is None:
+    meter = Meter(pruner.backend, pruner.backend.devices(), request.options.verbose)
+    if request.effort is None or examples is None:
         work: Work = StagedWork(pruner, model, examples, loss, finals, settings)
-        told = settings.report(quality, options) if options.second_order else {}
     else:
-        work = ReconstructionWork(model, pruner, examples, finals, effort, meter)
-        told = effort.report(quality, options)
+        work = ReconstructionWork(model, pruner, examples, finals, request.effort, meter)
     reestimation = reestimation_of(model, reestimate_batchnorm, examples, loss, seed, meter)
-    if effort is not None and loss is not None and reestimation is None:
-        notes += ("reconstruction needs no loss: loss had no effect.",)
-    if effort is not None and reestimation is not None:
+    if request.effort is not None and reestimation is not None:
         warnings.warn(_DONT_REESTIMATE, stacklevel=2)
     batchnorm = None
     with pruner.all_or_nothing():
@@ -204,7 +161,7 @@ def prune(  # noqa: PLR0913
         sum(stage.samples for stage in done),
         (*notes, pruner.note) if pruner.note else notes,
         tuple(done),
-        told,
+        request.report(settings),
         batchnorm,
         reconstruction,
     )

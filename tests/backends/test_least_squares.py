@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 from keras_woodfisher_backends.least_squares.exchange import exchange
-from keras_woodfisher_backends.least_squares.kept_values import least_squares
+from keras_woodfisher_backends.least_squares.kept_values import conjugate_gradients, least_squares
 from keras_woodfisher_backends.least_squares.normal_equations import NormalEquations
 from keras_woodfisher_backends.least_squares.parts import Call, Side, parts_of
 from keras_woodfisher_backends.least_squares.paths import best_sizes
@@ -61,6 +61,19 @@ def test_values_are_those_of_least_squares_on_each_support(shape):
             wanted = np.zeros(shape[1])
             wanted[support] = np.linalg.lstsq(x[branch][:, support], t[branch, :, column], rcond=None)[0]
             np.testing.assert_allclose(found[branch, :, column], wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_conjugate_gradients_on_all_outputs_give_the_same():
+    x, t, _ = _problem(3, (1, 90, 5), rows=900)
+    x, t = x[0].astype(np.float64), t[0].astype(np.float64)
+    gram, cross = x.T @ x + 0.1 * np.eye(90), x.T @ t
+    kept = np.random.default_rng(4).random(cross.shape) < 0.7
+    kept[:, 1] = False
+    wanted = np.zeros(cross.shape)
+    for column in range(5):
+        inside = np.flatnonzero(kept[:, column])
+        wanted[inside, column] = np.linalg.solve(gram[np.ix_(inside, inside)], cross[inside, column])
+    np.testing.assert_allclose(conjugate_gradients(gram, cross, kept), wanted, atol=1e-7)
 
 
 @pytest.mark.parametrize("seed", range(12))
