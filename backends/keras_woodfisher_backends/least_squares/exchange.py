@@ -13,6 +13,9 @@ _FLOPS = 2e10
 """Work that exchanges of one matrix may take, by an estimate."""
 
 _ROUNDS = 40
+_ENOUGH = 0.03
+"""A round that gains less than this part of the first one is the last."""
+
 _LEAST = 1e-9
 """Exchanges that gain less than this part of the largest gain aren't made: rounding could have them go round."""
 
@@ -40,7 +43,7 @@ def exchange(gram: np.ndarray, cross: np.ndarray, kept: np.ndarray, free: np.nda
     kept = kept.copy()
     outputs = [(branch, column) for branch in range(cross.shape[0]) for column in range(cross.shape[2])]
     moves: dict[tuple[int, int], Moves] = {}
-    changed, work = outputs, 0.0
+    changed, work, first = outputs, 0.0, 0.0
     for _ in range(_ROUNDS):
         work += sum(_work(gram.shape[1], int(kept[b, :, c].sum())) for b, c in changed)
         if work > _FLOPS:
@@ -49,8 +52,9 @@ def exchange(gram: np.ndarray, cross: np.ndarray, kept: np.ndarray, free: np.nda
             moves[b, c] = best_moves(gram[b], cross[b, :, c], kept[b, :, c], free[b, :, c])
         least = _LEAST * max(move.gain for move in moves.values())
         pairs = _pairs(moves, least)
-        changed = []
+        changed, gained = [], 0.0
         for giver, taker in pairs:
+            gained += moves[taker].gain - moves[giver].cost
             kept[giver[0], moves[giver].removal, giver[1]] = False
             kept[taker[0], moves[taker].addition, taker[1]] = True
             changed += [giver, taker]
@@ -61,7 +65,9 @@ def exchange(gram: np.ndarray, cross: np.ndarray, kept: np.ndarray, free: np.nda
                 kept[output[0], removal, output[1]] = False
                 kept[output[0], addition, output[1]] = True
                 changed.append(output)
-        if not changed:
+                gained += move.pair_gain
+        first = max(first, gained)
+        if gained <= _ENOUGH * first:
             break
     return kept
 

@@ -8,7 +8,7 @@ import numpy as np
 from keras_woodfisher_backends.least_squares.exchange import best_moves
 from keras_woodfisher_backends.least_squares.kept_values import least_squares
 
-SMALL = 512
+SMALL = 128
 """Entries of a matrix up to which this is done."""
 
 _FEW = 10

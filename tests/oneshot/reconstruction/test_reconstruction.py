@@ -318,7 +318,8 @@ def test_data_of_every_form(form):
     assert report.sparsity == pytest.approx(0.5, abs=0.01) and report.reconstruction.examples == 109
 
 
-def test_options_decide_on_the_method(make_mlp, blobs):
+def test_options_decide_on_the_method(make_mlp, blobs, monkeypatch):
+    monkeypatch.setitem(pruning._EFFORTS, "best", replace(pruning._EFFORTS["best"], steps=8))
     model = make_mlp()
     weights = model.get_weights()
     for given, method in (
