@@ -33,7 +33,7 @@ def mobile_cnn():
             layers.DepthwiseConv2D(3, padding="same"),
             layers.ReLU(6.0),
             layers.SeparableConv2D(8, 3, padding="same", activation="relu"),
-            layers.Conv2DTranspose(4, 3, strides=2, padding="same"),
+            layers.Conv2DTranspose(4, 3, strides=2),
             layers.GlobalAveragePooling2D(),
             layers.Dense(4, "softmax"),
         ]
@@ -247,18 +247,31 @@ class Doubling(layers.Dense):
         return super().call(x)
 
 
+class Odd(keras.Model):
+    """With a layer that isn't a product, and one that is never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.squaring, self.own = Squaring(8, name="squaring"), Doubling(8, name="own")
+        self.idle, self.head = layers.Dense(4, name="idle"), layers.Dense(3)
+
+    def build(self, shape):
+        self.idle.build((None, 3))
+
+    def call(self, x):
+        return self.head(self.own(self.squaring(x)))
+
+
 def test_layers_that_are_no_products_are_pruned_by_magnitude_and_say_so():
-    inputs = layers.Input((12,))
-    x = Doubling(8, name="own")(Squaring(8, name="squaring")(inputs))
-    model = keras.Model(inputs, layers.Dense(3)(x))
-    model.idle = layers.Dense(4, name="idle")
-    model.idle.build((None, 3))
+    model = Odd()
+    model(np.zeros((1, 12), "float32"))
     before = targets_of(model)
     report = kw.prune(model, POINTS, 0.5, verbose=0)
     notes = {layer.name: layer.note for layer in report.reconstruction.layers if layer.note}
-    assert set(notes) == {"squaring/kernel", "idle/kernel"}
-    assert "isn't the product that its class says" in notes["squaring/kernel"]
-    assert "doesn't call its layer" in notes["idle/kernel"]
+    squaring, idle = model.squaring.kernel.path, model.idle.kernel.path
+    assert set(notes) == {squaring, idle}
+    assert "isn't the product that its class says" in notes[squaring]
+    assert "doesn't call its layer" in notes[idle]
     for name, kernel in targets_of(model).items():
         unchanged = (kernel == before[name]) | (kernel == 0)
         assert unchanged.all() == (name in notes)
