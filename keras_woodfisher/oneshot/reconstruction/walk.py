@@ -55,15 +55,11 @@ class Walk:
         model: A built model, which isn't changed.
         problems: What is to be solved.
         choice: Which weights may stay; not needed for `order`.
-        absorb: Whether a layer whose output is added to a shortcut makes up for the error of that, too.
     """
 
-    def __init__(
-        self, model: keras.Model, problems: Sequence[Problem], choice: Choice | None = None, absorb: bool = True
-    ):
+    def __init__(self, model: keras.Model, problems: Sequence[Problem], choice: Choice | None = None):
         self._model = model
         self._choice = choice
-        self._absorb = absorb
         self._of_layer: dict[int, list[Problem]] = {}
         for problem in problems:
             self._of_layer.setdefault(id(problem.layer), []).append(problem)
@@ -206,7 +202,7 @@ class Walk:
 
     def _error_to_absorb(self, problem: Problem, places: np.ndarray, half: int) -> np.ndarray | None:
         """What the shortcut to which the layer's output is added has too much in the pruned model, at places."""
-        found = self._graphs.addition_after(problem.layer) if self._absorb else None
+        found = self._graphs.addition_after(problem.layer)
         if found is None or not is_linear(problem.layer):
             return None
         scalings, other = found
