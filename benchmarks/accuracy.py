@@ -11,7 +11,8 @@ import time
 
 import keras
 import numpy as np
-from common import RESULTS, accuracy, augmented, load, parser
+from common import RESULTS, accuracy, load, parser
+from nets import augmented
 
 import keras_woodfisher as kw
 

@@ -6,7 +6,8 @@ Gradients are those of cropped and flipped images, and statistics are measured o
 import time
 
 import numpy as np
-from common import accuracy, augmented, load, parser, record
+from common import accuracy, load, parser, record
+from nets import augmented
 from samples import GivenGradients, gradients
 
 import keras_woodfisher as kw

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from nets import EPOCHS, digits, trained
 from threadpoolctl import threadpool_info
 
 from keras_woodfisher.memory.store import MemoryStore
@@ -18,12 +19,12 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """Arguments of every benchmark. Without a model, a small one is trained on scikit-learn's digits."""
+    """Arguments of every benchmark. Without a model, a small one is trained, without data on scikit-learn's digits."""
     args = argparse.ArgumentParser(description=description)
     args.add_argument("--model", help="a .keras classifier whose output is logits")
     args.add_argument("--train", help="an .npz with x and y: gradients and fine-tuning")
     args.add_argument("--val", help="an .npz with x and y: accuracy is reported on it, and nothing is chosen by it")
-    args.add_argument("--builtin", choices=("cnn", "transformer"), default="cnn", help="what to train without --model")
+    args.add_argument("--builtin", choices=tuple(EPOCHS), default="cnn", help="what to train without --model")
     args.add_argument("--num-grads", type=int, default=512)
     args.add_argument("--fisher-block-size", type=int, default=2000)
     args.add_argument("--damp", type=float, default=1e-5)
@@ -32,9 +33,12 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def load(args: argparse.Namespace, batchnorm: bool = False) -> tuple[keras.Model, tuple, tuple]:
-    """The compiled model (that on digits with BatchNorm if wanted), the training arrays and the validation arrays."""
+    """The compiled model (a built-in one with BatchNorm if wanted), the training arrays and the validation arrays."""
     if args.model is None:
-        return _digits(args.builtin, batchnorm)
+        given = (_arrays(args.train), _arrays(args.val)) if args.train else None
+        model = trained(args.builtin, given and given[0], batchnorm)
+        compile_model(model)
+        return (model, *(given or digits()))
     model = keras.models.load_model(args.model, compile=False)
     compile_model(model)
     return model, _arrays(args.train), _arrays(args.val)
@@ -57,18 +61,6 @@ def stored(grads: np.ndarray) -> MemoryStore:
     store.room(len(grads))[...] = grads
     store.keep(np.ones(len(grads), bool))
     return store
-
-
-def augmented(x: np.ndarray, seed: int, pad: int = 4) -> np.ndarray:
-    """Black padding, random crop and random flip, one draw an image."""
-    rng = np.random.default_rng(seed)
-    count, height, width, _ = x.shape
-    padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    top, left = rng.integers(0, 2 * pad + 1, (2, count))
-    rows = top[:, None] + np.arange(height)
-    columns = left[:, None] + np.arange(width)
-    columns = np.where(rng.random(count)[:, None] < 0.5, columns[:, ::-1], columns)
-    return padded[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def median_spread(values: list[float]) -> tuple[float, float, float]:
@@ -122,47 +114,3 @@ def record(name: str, result: dict) -> None:
 def _arrays(path: str) -> tuple[np.ndarray, np.ndarray]:
     with np.load(path, allow_pickle=False) as file:
         return file["x"].astype("float32"), file["y"].astype("int32")
-
-
-def _digits(kind: str, batchnorm: bool) -> tuple[keras.Model, tuple, tuple]:
-    from sklearn.datasets import load_digits
-
-    keras.utils.set_random_seed(0)
-    x, y = load_digits(return_X_y=True)
-    x, y = (x / 16.0).astype("float32").reshape(-1, 8, 8, 1), y.astype("int32")
-    model = _cnn(batchnorm) if kind == "cnn" else _transformer()
-    compile_model(model, keras.optimizers.Adam(2e-3))
-    model.fit(x[:1200], y[:1200], epochs=15 if kind == "cnn" else 40, batch_size=64, verbose=0)
-    return model, (x[:1200], y[:1200]), (x[1200:], y[1200:])
-
-
-def _cnn(batchnorm: bool) -> keras.Model:
-    layers = keras.layers
-    norms = [layers.BatchNormalization()] if batchnorm else []
-    return keras.Sequential(
-        [
-            layers.Input((8, 8, 1)),
-            layers.Conv2D(16, 3, padding="same", activation="relu"),
-            *norms,
-            layers.Conv2D(32, 3, strides=2, padding="same", activation="relu"),
-            layers.Flatten(),
-            layers.Dense(64, activation="relu"),
-            layers.Dense(10),
-        ]
-    )
-
-
-def _transformer(width: int = 64, blocks: int = 3) -> keras.Model:
-    """Sixteen patches of 2 x 2 pixels, each a token; 4 heads, and a hidden layer of 4 times the width."""
-    layers = keras.layers
-    inputs = layers.Input((8, 8, 1))
-    x = layers.Reshape((16, width))(layers.Conv2D(width, 2, strides=2)(inputs))
-    places = keras.ops.cumsum(keras.ops.ones_like(x[..., 0], dtype="int32"), axis=1) - 1
-    x = x + layers.Embedding(16, width)(places)
-    for _ in range(blocks):
-        normal = layers.LayerNormalization()(x)
-        x = x + layers.MultiHeadAttention(4, width // 4)(normal, normal)
-        hidden = layers.Dense(4 * width, activation="gelu")(layers.LayerNormalization()(x))
-        x = x + layers.Dense(width)(hidden)
-    pooled = layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x))
-    return keras.Model(inputs, layers.Dense(10)(pooled))

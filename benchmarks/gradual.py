@@ -10,7 +10,8 @@ import math
 
 import keras
 import numpy as np
-from common import accuracy, augmented, compile_model, load, parser, record
+from common import accuracy, compile_model, load, parser, record
+from nets import augmented
 
 import keras_woodfisher as kw
 

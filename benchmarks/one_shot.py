@@ -2,7 +2,8 @@
 
 import keras
 import numpy as np
-from common import accuracy, augmented, load, parser, record
+from common import accuracy, load, parser, record
+from nets import augmented
 from samples import GivenGradients, gradients
 
 from keras_woodfisher.model.targets import find_targets
