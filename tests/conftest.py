@@ -1,14 +1,18 @@
 """One suite for every backend: run it once with each KERAS_BACKEND (`make test` does)."""
 
 import os
+from pathlib import Path
 
 # Two logical CPU devices, so that tests deal out blocks, and quick compilation: tests compile much and compute little.
 # Must be set before a framework starts.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false",
 )
+# Many tests train the same small nets: what one has compiled the others load.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Tests run in two processes: threads of BLAS that wait by spinning take the other one's core.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
