@@ -20,6 +20,7 @@ from common import compile_model, load, parser, record
 from update_cost import AnonymousMemory
 
 import keras_woodfisher as kw
+from keras_woodfisher.oneshot.reconstruction import layerwise
 from keras_woodfisher.options.sizes import parse_bytes
 from keras_woodfisher.pruning import workspace
 from keras_woodfisher.pruning.pruner import Pruner
@@ -36,10 +37,14 @@ def main() -> None:
     args.add_argument("--no-disk", action="store_true", help="as if the temporary folder were full")
     args.add_argument("--one", help=argparse.SUPPRESS)
     args.add_argument("--quality", default="fast")
+    args.add_argument("--reconstruct", type=int, help="reconstruct by so many examples, instead of by gradients")
     args.add_argument("--name", default="memory")
     args = args.parse_args()
     if args.one:
-        print(json.dumps(_measure(args)))
+        print(json.dumps(_measure_reconstruction(args) if args.reconstruct else _measure(args)))
+        return
+    if args.reconstruct:
+        _reconstruction(args)
         return
     model, _, _ = _load(args)
     size = 4 * args.num_grads * sum(t.size for t in Pruner(model, kw.options.PruningOptions(verbose=0)).targets)
@@ -55,6 +60,15 @@ def main() -> None:
             "largest_growth_over_plan": max(run["growth_over_plan"] for run in runs),
         },
     )
+
+
+def _reconstruction(args: argparse.Namespace) -> None:
+    """The same of a reconstruction; the limits are fractions of what one pass takes."""
+    whole = _run("1TiB")
+    limits = args.limit or [str(int(whole["plan"] * fraction)) for fraction in _FRACTIONS[2:]]
+    runs = [whole, *(_run(limit) for limit in limits)]
+    worst = max(run["growth_over_plan"] for run in runs)
+    record(args.name, {"examples": args.reconstruct, "runs": runs, "largest_growth_over_plan": worst})
 
 
 def _run(limit: str) -> dict:
@@ -122,6 +136,36 @@ def _measure(args: argparse.Namespace) -> dict:
         "plan": plan.total,
         "growth": memory.growth,
         "growth_over_plan": memory.growth / plan.total,
+        "seconds": {phase.name: round(phase.seconds, 2) for phase in report.phases},
+    }
+
+
+def _measure_reconstruction(args: argparse.Namespace) -> dict:
+    model, data, _ = _load(args)
+    dense = model.get_weights()
+    common = {"method": "reconstruct", "quality": args.quality, "verbose": 0, "memory_limit": args.one}
+    plans = []
+    planned = layerwise.plan_chunks
+
+    def keep(*given: object) -> object:
+        plans.append(planned(*given))
+        return plans[-1]
+
+    layerwise.plan_chunks = keep
+    # As little at a time as then.
+    kw.prune(model, data[0][:64], args.sparsity, num_examples=32, **common)
+    model.set_weights(dense)
+    gc.collect()
+    with AnonymousMemory() as memory:
+        report = kw.prune(model, data[0], args.sparsity, num_examples=args.reconstruct, **common)
+    plan = plans[-1]
+    return {
+        "limit": plan.limit,
+        "examples": report.reconstruction.examples,
+        "chunk": plan.chunk,
+        "plan": plan.bytes,
+        "growth": memory.growth,
+        "growth_over_plan": memory.growth / plan.bytes,
         "seconds": {phase.name: round(phase.seconds, 2) for phase in report.phases},
     }
 

@@ -104,6 +104,10 @@ class Backend(Protocol):
         """Most bytes in use on a device so far; None for the host, and where the framework doesn't know."""
         ...
 
+    def placed(self, device: str) -> AbstractContextManager[Any]:
+        """A context in which `keras.ops` computes on a device, in full float32 and without gradients."""
+        ...
+
     def in_turn(self) -> AbstractContextManager[Any]:
         """A context that threads enter to begin operations on tensors; a lock where only one of them may at a time."""
         ...

@@ -81,9 +81,8 @@ class Request:
         circumstances = Circumstances(self.options.method, available, problem, batchnorm is not False)
         settings, notes = resolve(self.quality, self._given, circumstances)
         self.options = replace(self.options, **settings.options())
-        if self.effort is not None:
-            idle = {"loss": loss is not None and batchnorm is False, "available_gpus": self.options.available_gpus}
-            notes += tuple(f"{name} has no effect on a reconstruction." for name, is_given in idle.items() if is_given)
+        if self.effort is not None and loss is not None and batchnorm is False:
+            notes += ("loss has no effect on a reconstruction.",)
         return settings, notes
 
     def finals(self, targets: Sequence[Target]) -> list[float]:

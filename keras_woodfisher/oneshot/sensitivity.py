@@ -1,9 +1,8 @@
 """Sensitivity analysis: what pruning each variable alone does to the loss, predicted and measured."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,10 +13,9 @@ from keras_woodfisher.data.batches import Batch, length
 from keras_woodfisher.data.examples import open_examples, read_batches
 from keras_woodfisher.gradients.loss import MeanLoss, ModelLoss, has_loss
 from keras_woodfisher.gradients.sources import SampledGradients
+from keras_woodfisher.oneshot.single_changes import reconstructed_changes, single_changes
 from keras_woodfisher.options.checks import fraction, one_of
-from keras_woodfisher.options.pruning_options import UPDATES, PruningOptions
-from keras_woodfisher.pruning.fisher import BlockFisher
-from keras_woodfisher.pruning.masks import saliencies
+from keras_woodfisher.options.pruning_options import MAGNITUDE, RECONSTRUCT, UPDATES, PruningOptions
 from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.reports.meter import Meter
 from keras_woodfisher.reports.sensitivity_report import Sensitivity, SensitivityReport
@@ -56,7 +54,8 @@ def sensitivity(  # noqa: PLR0913
     Gradients are sampled once and serve all variables and levels. The prediction is `1/2 delta^T F delta` summed over
     the blocks of a variable, for the change `delta` of pruned and corrected weights (Optimal Brain Surgeon's cost of a
     set). The measured loss is that of the model with the corrected variable in place. It takes a pass over the
-    examples for each variable and level.
+    examples for each variable and level. With `method="reconstruct"` the variable is the sparse kernel whose output is
+    nearest to the dense one on the dense model's inputs, by 1,024 examples of `data` at most; its error is told too.
 
         >>> report = kw.sensitivity(model, data=(x, y), levels=[0.5], num_grads=64, verbose=0)
         >>> [(entry.weights, entry.pruned) for entry in report.entries]
@@ -64,7 +63,8 @@ def sensitivity(  # noqa: PLR0913
 
     Args:
         model: A built Keras model.
-        data: Labelled examples to take gradients of, as in `prune`. Not needed for magnitude pruning.
+        data: Labelled examples to take gradients of, as in `prune`, or examples to reconstruct layers by, which need
+            labels only if there is no `eval_data`. Not needed for magnitude pruning.
         levels: Sparsities of a variable, each in [0, 1).
         eval_data: Labelled examples to measure losses on, best ones that training didn't see; by default `data`.
         num_examples: How many of those to use, of arrays drawn with `seed`; fewer if there are no more. None: all.
@@ -78,7 +78,7 @@ def sensitivity(  # noqa: PLR0913
         damp: Ridge on the Fisher's diagonal, or `"auto"`.
         fisher_block_size: Weights in one block (B); None means that each variable is one block.
         update: `"joint"` or `"independent"`.
-        method: `"woodfisher"` or `"magnitude"`, which predicts nothing.
+        method: `"woodfisher"`, or `"magnitude"` or `"reconstruct"`, which predict nothing.
         available_gpus: Devices that share the inverse, or `"all"`: every GPU; none means the CPU.
         memory_limit: Bytes, or a text such as `"4GiB"`.
         grads_device: Where gradients are kept: `"cpu"`, `"disk"` or a device.
@@ -103,14 +103,14 @@ def sensitivity(  # noqa: PLR0913
     options = PruningOptions.of(**(PruningOptions.among(arguments) | alone | rows_wanted))
     pruner = Pruner(model, options)
     pruner.find_zeros()
-    if options.second_order and data is None:
+    if options.method != MAGNITUDE and data is None:
         raise ValueError(
-            "sensitivity needs data to take gradients of: data=(x, y), or whatever fit takes. "
-            "Only method='magnitude' works with eval_data alone."
+            "sensitivity needs data to take gradients of, data=(x, y), or to reconstruct layers by, data=x, or "
+            "whatever fit takes. Only method='magnitude' works with eval_data alone."
         )
     if data is None and eval_data is None:
         raise ValueError("sensitivity needs examples to measure losses on: give eval_data=(x, y), or data.")
-    examples = open_examples(data) if options.second_order or eval_data is None else None
+    examples = open_examples(data) if options.method != MAGNITUDE or eval_data is None else None
     judged = examples if eval_data is None else open_examples(eval_data)
     assert judged is not None
     batches = read_batches(judged, num_examples, batch_size, seed)
@@ -126,95 +126,26 @@ def sensitivity(  # noqa: PLR0913
     meter = Meter(pruner.backend, pruner.backend.devices(), options.verbose)
     dense = measured.dense_loss()
     found: list[list[Sensitivity]] = []
-    with _changes(pruner, source, rows, meter) as (change, samples):
+    if options.method == RECONSTRUCT:
+        assert examples is not None
+        changes: Any = reconstructed_changes(model, pruner, examples, meter)
+    else:
+        changes = single_changes(pruner, source, rows, meter)
+    with changes as (change, samples):
         for level in wanted:
             outcome = change(level)
             with meter.phase(f"loss at {level:g}", len(pruner.targets), "variable") as advance:
                 row = []
                 parts = zip(pruner.targets, pruner.zeros, *outcome, strict=True)
-                for place, (target, zeros, weights, pruned, cost) in enumerate(parts):
+                for place, (target, zeros, weights, pruned, cost, error) in enumerate(parts):
                     count = int(pruned.sum())
                     # Where nothing new is pruned, nothing is corrected either.
                     loss_then = dense if count == zeros else measured.loss_with(place, weights, pruned)
-                    row.append(Sensitivity(target.name, target.size, level, count, cost, loss_then - dense))
+                    row.append(Sensitivity(target.name, target.size, level, count, cost, loss_then - dense, error))
                     advance()
             found.append(row)
     entries = tuple(entry for entries in zip(*found, strict=True) for entry in entries)
     return SensitivityReport(entries, wanted, dense, sum(map(length, batches)), samples, tuple(meter.phases))
-
-
-class _Change(NamedTuple):
-    """What pruning each variable to one level would make of it.
-
-    Attributes:
-        weights: For each variable its weights then, in weight order.
-        pruned: For each variable its pruned weights, bool.
-        costs: For each variable the predicted increase of the loss; None for magnitude pruning.
-    """
-
-    weights: list[np.ndarray]
-    pruned: list[np.ndarray]
-    costs: Sequence[float | None]
-
-
-@contextmanager
-def _changes(
-    pruner: Pruner, source: SampledGradients | None, rows: int, meter: Meter
-) -> Iterator[tuple[Callable[[float], _Change], int]]:
-    """Takes gradients and inverts, once; gives a function of the level, and the number of samples.
-
-    Where no block of the Fisher spans variables, the update of all variables is that of each of them alone. Nothing is
-    written.
-
-    Raises:
-        FloatingPointError: If a weight or score isn't finite.
-    """
-    weights = pruner.check_weights()
-    if source is None:
-        still = np.zeros(weights.shape)
-        no_costs = [None] * len(pruner.targets)
-        yield lambda level: _change(pruner, weights, still, _chosen(pruner, np.abs(weights), level), no_costs), 0
-        return
-    keep = ~np.concatenate(pruner.pruned)
-    with pruner.gradients(source, rows, 0, meter) as (grads, blocks, mean_diagonal):
-        kernels, damp = pruner.workspace.kernels, pruner.options.damping(mean_diagonal)
-        with meter.phase("inverse", len(blocks), "block") as advance:
-            diagonal = BlockFisher(grads, blocks, damp, kernels).inverse_diagonal(advance)
-        scores = saliencies(weights, keep, diagonal)
-
-        def change(level: float) -> _Change:
-            new = _chosen(pruner, scores, level)
-            prune = new[keep]
-            touched = [block for block in blocks if prune[block].any()]
-            fisher = BlockFisher(grads, touched, damp, kernels)
-            with meter.phase(f"update at {level:g}", 2 * len(touched), "block") as advance:
-                joint = pruner.options.update == "joint"
-                moved = fisher.update(weights[keep], prune, diagonal, joint, advance)
-                moved[prune] = -weights[keep][prune]
-                costs = fisher.costs(moved, source.square_scale, advance)
-            delta = np.zeros(weights.shape)
-            delta[keep] = moved
-            return _change(pruner, weights, delta, new, _by_variable(pruner, touched, costs))
-
-        yield change, len(grads)
-
-
-def _chosen(pruner: Pruner, scores: np.ndarray, level: float) -> np.ndarray:
-    return pruner.choose(scores, [level] * len(pruner.targets))
-
-
-def _change(
-    pruner: Pruner, weights: np.ndarray, delta: np.ndarray, new: np.ndarray, costs: Sequence[float | None]
-) -> _Change:
-    edges = np.cumsum([target.size for target in pruner.targets])[:-1]
-    changed = np.where(new, 0.0, weights + delta).astype(weights.dtype)
-    return _Change(np.split(changed, edges), np.split(new, edges), costs)
-
-
-def _by_variable(pruner: Pruner, blocks: list[slice], costs: np.ndarray) -> list[float]:
-    stops = np.cumsum([int((~pruned).sum()) for pruned in pruner.pruned])
-    owners = np.searchsorted(stops, [block.start for block in blocks], side="right")
-    return [float(costs[owners == place].sum()) for place in range(len(stops))]
 
 
 class _MeasuredLoss:

@@ -76,18 +76,18 @@ class Kind:
             default whoever takes the option checks it, such as `checked_schedule`, which compares several.
         notation: How the command line reads it, as arguments of argparse's `add_argument`.
         choices: The values, where there are only a few.
-        prune_choices: Further ones, of `prune` alone.
+        oneshot_choices: Further ones, of `prune` and `sensitivity` alone.
     """
 
     check: Callable[[str, Any], Any] = lambda name, value: value
     notation: Mapping[str, Any] = field(default_factory=dict)
     choices: tuple[Any, ...] = ()
-    prune_choices: tuple[Any, ...] = ()
+    oneshot_choices: tuple[Any, ...] = ()
 
 
-def choice(*values: Any, in_prune: tuple[Any, ...] = ()) -> Kind:
+def choice(*values: Any, in_one_shot: tuple[Any, ...] = ()) -> Kind:
     """One of a few values."""
-    return Kind(partial(one_of, choices=(*values, *in_prune)), choices=values, prune_choices=in_prune)
+    return Kind(partial(one_of, choices=(*values, *in_one_shot)), choices=values, oneshot_choices=in_one_shot)
 
 
 def _names_as_tuple(name: str, value: Any) -> tuple[str, ...]:

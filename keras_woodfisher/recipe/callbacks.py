@@ -14,9 +14,11 @@ from keras_woodfisher.recipe.modifiers.pruning import (
     MagnitudePruningModifier,
     Modifier,
     PruningModifier,
+    ReconstructionModifier,
     WoodFisherPruningModifier,
 )
 from keras_woodfisher.recipe.modifiers.training import TrainingModifier
+from keras_woodfisher.recipe.one_shot_callback import OneShotPruning
 
 
 def callbacks_of(modifiers: Sequence[Modifier], data: Any, verbose: int) -> list[keras.callbacks.Callback]:
@@ -32,6 +34,10 @@ def callback_of(modifier: Modifier, data: Any, verbose: int) -> Any:
         return modifier.callback()
     if isinstance(modifier, ConstantPruningModifier):
         return KeepZeros(modifier.params, modifier.exclude, modifier.start_epoch, modifier.end_epoch)
+    if isinstance(modifier, ReconstructionModifier):
+        if data is None:
+            raise ValueError(f"{modifier.tag} needs examples to reconstruct layers by: pass data=x.")
+        return OneShotPruning(data, verbose, modifier.arguments())
     assert isinstance(modifier, PruningModifier)
     return WoodFisherPruning(
         **{row.name: getattr(modifier, row.name) for row in in_group(RAMP)} | pruning_arguments(modifier),

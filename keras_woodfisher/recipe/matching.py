@@ -4,13 +4,14 @@ import difflib
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import keras
 
 from keras_woodfisher.model.targets import ALL, Target, all_targets, find_targets, matches, named_targets
 from keras_woodfisher.options.patterns import PATTERN, matches_pattern
 from keras_woodfisher.options.sparsity_levels import names_of
-from keras_woodfisher.recipe.modifiers.pruning import PRUNING, ConstantPruningModifier, Modifier, PruningModifier
+from keras_woodfisher.recipe.modifiers.pruning import PRUNING, Modifier
 from keras_woodfisher.recipe.modifiers.training import TrainableParamsModifier
 
 
@@ -25,7 +26,7 @@ def targets_of(modifier: Modifier, model: keras.Model) -> list[Target]:
         everything = all_targets(model)
         return everything if modifier.params == ALL else named_targets(everything, modifier.params)
     if isinstance(modifier, PRUNING):
-        argument = "final_sparsity" if isinstance(modifier, PruningModifier) and modifier.levels else "params"
+        argument = "final_sparsity" if getattr(modifier, "levels", ()) else "params"
         return find_targets(model, _params_of(modifier), modifier.exclude, argument)
     return []
 
@@ -38,8 +39,9 @@ def frozen_targets(modifier: Modifier, model: keras.Model) -> list[Target]:
     return [t for t in meant if not t.variable.trainable and not any(matches(t, item) for item in modifier.exclude)]
 
 
-def _params_of(modifier: PruningModifier | ConstantPruningModifier) -> str | tuple[str, ...]:
-    return modifier.params or (names_of(modifier.levels) if isinstance(modifier, PruningModifier) else ())
+def _params_of(modifier: Any) -> str | tuple[str, ...]:
+    levels = getattr(modifier, "levels", ())
+    return names_of(levels) if levels else modifier.params
 
 
 def matched(modifier: Modifier, model: keras.Model) -> list[Target]:

@@ -12,7 +12,12 @@ import keras
 from keras_woodfisher.oneshot.prune import prune
 from keras_woodfisher.recipe.callbacks import callbacks_of, pruning_arguments
 from keras_woodfisher.recipe.matching import targets_of
-from keras_woodfisher.recipe.modifiers.pruning import Modifier, PruningModifier, WoodFisherPruningModifier
+from keras_woodfisher.recipe.modifiers.pruning import (
+    Modifier,
+    PruningModifier,
+    ReconstructionModifier,
+    WoodFisherPruningModifier,
+)
 from keras_woodfisher.recipe.modifiers.validation import modifiers_of
 from keras_woodfisher.recipe.modifiers.writing import canonical_text, changed_fields
 from keras_woodfisher.recipe.syntax.outline import read_outline
@@ -79,12 +84,12 @@ class Recipe:
         Raises:
             ValueError: If the recipe prunes nothing.
         """
-        pruning = [m for m in self.modifiers if isinstance(m, PruningModifier)]
+        pruning = [m for m in self.modifiers if isinstance(m, (PruningModifier, ReconstructionModifier))]
         if not pruning:
             raise ValueError("This recipe prunes nothing: it has no pruning modifier.")
         before = model.get_weights()
         try:
-            reports = [_apply(m, model, data, loss, verbose) for m in sorted(pruning, key=lambda m: m.end_epoch)]
+            reports = [_apply(m, model, data, loss, verbose) for m in sorted(pruning, key=lambda m: m.last_epoch)]
         except BaseException:
             model.set_weights(before)
             raise
@@ -128,7 +133,10 @@ def load_recipe(
     return Recipe(modifiers_of(read_outline(source, variables)))
 
 
-def _apply(modifier: PruningModifier, model: keras.Model, data: Any, loss: Any, verbose: int) -> PruningReport:
+def _apply(modifier: Modifier, model: keras.Model, data: Any, loss: Any, verbose: int) -> PruningReport:
+    if isinstance(modifier, ReconstructionModifier):
+        return prune(model, data, verbose=verbose, **modifier.arguments())
+    assert isinstance(modifier, PruningModifier)
     arguments = pruning_arguments(modifier)
     if isinstance(modifier, WoodFisherPruningModifier):
         final = max((fraction for fraction, _ in modifier.levels), default=modifier.final_sparsity)

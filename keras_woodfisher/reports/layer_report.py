@@ -23,6 +23,7 @@ class LayerReport:
         dead_inputs: Inputs that were zero everywhere, so that their weights went first.
         seconds: Time of rows and solution.
         note: Why its kept weights are as they were, and were chosen by magnitude, or "".
+        inputs: How many weights an output has. With fewer rows than that the ridge towards the dense weights decides.
     """
 
     name: str
@@ -31,6 +32,7 @@ class LayerReport:
     dead_inputs: int = 0
     seconds: float = 0.0
     note: str = ""
+    inputs: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,12 @@ class ReconstructionReport:
 
 
 def layers_table(layers: Sequence[LayerReport]) -> list[str]:
-    """A line a layer."""
+    """A line a layer; where it has more unknowns than rows, it says how many."""
     rows: list[tuple[str, ...]] = [("layer", "rows", "dead inputs", "output error", "seconds")]
     for layer in layers:
         error = (f"by magnitude: {layer.note}" if layer.note else "") or (
             "" if layer.error is None else f"{layer.error:.2e}"
         )
-        rows.append((layer.name, f"{layer.rows:,}", str(layer.dead_inputs), error, f"{layer.seconds:.2f}"))
+        few = f" of {layer.inputs:,}" if layer.rows < layer.inputs else ""
+        rows.append((layer.name, f"{layer.rows:,}{few}", str(layer.dead_inputs), error, f"{layer.seconds:.2f}"))
     return aligned(rows, left=1)

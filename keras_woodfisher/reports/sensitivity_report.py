@@ -21,8 +21,10 @@ class Sensitivity:
         weights: Its number of weights.
         level: The sparsity that was asked for.
         pruned: Its zeros at that level, those that were there before included.
-        predicted: The increase of the loss that the Fisher predicts; None for magnitude pruning, which predicts none.
+        predicted: The increase of the loss that the Fisher predicts; None for other methods, which predict none.
         measured: The increase of the loss that was measured.
+        output_error: The relative squared error of the layer's output, `sum |pruned - dense|^2 / sum |dense|^2`, where
+            it was reconstructed, else None.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Sensitivity:
     pruned: int
     predicted: float | None
     measured: float
+    output_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -112,12 +115,15 @@ class SensitivityReport:
         ]
         if self.predicts:
             lines += ["", "increase of the loss, predicted by the Fisher", *self._table("predicted", ".1e")]
+        if any(entry.output_error is not None for entry in self.entries):
+            lines += ["", "relative error of the layer's output", *self._table("output_error", ".1e")]
         return "\n".join(lines)
 
     def _table(self, figure: str, form: str) -> list[str]:
         cells: list[tuple[str, ...]] = [("variable", "weights", *(f"{level:g}" for level in self.levels))]
         for entries in self.variables():
-            values = (format(getattr(entry, figure), form) for entry in entries)
+            found = (getattr(entry, figure) for entry in entries)
+            values = ("" if value is None else format(value, form) for value in found)
             cells.append((entries[0].name, f"{entries[0].weights:,}", *values))
         lines = aligned(cells, left=1)
         lines.insert(1, "-" * len(lines[0]))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 from keras_woodfisher_backends.keras_internals import RELEASE
+from keras_woodfisher_backends.least_squares.arithmetic import DOUBLE, SINGLE, OnDevice, arithmetic_for
 from keras_woodfisher_backends.least_squares.exchange import exchange
 from keras_woodfisher_backends.least_squares.kept_values import conjugate_gradients, least_squares
 from keras_woodfisher_backends.least_squares.normal_equations import NormalEquations
@@ -64,8 +65,15 @@ def test_values_are_those_of_least_squares_on_each_support(shape):
             np.testing.assert_allclose(found[branch, :, column], wanted, rtol=1e-6, atol=1e-9)
 
 
-def test_conjugate_gradients_on_all_outputs_give_the_same():
-    x, t, _ = _problem(3, (1, 90, 5), rows=900)
+@pytest.fixture(params=["double", "single", "device"])
+def arithmetic(request, backend):
+    """Each way to compute products; the device is the framework's own processor."""
+    return {"double": DOUBLE, "single": SINGLE, "device": OnDevice(backend, "cpu:0")}[request.param]
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_conjugate_gradients_on_all_outputs_give_the_same(arithmetic, near):
+    x, t, w = _problem(3, (1, 90, 5), rows=900)
     x, t = x[0].astype(np.float64), t[0].astype(np.float64)
     gram, cross = x.T @ x + 0.1 * np.eye(90), x.T @ t
     kept = np.random.default_rng(4).random(cross.shape) < 0.7
@@ -74,7 +82,34 @@ def test_conjugate_gradients_on_all_outputs_give_the_same():
     for column in range(5):
         inside = np.flatnonzero(kept[:, column])
         wanted[inside, column] = np.linalg.solve(gram[np.ix_(inside, inside)], cross[inside, column])
-    np.testing.assert_allclose(conjugate_gradients(gram, cross, kept), wanted, atol=1e-7)
+    found = conjugate_gradients(gram, cross, kept, w[0] if near else None, arithmetic)
+    assert not found[~kept].any()
+    np.testing.assert_allclose(found, wanted, atol=1e-7)
+
+
+def test_supports_are_as_good_in_every_arithmetic(arithmetic):
+    x, t, w = _problem(5, (2, 60, 8), rows=500, correlated=2.0)
+    equations = NormalEquations.empty(w.shape)
+    equations.add(x, t, SINGLE if arithmetic is DOUBLE else arithmetic)
+    exact = NormalEquations.empty(w.shape)
+    exact.add(x, t)
+    np.testing.assert_allclose(equations.gram, exact.gram, rtol=1e-4, atol=1e-2)
+    np.testing.assert_allclose(equations.cross, exact.cross, rtol=1e-4, atol=1e-2)
+    errors = []
+    for way in (DOUBLE, arithmetic):
+        kept, _ = sparse_support(exact.gram, exact.cross, w, _largest(200), arithmetic=way)
+        errors.append(exact.error(least_squares(exact.gram, exact.cross, kept)))
+    assert errors[1] == pytest.approx(errors[0], rel=0.02)
+
+
+def test_what_is_large_is_computed_in_float32_and_on_a_device_if_it_has_room(backend, monkeypatch):
+    device = OnDevice(backend, "cpu:0")
+    assert arithmetic_for((1, 576, 64)) is DOUBLE
+    assert arithmetic_for((1, 4096, 4096)) is SINGLE
+    assert arithmetic_for((1, 4096, 4096), device) is device
+    assert arithmetic_for((1, 16, 16), device) is DOUBLE
+    monkeypatch.setattr(backend, "free_memory", lambda name: 2**20)
+    assert arithmetic_for((1, 4096, 4096), device) is SINGLE
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -85,7 +120,9 @@ def test_the_support_is_close_to_the_best_of_all(seed, number):
     gram, cross = x.swapaxes(1, 2) @ x, x.swapaxes(1, 2) @ t
     best = min(_best_error(x[0], t[0], gram[0], cross[0], number))
     free = np.ones(w.shape, bool)
-    kept = exchange(gram, cross, best_sizes(gram, cross, sparse_support(gram, cross, w, _largest(number)), free), free)
+    kept = exchange(
+        gram, cross, best_sizes(gram, cross, sparse_support(gram, cross, w, _largest(number))[0], free), free
+    )
     assert kept.sum() == number
     assert _error(x, t, least_squares(gram, cross, kept)) <= 1.02 * best + 1e-9
 
@@ -120,8 +157,9 @@ def test_a_kernel_that_is_sparse_is_found(seed):
     x64 = x.astype(np.float64)
     gram, cross = x64.swapaxes(1, 2) @ x64, x64.swapaxes(1, 2) @ (x64 @ true)
     dense = np.linalg.solve(gram, cross)
-    kept = sparse_support(gram, cross, dense, _largest(int((true != 0).sum())))
+    kept, near = sparse_support(gram, cross, dense, _largest(int((true != 0).sum())))
     np.testing.assert_array_equal(kept, true != 0)
+    np.testing.assert_allclose(near, true, atol=0.05)
     np.testing.assert_allclose(least_squares(gram, cross, kept), true, atol=1e-8)
 
 

@@ -1,5 +1,6 @@
 """Sensitivity analysis against the formulas with dense float64 matrices, and losses of models changed by hand."""
 
+import importlib
 import json
 import sys
 
@@ -18,6 +19,7 @@ from keras_woodfisher.model.targets import find_targets
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.fisher import BlockFisher
 
+sensitivity_module = importlib.import_module("keras_woodfisher.oneshot.sensitivity")
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 LEVELS = (0.3, 0.6, 0.9)
 DAMP = 1e-3
@@ -168,6 +170,40 @@ def test_magnitude_predicts_nothing(trained, blobs):
             increase = loss_with(trained, target, new, blobs) - report.dense_loss
             assert entry.measured == pytest.approx(increase, rel=1e-3, abs=1e-5)
     assert "predicted" not in str(report)
+
+
+def test_reconstruction_of_one_variable_while_all_others_are_dense(trained, blobs, monkeypatch):
+    seen = []
+    measure = sensitivity_module._MeasuredLoss.loss_with
+
+    def watched(self, place, flat, pruned):
+        seen.append((place, flat, pruned))
+        return measure(self, place, flat, pruned)
+
+    monkeypatch.setattr(sensitivity_module._MeasuredLoss, "loss_with", watched)
+    before = everything(trained)
+    report = kw.sensitivity(trained, blobs[0], [0.5, 0.8], eval_data=blobs, method="reconstruct", verbose=0)
+    assert_same(everything(trained), before)
+    assert report.samples == 0 and not report.predicts and "relative error of the layer's output" in str(report)
+    targets = find_targets(trained, "__ALL_PRUNABLE__")
+    features = blobs[0].astype(float), ops.convert_to_numpy(trained.layers[0](blobs[0])).astype(float)
+    entries = {(entry.name, entry.level): entry for entry in report.entries}
+    for (place, flat, pruned), level in zip(seen, (0.5, 0.5, 0.8, 0.8), strict=True):
+        target, x = targets[place], features[place]
+        entry, dense = entries[target.name, level], target.unflatten(target.read())
+        assert entry.pruned == pruned.sum() == int(np.floor(level * target.size + 0.5)) and entry.predicted is None
+        assert not flat[pruned].any()
+
+        def error(kernel, x=x, dense=dense):
+            return np.square(x @ (kernel - dense)).sum() / np.square(x @ dense).sum()
+
+        assert entry.output_error == pytest.approx(error(target.unflatten(flat)), rel=1e-3)
+        smallest = np.argsort(np.abs(target.read()))[: entry.pruned]
+        by_magnitude = target.read()
+        by_magnitude[smallest] = 0.0
+        assert entry.output_error < error(target.unflatten(by_magnitude))
+        increase = loss_with(trained, target, flat, blobs) - report.dense_loss
+        assert entry.measured == pytest.approx(increase, rel=1e-3, abs=1e-5)
 
 
 def test_a_level_below_the_zeros_that_are_there_changes_nothing(trained, blobs):
@@ -356,6 +392,7 @@ def test_plain_data():
         "pruned": 900,
         "predicted": 0.25,
         "measured": 1.5,
+        "output_error": None,
     }
 
 

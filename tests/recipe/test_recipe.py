@@ -340,6 +340,7 @@ EVERY_TAG = {
     "MagnitudePruningModifier": {"init_sparsity": "__FROM_PARAM__"},
     "GlobalMagnitudePruningModifier": {"mask_type": "block4"},
     "ConstantPruningModifier": {"params": "__ALL__", "start_epoch": 0.5},
+    "ReconstructionModifier": {"final_sparsity": {0.5: "a", 0.9: ["b"]}, "params": [], "num_examples": 64},
     "EpochRangeModifier": {"start_epoch": 0, "end_epoch": 3},
     "SetLearningRateModifier": {"learning_rate": 1e-05, "start_epoch": 1},
     "LearningRateFunctionModifier": {

@@ -41,6 +41,12 @@ class JaxBackend:
     def peak_memory(self, device: str) -> int | None:
         return self._memory(device).get("peak_bytes_in_use")
 
+    @contextmanager
+    def placed(self, device: str) -> Iterator[None]:
+        found = self._device(device) or jax.devices("cpu")[0]
+        with jax.default_device(found), jax.default_matmul_precision("highest"):
+            yield
+
     def in_turn(self) -> AbstractContextManager[Any]:
         return nullcontext()
 

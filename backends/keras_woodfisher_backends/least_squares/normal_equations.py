@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from keras_woodfisher_backends.least_squares.arithmetic import SINGLE, Arithmetic, OnHost
+
 ROWS = 4096
 """Rows to add at a time: their products are summed in float32, and all of them in float64."""
 
@@ -34,12 +36,19 @@ class NormalEquations:
         branches, inputs, outputs = shape
         return cls(np.zeros((branches, inputs, inputs)), np.zeros((branches, inputs, outputs)))
 
-    def add(self, rows: np.ndarray, targets: np.ndarray) -> None:
+    def add(self, rows: np.ndarray, targets: np.ndarray, arithmetic: Arithmetic = SINGLE) -> None:
         """Adds rows (g, R, k) with their targets (g, R, o), float32, about `ROWS` of them."""
-        for branch in range(len(rows)):
-            # The same array twice: BLAS computes one half.
-            self.gram[branch] += rows[branch].T @ rows[branch]
-        self.cross += rows.swapaxes(1, 2) @ targets
+        if isinstance(arithmetic, OnHost):
+            for branch in range(len(rows)):
+                # The same array twice: BLAS computes one half.
+                self.gram[branch] += rows[branch].T @ rows[branch]
+            self.cross += rows.swapaxes(1, 2) @ targets
+        else:
+            with arithmetic.scope():
+                sent = arithmetic.load(rows)
+                turned = arithmetic.transposed(sent)
+                self.gram += arithmetic.host(turned @ sent)
+                self.cross += arithmetic.host(turned @ arithmetic.load(targets))
         self.square += float(np.einsum("gro,gro->", targets, targets, dtype=np.float64))
         self.rows += rows.shape[1]
 

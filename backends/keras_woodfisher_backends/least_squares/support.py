@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from keras_woodfisher_backends.least_squares.arithmetic import DOUBLE, Arithmetic
+
 Project = Callable[[np.ndarray], np.ndarray]
 """Which entries of a matrix (g, k, o) to keep, as bool, given how much each is worth: by size."""
 
@@ -30,9 +32,14 @@ _FLOPS = 1e12
 
 
 def sparse_support(
-    gram: np.ndarray, cross: np.ndarray, start: np.ndarray, project: Project, hurried: bool = False
-) -> np.ndarray:
-    """The weights to keep, (g, k, o) bool.
+    gram: np.ndarray,
+    cross: np.ndarray,
+    start: np.ndarray,
+    project: Project,
+    hurried: bool = False,
+    arithmetic: Arithmetic = DOUBLE,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The weights to keep, (g, k, o) bool, and values for them that are nearly the best.
 
     Args:
         gram: H, (g, k, k), positive definite.
@@ -40,33 +47,45 @@ def sparse_support(
         start: The dense matrix, (g, k, o).
         project: Chooses by size among weights that are scaled to inputs of the same size.
         hurried: Whether the penalty may grow fast.
+        arithmetic: What computes the products.
     """
-    scale = np.sqrt(np.einsum("gkk->gk", gram))
-    values, vectors = np.linalg.eigh(gram / scale[:, :, None] / scale[:, None, :])
-    turned = vectors.swapaxes(1, 2)
-    right = turned @ (cross / scale[:, :, None])
-    scaled = start * scale[:, :, None]
-    kept = project(scaled)
-    sparse = np.where(kept, scaled, 0.0)
-    multipliers = np.zeros_like(sparse)
-    penalty = _FIRST_PENALTY
-    total = max(1, int(kept.sum()))
+    scale = np.sqrt(np.einsum("gkk->gk", gram))[:, :, None]
     hurry = max(_HURRY if hurried else 1.0, 4.0 * _USUAL * gram.size * cross.shape[2] / _FLOPS)
-    still, before = 0, kept
-    for iteration in range(1, _ITERATIONS + 1):
-        dense = vectors @ ((right + turned @ (penalty * sparse - multipliers)) / (values[:, :, None] + penalty))
-        moved = dense + multipliers / penalty
-        kept = project(moved)
-        sparse = np.where(kept, moved, 0.0)
-        multipliers += penalty * (dense - sparse)
-        if iteration % 3 == 0:
-            changed = np.count_nonzero(kept != before) / (2 * total)
-            before = kept
-            if changed == 0.0:
-                still += 1
-                if still == 2:
-                    break
-            else:
-                still = 0
-            penalty *= next(factor for least, factor in _GROWTH if changed >= least) ** hurry
-    return kept
+    with arithmetic.scope():
+        solve = _solver(gram / scale / scale.swapaxes(1, 2), cross / scale, arithmetic)
+        scaled = (start * scale).astype(arithmetic.dtype)
+        kept = project(scaled)
+        sparse = np.where(kept, scaled, 0.0)
+        multipliers = np.zeros_like(sparse)
+        penalty = _FIRST_PENALTY
+        total = max(1, int(kept.sum()))
+        still, before = 0, kept
+        for iteration in range(1, _ITERATIONS + 1):
+            dense = solve(penalty * sparse - multipliers, penalty)
+            moved = dense + multipliers / penalty
+            kept = project(moved)
+            sparse = np.where(kept, moved, 0.0)
+            multipliers += penalty * (dense - sparse)
+            if iteration % 3 == 0:
+                changed = np.count_nonzero(kept != before) / (2 * total)
+                before = kept
+                if changed == 0.0:
+                    still += 1
+                    if still == 2:
+                        break
+                else:
+                    still = 0
+                penalty *= next(factor for least, factor in _GROWTH if changed >= least) ** hurry
+    return kept, sparse / scale
+
+
+def _solver(gram: np.ndarray, cross: np.ndarray, arithmetic: Arithmetic) -> Callable[[np.ndarray, float], np.ndarray]:
+    """A function (R, p) -> W that solves `(H + p I) W = B + R`."""
+    values, vectors = arithmetic.eigh(arithmetic.load(gram))
+    turned = arithmetic.transposed(vectors)
+    right = turned @ arithmetic.load(cross)
+
+    def solve(shift: np.ndarray, penalty: float) -> np.ndarray:
+        return arithmetic.host(vectors @ ((right + turned @ arithmetic.load(shift)) / (values[:, :, None] + penalty)))
+
+    return solve

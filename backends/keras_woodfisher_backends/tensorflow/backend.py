@@ -1,7 +1,7 @@
 """TensorFlow: devices, and gradients in `tf.function`."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -50,6 +50,11 @@ class TensorFlowBackend:
         if found is None or "GPU" not in found:
             return None
         return tf.config.experimental.get_memory_info(found)["peak"]
+
+    @contextmanager
+    def placed(self, device: str) -> Iterator[None]:
+        with full_precision.changed(), tf.device(self._device(device) or "CPU:0"):
+            yield
 
     def in_turn(self) -> AbstractContextManager[Any]:
         return ONE_AT_A_TIME

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
+import keras
 import numpy as np
 import torch
 from keras import ops
@@ -69,6 +70,12 @@ class TorchBackend:
     def peak_memory(self, device: str) -> int | None:
         kind, index = self._resolve(device)
         return self._accelerators.peak_memory(index) if kind == "gpu" else None
+
+    @contextmanager
+    def placed(self, device: str) -> Iterator[None]:
+        kind, index = self._resolve(device)
+        with full_precision.changed(), torch.no_grad(), keras.device(f"{kind}:{max(index, 0)}"):
+            yield
 
     def in_turn(self) -> AbstractContextManager[Any]:
         return nullcontext()

@@ -1,5 +1,6 @@
 """Layer-wise reconstruction of a whole model."""
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras_woodfisher_backends.keras_internals.models import layers_of
+from keras_woodfisher_backends.least_squares.arithmetic import OnDevice
 from keras_woodfisher_backends.least_squares.parts import parts_of
 from keras_woodfisher_backends.nest import arrays, map_arrays, take
 
@@ -16,7 +18,12 @@ from keras_woodfisher.oneshot.reconstruction.footprint import TOGETHER, plan_chu
 from keras_woodfisher.oneshot.reconstruction.problem import Choice, Problem
 from keras_woodfisher.oneshot.reconstruction.walk import Walk
 from keras_woodfisher.pruning.fisher import Advance, no_progress
+from keras_woodfisher.pruning.pruner import Pruner
+from keras_woodfisher.pruning.workspace import budget_of
 from keras_woodfisher.reports.layer_report import LayerReport
+
+_TIMED = 32
+"""Examples by which the time of a pass is measured."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +33,12 @@ class Reconstruction:
     Attributes:
         kernels: The new values of each target, in its variable's shape.
         layers: What was found, in the order of calls.
+        errors: For each target the relative error of its layer's output; None where it wasn't reconstructed.
     """
 
     kernels: Sequence[np.ndarray]
     layers: tuple[LayerReport, ...]
+    errors: Sequence[float | None]
 
 
 class Layerwise:
@@ -37,11 +46,9 @@ class Layerwise:
 
     Args:
         model: The dense model.
-        targets: The variables to prune.
+        pruner: Its pruner, whose variables, memory limit, devices and seed are used.
         batches: Inputs of the model, leaves (N, ...), those of each shape together.
-        seed: Of the choice of positions.
-        limit: Bytes that may be used.
-        reason: Where the limit comes from.
+        alone: Whether each variable is solved as if all others stayed dense.
 
     Attributes:
         total: How many matrices there are to solve.
@@ -51,26 +58,45 @@ class Layerwise:
         MemoryError: If it doesn't fit.
     """
 
-    def __init__(
-        self,
-        model: keras.Model,
-        targets: Sequence[Target],
-        batches: Sequence[Any],
-        seed: int | None,
-        limit: int,
-        reason: str,
-    ):
+    def __init__(self, model: keras.Model, pruner: Pruner, batches: Sequence[Any], alone: bool = False):
         self._model = model
-        self._targets = targets
+        self._alone = alone
+        self._device = _accelerator(pruner)
+        targets = self._targets = pruner.targets
         self._batches = batches
-        self._seed = seed
+        seed = self._seed = pruner.options.seed
         self._values = {id(t.variable): keras.ops.convert_to_numpy(t.variable) for t in targets}
-        problems = _problems(model, targets, seed)
+        problems = _problems(model, targets, seed, alone)
         ordered, live = Walk(model, problems).order(take(batches[0], slice(0, 1)))
-        self._calls = {problem.name: problem.calls for problem in ordered}
+        self._ordered = ordered
+        self._calls = {problem.key: problem.calls for problem in ordered}
         self.total = len(ordered)
         examples = sum(len(arrays(batch)[0]) for batch in batches)
-        self.plan = plan_chunks(examples, live, [problem.work for problem in ordered], limit, reason)
+        budget = budget_of(pruner.options)
+        work = [problem.work for problem in ordered]
+        self.plan = plan_chunks(examples, live, work, budget.limit, budget.reason)
+
+    @property
+    def operations(self) -> float:
+        """About how many multiplications and additions all solutions take, in float64."""
+        examples = sum(len(arrays(batch)[0]) for batch in self._batches)
+        return sum(problem.operations(examples) for problem in self._ordered)
+
+    @property
+    def passes(self) -> int:
+        """How many passes over all examples it takes."""
+        return len(list(groups(self._ordered, self.plan.chunks == 1)))
+
+    def seconds_per_example(self) -> float:
+        """Measured seconds of a dense example in a pass, after the one that compiles."""
+        some = take(self._batches[0], slice(0, min(self.plan.chunk, _TIMED)))
+        walk = Walk(self._model, ())
+        seconds = 0.0
+        for _ in range(2):
+            start = time.perf_counter()
+            walk.order(some)
+            seconds = time.perf_counter() - start
+        return seconds / len(arrays(some)[0])
 
     def run(
         self, choice: Choice, share: float = 1.0, advance: Advance = no_progress, hurried: bool = False
@@ -86,22 +112,26 @@ class Layerwise:
         used = [take(batch, slice(0, max(1, int(share * len(arrays(batch)[0]))))) for batch in self._batches]
         chunks = [part for batch in used for part in cut(batch, self.plan.chunk)]
         at_once = len(chunks) == 1
-        found = {problem.name: problem for problem in _problems(self._model, self._targets, self._seed)}
-        problems = [found[name] for name in self._calls]
+        made = _problems(self._model, self._targets, self._seed, self._alone)
+        found = {problem.key: problem for problem in made}
+        problems = [found[key] for key in self._calls]
         for problem in problems:
-            problem.calls = self._calls[problem.name]
+            problem.calls = self._calls[problem.key]
             problem.hurried = hurried
-        walk = Walk(self._model, problems, choice)
+            problem.device = self._device
+        walk = Walk(self._model, problems, choice, self._alone)
         for group in groups(problems, at_once):
             walk.solve(group, chunks, at_once, advance)
-        return self._outcome(problems, [p for name, p in found.items() if name not in self._calls], choice)
+        return self._outcome(problems, [p for key, p in found.items() if key not in self._calls], choice)
 
     def _outcome(self, problems: Sequence[Problem], uncalled: Sequence[Problem], choice: Choice) -> Reconstruction:
         reports = [problem.report for problem in problems if problem.report is not None]
         solved: dict[int, np.ndarray] = {}
+        errors: dict[int, float | None] = {}
         for problem in problems:
-            if problem.solution is not None:
+            if problem.solution is not None and problem.report is not None:
                 solved |= {id(t.variable): problem.solution[name] for name, t in problem.targets.items()}
+                errors |= {id(t.variable): problem.report.error for t in problem.targets.values()}
         why = {
             id(t.variable): "the model doesn't call its layer on this data"
             for p in uncalled
@@ -115,7 +145,8 @@ class Layerwise:
             if key not in told:
                 reason = why.get(key, "its layer isn't a product of its input")
                 reports.append(LayerReport(target.name, note=reason))
-        return Reconstruction([solved[id(target.variable)] for target in self._targets], tuple(reports))
+        keys = [id(target.variable) for target in self._targets]
+        return Reconstruction([solved[key] for key in keys], tuple(reports), [errors.get(key) for key in keys])
 
 
 def groups(problems: Sequence[Problem], at_once: bool) -> Iterator[Sequence[Problem]]:
@@ -130,7 +161,15 @@ def groups(problems: Sequence[Problem], at_once: bool) -> Iterator[Sequence[Prob
         yield group
 
 
-def _problems(model: keras.Model, targets: Sequence[Target], seed: int | None) -> list[Problem]:
+def _accelerator(pruner: Pruner) -> OnDevice | None:
+    """The first device of `available_gpus`, or of all there are; None where that is the host's processor."""
+    options, backend = pruner.options, pruner.backend
+    given = pruner.workspace.devices if options.available_gpus else backend.devices()
+    names = [name for name in given if options.available_gpus or not name.startswith("cpu")]
+    return OnDevice(backend, names[0]) if names and names[0] != "cpu" else None
+
+
+def _problems(model: keras.Model, targets: Sequence[Target], seed: int | None, alone: bool) -> list[Problem]:
     """The matrices of the layers that own the targets."""
     callers = {id(layer.cell): layer for layer in layers_of(model) if hasattr(layer, "cell")}
     chosen = {id(target.variable): target for target in targets}
@@ -140,7 +179,7 @@ def _problems(model: keras.Model, targets: Sequence[Target], seed: int | None) -
         caller = callers.get(id(owner), owner)
         parts = parts_of(caller)
         variables = {name: getattr(owner, name) for part in parts for name in part.forms}
-        if any(id(variable) not in chosen for variable in variables.values()):
+        if alone or any(id(variable) not in chosen for variable in variables.values()):
             parts = parts_of(caller, apart=True)
         kernels = {name: keras.ops.convert_to_numpy(variable) for name, variable in variables.items()}
         for part in parts:

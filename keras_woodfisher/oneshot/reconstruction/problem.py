@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
+from keras_woodfisher_backends.least_squares.arithmetic import Arithmetic, OnDevice, arithmetic_for
 from keras_woodfisher_backends.least_squares.exchange import exchange
 from keras_woodfisher_backends.least_squares.kept_values import least_squares
 from keras_woodfisher_backends.least_squares.normal_equations import ROWS, NormalEquations
@@ -18,11 +19,19 @@ from keras_woodfisher.reports.layer_report import LayerReport
 SUPPORT_RIDGE, VALUE_RIDGE = 0.01, 0.001
 """Ridges for the choice of weights and for their values, as parts of the mean of H's diagonal."""
 
-_LEAST_ROWS, _ROWS_PER_INPUT = 4096, 100
-"""So many rows are enough: the larger of the first, and the second times the inputs of an output."""
+_LEAST_ROWS, _ROWS_PER_INPUT, _MANY_ROWS, _FEWER_PER_INPUT = 4096, 100, 100_000, 16
 
 _CHECKED, _TOLERANCE = 64, 1e-2
 """Rows on which a layer is checked to be the product it is taken for, and the largest relative error."""
+
+
+_EIGEN, _ITERATION = 40.0, 400.0
+"""Of a decomposition and of all iterations together, as many as a product of that size takes time for."""
+
+
+def most_rows(inputs: int) -> float:
+    """So many rows are enough for an output of so many inputs: 100 for each, but above 100,000 only 16 for each."""
+    return max(_LEAST_ROWS, min(_ROWS_PER_INPUT * inputs, _MANY_ROWS), _FEWER_PER_INPUT * inputs)
 
 
 class Choice(Protocol):
@@ -59,7 +68,9 @@ class Problem:
 
     Attributes:
         calls: How often the model calls the layer.
+        positions: Rows that an example gives, over all calls.
         hurried: Whether the support may be a little worse, in a part of the time.
+        device: An accelerator for the products, if there is one.
         solution: The new kernels, once they are known.
         report: What was found.
     """
@@ -72,7 +83,9 @@ class Problem:
         self.targets = targets
         self.kernels = kernels
         self.calls = 1
+        self.positions = 1
         self.hurried = False
+        self.device: OnDevice | None = None
         self.solution: dict[str, np.ndarray] | None = None
         self.report: LayerReport | None = None
         self._rng = np.random.default_rng(seed)
@@ -86,10 +99,26 @@ class Problem:
         return ", ".join(target.name for target in self.targets.values())
 
     @property
+    def key(self) -> tuple[int, ...]:
+        """What tells it from others, whose variables may have the same names."""
+        return tuple(id(target.variable) for target in self.targets.values())
+
+    @property
     def work(self) -> int:
         """Bytes that rows and solution take."""
         branches, inputs, outputs = self.part.shape
         return 8 * branches * (5 * inputs * inputs + 8 * inputs * outputs) + 8 * ROWS * branches * (inputs + outputs)
+
+    def operations(self, examples: int) -> float:
+        """About how many multiplications and additions it takes, given so many examples."""
+        branches, inputs, outputs = self.part.shape
+        rows = min(examples * self.positions, most_rows(inputs))
+        each = inputs * rows * (inputs + 2.0 * outputs) + inputs**2 * (_EIGEN * inputs + _ITERATION * outputs)
+        return branches * each
+
+    @property
+    def _arithmetic(self) -> Arithmetic:
+        return arithmetic_for(self.part.shape, self.device)
 
     @property
     def done(self) -> bool:
@@ -119,7 +148,7 @@ class Problem:
             targets = self.part.targets(output, some)
             if off is not None:
                 targets = targets - off[:, first : first + ROWS]
-            self._equations.add(self.part.rows(inputs, some), targets)
+            self._equations.add(self.part.rows(inputs, some), targets, self._arithmetic)
         self._seconds += time.perf_counter() - start
 
     def places(self, output: np.ndarray, mask: np.ndarray | None, share: float) -> np.ndarray:
@@ -132,7 +161,7 @@ class Problem:
         """
         positions = self.part.positions(output)
         examples, each = len(output), int(np.prod(positions))
-        most = max(_LEAST_ROWS, _ROWS_PER_INPUT * self.part.shape[1]) * share
+        most = most_rows(self.part.shape[1]) * share
         if mask is not None:
             inner = (1,) * (1 + len(positions) - mask.ndim)
             found = np.flatnonzero(np.broadcast_to(mask.reshape(*mask.shape, *inner), (examples, *positions)))
@@ -192,14 +221,14 @@ class Problem:
         mean = diagonal.mean() or 1.0
         ridge, pull = mean * np.eye(part.shape[1]), mean * dense
         if choice.settled:
-            kept = project(dense)
+            kept, near = project(dense), dense
         else:
             gram, cross = equations.gram + SUPPORT_RIDGE * ridge, equations.cross + SUPPORT_RIDGE * pull
-            kept = sparse_support(gram, cross, dense, project, hurried=self.hurried)
+            kept, near = sparse_support(gram, cross, dense, project, self.hurried, self._arithmetic)
         gram, cross = equations.gram + VALUE_RIDGE * ridge, equations.cross + VALUE_RIDGE * pull
         if not (choice.settled or self.hurried):
             kept = self._exchanged(gram, cross, kept, choice)
-        matrix = least_squares(gram, cross, kept)
+        matrix = least_squares(gram, cross, kept, near, self._arithmetic)
         self._finish(matrix, int((diagonal == 0.0).sum()), start)
 
     def _exchanged(self, gram: np.ndarray, cross: np.ndarray, kept: np.ndarray, choice: Choice) -> np.ndarray:
@@ -223,6 +252,7 @@ class Problem:
         self.solution = {name: kernel.astype(np.float32) for name, kernel in self.part.kernels(matrix).items()}
         self._seconds += time.perf_counter() - start
         rows = self._equations.rows
-        self.report = LayerReport(self.name, rows, self._equations.error(matrix), dead, self._seconds)
+        inputs = self.part.shape[1]
+        self.report = LayerReport(self.name, rows, self._equations.error(matrix), dead, self._seconds, inputs=inputs)
         # H is the largest thing that is kept of a layer.
         self._equations = None

@@ -97,6 +97,7 @@ class Examined:
 
     Attributes:
         layerwise: Finds sparse kernels.
+        used: How many examples it fits them to.
 
     Raises:
         ValueError: If there is no example.
@@ -115,8 +116,8 @@ class Examined:
         self._inputs, self._model, self._pruner = fitted, model, pruner
         self._share = min(1.0, _SOLVED / self._fitted)
         used = [take(batch, slice(0, max(1, round(self._share * len(arrays(batch)[0]))))) for batch in fitted]
-        self._used = _number(used)
-        self.layerwise = Layerwise(model, pruner.targets, used, options.seed, budget.limit, budget.reason)
+        self.used = _number(used)
+        self.layerwise = Layerwise(model, pruner, used)
         self._outputs = HeldOutOutputs(model, pruner.targets, held, 2 * self.layerwise.plan.chunk)
 
     def reconstruct(
@@ -131,11 +132,11 @@ class Examined:
             meter: Shows progress.
         """
         total = self.layerwise.total
-        meter.note(f"reconstruction of {total} matrices by {self._used:,} examples, {self.layerwise.plan}")
+        meter.note(f"reconstruction of {total} matrices by {self.used:,} examples, {self.layerwise.plan}")
         with meter.phase("reconstruction", total, "layer") as advance:
             done = self.layerwise.run(choice, advance=advance)
             error = self._outputs.distance(done.kernels)
-        report = ReconstructionReport(done.layers, self._used, self._held, error, name, tuple(compared))
+        report = ReconstructionReport(done.layers, self.used, self._held, error, name, tuple(compared))
         return list(done.kernels), report
 
     def refine(

@@ -5,6 +5,7 @@ targets are at hand; once it is solved, its second half is computed with the new
 what they will get in the pruned model.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -55,9 +56,13 @@ class Walk:
         model: A built model, which isn't changed.
         problems: What is to be solved.
         choice: Which weights may stay; not needed for `order`.
+        alone: Whether layers see what they get in the dense model, as if no other were pruned.
     """
 
-    def __init__(self, model: keras.Model, problems: Sequence[Problem], choice: Choice | None = None):
+    def __init__(
+        self, model: keras.Model, problems: Sequence[Problem], choice: Choice | None = None, alone: bool = False
+    ):
+        self._alone = alone
         self._model = model
         self._choice = choice
         self._of_layer: dict[int, list[Problem]] = {}
@@ -74,24 +79,27 @@ class Walk:
         """The problems in the order in which the model calls their layers; each learns how often that is.
 
         Args:
-            x: Inputs of the model.
+            x: Inputs of the model, one example.
 
         Returns:
             The problems of layers that are called, and how many bytes of outputs are alive at a time.
         """
-        calls: dict[int, int] = {}
+        calls: dict[int, list[int]] = {}
         live = LiveOutputs(self._graphs)
 
         def count(layer: Any, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+            output = live.call(layer, own, args, kwargs)
             if id(layer) in self._of_layer:
-                calls[id(layer)] = calls.get(id(layer), 0) + 1
-            return live.call(layer, own, args, kwargs)
+                calls.setdefault(id(layer), []).append(math.prod(arrays(output)[0].shape))
+            return output
 
         self._run(x, count)
         found = []
-        for key, number in calls.items():
+        for key, sizes in calls.items():
             for problem in self._of_layer[key]:
-                problem.calls = number
+                problem.calls = len(sizes)
+                branches, _, outputs = problem.part.shape
+                problem.positions = max(1, sum(sizes) // (branches * outputs))
                 found.append(problem)
         return found, live.peak
 
@@ -171,7 +179,7 @@ class Walk:
         self._solve(problem)
         for _ in range(_ROUNDS if "recurrent_kernel" in problem.part.forms else 0):
             # What the layer remembers depends on the kernels that were just found.
-            now = {**call.pruned.kernels, **(problem.solution or {})}
+            now = {**call.pruned.kernels, **self._solutions([problem])}
             self._see(problem, call._replace(pruned=call.pruned._replace(kernels=now)), mask, half)
             self._solve(problem, again=True)
 
@@ -217,4 +225,6 @@ class Walk:
         return error
 
     def _solutions(self, problems: Sequence[Problem]) -> dict[str, np.ndarray]:
+        if self._alone:
+            return {}
         return {name: kernel for problem in problems if problem.solution for name, kernel in problem.solution.items()}

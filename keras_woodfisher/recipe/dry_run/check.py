@@ -20,10 +20,16 @@ from keras_woodfisher.model.targets import FROZEN, Target
 from keras_woodfisher.options.checks import count
 from keras_woodfisher.recipe.callbacks import buffers, callback_of
 from keras_woodfisher.recipe.dry_run.conflicts import conflicts
-from keras_woodfisher.recipe.dry_run.costs import cost_of, probed_seconds
+from keras_woodfisher.recipe.dry_run.costs import cost_of, probed_seconds, reconstruction_cost
 from keras_woodfisher.recipe.dry_run.report import CheckedModifier, Problem, RecipeCheck
 from keras_woodfisher.recipe.matching import frozen_targets, matched, near_misses, targets_of
-from keras_woodfisher.recipe.modifiers.pruning import PRUNING, Modifier, PruningModifier, WoodFisherPruningModifier
+from keras_woodfisher.recipe.modifiers.pruning import (
+    PRUNING,
+    Modifier,
+    PruningModifier,
+    ReconstructionModifier,
+    WoodFisherPruningModifier,
+)
 from keras_woodfisher.recipe.recipe import Recipe
 from keras_woodfisher.reports.meter import say
 
@@ -150,12 +156,15 @@ class _Training:
         )
         if isinstance(modifier, PruningModifier):
             return self._pruning(modifier, entry)
+        if isinstance(modifier, ReconstructionModifier):
+            return self._reconstruction(modifier, entry)
         return replace(entry, problems=tuple(self._others(modifier)))
 
     def _others(self, modifier: Modifier) -> Iterator[Problem]:
         """What would fail of a modifier that doesn't prune."""
         try:
-            callback = None if isinstance(modifier, PruningModifier) else callback_of(modifier, self.data, 0)
+            known = (PruningModifier, ReconstructionModifier)
+            callback = None if isinstance(modifier, known) else callback_of(modifier, self.data, 0)
             if isinstance(callback, KeepZeros):
                 callback.check(self.model, self.epochs)
             elif callback is not None and getattr(self.model, "compiled", False):
@@ -193,6 +202,14 @@ class _Training:
         except _REFUSALS as error:
             problems.append(_problem(modifier, error))
         return replace(entry, problems=tuple(problems))
+
+    def _reconstruction(self, modifier: ReconstructionModifier, entry: CheckedModifier) -> CheckedModifier:
+        try:
+            callback_of(modifier, self.data, 0)
+            entry = replace(entry, reconstruction=reconstruction_cost(self.model, modifier, self.data))
+        except _REFUSALS as error:
+            return replace(entry, problems=(_problem(modifier, error),))
+        return entry
 
     def _run_of(self, modifier: PruningModifier, problems: list[Problem]) -> Run:
         """The run that a callback would make; devices that are missing are a problem, and left out of it."""

@@ -3,15 +3,22 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import keras
 import numpy as np
 
 from keras_woodfisher.callbacks.pruning_run import Run
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate
+from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.gradients.sources import SampledGradients
 from keras_woodfisher.memory.plan import RECOMPUTED, MemoryPlan
 from keras_woodfisher.memory.store import MemoryStore
+from keras_woodfisher.oneshot.reconstruction.footprint import Plan
+from keras_woodfisher.oneshot.reconstruction.pruning import Examined, effort_of
 from keras_woodfisher.pruning.fisher import block_slices
+from keras_woodfisher.pruning.pruner import Pruner
+from keras_woodfisher.recipe.modifiers.pruning import ReconstructionModifier
 
 _OVERHEAD = 1.8
 """Time of an update without its gradients over that of its useful arithmetic (benchmarks/update_cost.py)."""
@@ -41,6 +48,39 @@ class Cost:
     gradient_seconds: float | None = 0.0
     inverse_seconds: float | None = 0.0
     memory: MemoryPlan | None = None
+
+
+@dataclass(frozen=True)
+class ReconstructionCost:
+    """What one reconstruction costs.
+
+    Attributes:
+        examples: How many examples layers will be fitted to.
+        memory: How many at a time, and what that takes.
+        passes: Passes over all of them.
+        seconds: Of passes and solutions, about; without the steps of `quality="best"`.
+    """
+
+    examples: int
+    memory: Plan
+    passes: int
+    seconds: float
+
+
+def reconstruction_cost(model: keras.Model, modifier: ReconstructionModifier, data: Any) -> ReconstructionCost:
+    """The cost of a modifier, by the examples that it will be given.
+
+    Raises:
+        ValueError, TypeError, MemoryError: As the work itself would.
+    """
+    pruner = Pruner(model, modifier.options())
+    pruner.check_weights()
+    effort = effort_of(modifier.quality, modifier.num_examples, pruner.options.method)
+    assert effort is not None
+    examined = Examined(model, pruner, open_examples(data), effort.num_examples)
+    work = examined.layerwise
+    passes = 2 * work.passes * examined.used * work.seconds_per_example()
+    return ReconstructionCost(examined.used, work.plan, work.passes, passes + work.operations / _gemm_rate())
 
 
 def cost_of(run: Run, updates: Sequence[PlannedUpdate], seconds_per_sample: float | None) -> Cost:

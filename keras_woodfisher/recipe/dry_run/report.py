@@ -8,7 +8,7 @@ from keras_woodfisher_backends.protocol import SlowLayers
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate
 from keras_woodfisher.options.checks import as_json
 from keras_woodfisher.options.sizes import size_text
-from keras_woodfisher.recipe.dry_run.costs import Cost
+from keras_woodfisher.recipe.dry_run.costs import Cost, ReconstructionCost
 from keras_woodfisher.recipe.modifiers.pruning import Modifier, PruningModifier
 from keras_woodfisher.recipe.modifiers.writing import changed_fields
 from keras_woodfisher.reports.rendering import aligned
@@ -48,7 +48,8 @@ class CheckedModifier:
         updates: Every pruning update.
         source: `"data"` or `"buffer"`: where gradients come from; "" where none are needed.
         slow_layers: Layers that make sampling slow; None if there are none, or no data to try it on.
-        cost: Bytes and seconds.
+        cost: Bytes and seconds of updates.
+        reconstruction: The same of a reconstruction.
         problems: What would fail.
         keys: Identity of the variables, as two may have one name.
     """
@@ -64,6 +65,7 @@ class CheckedModifier:
     source: str = ""
     slow_layers: SlowLayers | None = None
     cost: Cost = field(default_factory=Cost)
+    reconstruction: ReconstructionCost | None = None
     problems: tuple[Problem, ...] = ()
     keys: tuple[int, ...] = ()
 
@@ -94,6 +96,9 @@ class CheckedModifier:
             lines.append(self.dense)
         if self.updates:
             lines += [*_table(self.updates), *self._cost_lines()]
+        if (cost := self.reconstruction) is not None:
+            lines.append(f"reconstruction by {cost.examples:,} examples, passes: {cost.passes}; {cost.memory}")
+            lines.append(f"time: about {cost.seconds:.1f} s")
         return [self.label or self.modifier.tag, *(f"  {line}" for line in lines)]
 
     def _cost_lines(self) -> list[str]:

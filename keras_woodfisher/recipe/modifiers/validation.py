@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from keras_woodfisher.recipe.modifiers import pruning as modifiers
 from keras_woodfisher.recipe.modifiers import training
 from keras_woodfisher.recipe.modifiers.fields import LAST_POSITION
-from keras_woodfisher.recipe.modifiers.pruning import Modifier
+from keras_woodfisher.recipe.modifiers.pruning import Modifier, ReconstructionModifier
 from keras_woodfisher.recipe.modifiers.training import LastingModifier
 from keras_woodfisher.recipe.syntax.errors import RecipeError, short_repr, short_text, shorten_quotations
 from keras_woodfisher.recipe.syntax.outline import Entry, Outline
@@ -36,6 +36,8 @@ def modifiers_of(outline: Outline) -> tuple[Modifier, ...]:
     offset = 0.0
     for number, stage in enumerate(outline.stages, 1):
         modifiers = [_modifier(entry, outline.source).shifted(offset) for entry in stage.entries]
+        if offset:
+            _refuse_late(stage.entries, modifiers, outline.source)
         ends = [max(m.last_epoch, m.first_epoch) for m in modifiers]
         offset = max([offset, *ends])
         if offset > LAST_POSITION:
@@ -48,6 +50,18 @@ def modifiers_of(outline: Outline) -> tuple[Modifier, ...]:
             modifiers = [m.ended(offset) if isinstance(m, LastingModifier) else m for m in modifiers]
         found += modifiers
     return tuple(found)
+
+
+def _refuse_late(entries: Sequence[Entry], modifiers: Sequence[Modifier], source: str) -> None:
+    """Refuses what works before training in a stage that begins after some of it."""
+    for entry, modifier in zip(entries, modifiers, strict=True):
+        if isinstance(modifier, ReconstructionModifier):
+            raise RecipeError(
+                "it prunes before training, but its stage begins after some. Move it to the first stage.",
+                line=entry.line,
+                field=entry.tag,
+                source=source,
+            )
 
 
 def _refuse_idle(entries: Sequence[Entry], modifiers: Sequence[Modifier], end: float, source: str) -> None:

@@ -1,0 +1,36 @@
+"""The callback of a modifier that prunes in one shot."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+from keras_woodfisher_backends.keras_internals.training import refresh
+
+from keras_woodfisher.oneshot.prune import prune
+
+
+class OneShotPruning(keras.callbacks.Callback):
+    """Prunes before the first batch of the first epoch; training that goes on at a later epoch isn't pruned again.
+
+    Args:
+        data: Examples, as in `prune`.
+        verbose: As in `prune`.
+        arguments: Further ones of `prune`.
+    """
+
+    may_come_before_pruning = True
+
+    def __init__(self, data: Any, verbose: int, arguments: Mapping[str, Any]):
+        super().__init__()
+        self._data = data
+        self._verbose = verbose
+        self._arguments = dict(arguments)
+        self._began = False
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._began = False
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if not self._began and epoch == 0:
+            prune(refresh(self), self._data, verbose=self._verbose, **self._arguments)
+        self._began = True
