@@ -84,7 +84,7 @@ def test_conjugate_gradients_on_all_outputs_give_the_same(arithmetic, near):
         wanted[inside, column] = np.linalg.solve(gram[np.ix_(inside, inside)], cross[inside, column])
     found = conjugate_gradients(gram, cross, kept, w[0] if near else None, arithmetic)
     assert not found[~kept].any()
-    np.testing.assert_allclose(found, wanted, atol=1e-7)
+    np.testing.assert_allclose(found, wanted, atol=1e-7 if arithmetic is DOUBLE else 1e-4)
 
 
 def test_supports_are_as_good_in_every_arithmetic(arithmetic):
@@ -107,7 +107,7 @@ def test_what_is_large_is_computed_in_float32_and_on_a_device_if_it_has_room(bac
     assert arithmetic_for((1, 576, 64)) is DOUBLE
     assert arithmetic_for((1, 4096, 4096)) is SINGLE
     assert arithmetic_for((1, 4096, 4096), device) is device
-    assert arithmetic_for((1, 16, 16), device) is DOUBLE
+    assert arithmetic_for((1, 64, 64), device) is DOUBLE
     monkeypatch.setattr(backend, "free_memory", lambda name: 2**20)
     assert arithmetic_for((1, 4096, 4096), device) is SINGLE
 

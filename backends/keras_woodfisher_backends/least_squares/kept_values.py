@@ -16,8 +16,8 @@ _STEPS = 40
 """Steps of conjugate gradients that are counted on."""
 
 _MOST_STEPS = 500
-_TOLERANCE = 1e-8
-"""Residual, as a part of the right side, at which an output is done."""
+_TOLERANCE, _LOOSE = 1e-8, 1e-5
+"""Residual, as a part of the right side, at which an output is done, in float64 and in float32."""
 
 _ROUNDS, _GAIN = 3, 1e-3
 """In float32: how often the residual is taken anew in float64, and how much smaller it becomes each time."""
@@ -90,13 +90,15 @@ def conjugate_gradients(
 ) -> np.ndarray:
     """The same for one branch: arrays (k, k), (k, o) and (k, o)."""
     precise = arithmetic.dtype == np.float64
-    enough = _TOLERANCE * np.linalg.norm(np.where(kept, cross, 0.0), axis=0)
+    enough = (_TOLERANCE if precise else _LOOSE) * np.linalg.norm(np.where(kept, cross, 0.0), axis=0)
     values = np.zeros(cross.shape) if start is None else np.where(kept, start, 0.0).astype(np.float64)
     with arithmetic.scope():
         matrix = arithmetic.load(gram)
         for _ in range(1 if precise else _ROUNDS):
             # In float64, whatever the steps are computed in.
             residual = np.where(kept, cross - gram @ values, 0.0)
+            if (np.linalg.norm(residual, axis=0) <= enough).all():
+                break
             aim = enough if precise else np.maximum(enough, _GAIN * np.linalg.norm(residual, axis=0))
             values += _steps(matrix, gram.diagonal()[:, None], residual, kept, aim, arithmetic)
     return values

@@ -7,6 +7,7 @@ same pass counts as masked wherever there are as many positions.
 from collections.abc import Mapping
 from typing import Any
 
+import keras
 from keras import tree
 from keras_woodfisher_backends.keras_internals.models import mask_of
 
@@ -30,6 +31,11 @@ class KnownMasks:
         for name, value in kwargs.items():
             if name.endswith("mask") and name != "attention_mask":
                 self._keep(value)
+
+    def begin(self, layer: Any, x: Any) -> None:
+        """Takes the mask that a layer begins, such as an embedding's; additions would lose it."""
+        if getattr(layer, "mask_zero", False) or isinstance(layer, keras.layers.Masking):
+            self._keep(layer.compute_mask(x))
 
     def of(self, x: Any) -> Any:
         """The mask that goes with an input (N, T, ...), or None."""

@@ -144,6 +144,8 @@ class Walk:
     def _side_by_side(self, layer: Any, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self._masks.see(args, kwargs)
         if id(layer) not in self._of_layer:
+            if args:
+                self._masks.begin(layer, args[0])
             return own(*args, **kwargs)
         half = arrays(args[0])[0].shape[0] // 2
         dense_args, dense_kwargs = halves((args, kwargs), slice(None, half), 2 * half)
