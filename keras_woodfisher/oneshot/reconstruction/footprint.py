@@ -12,7 +12,13 @@ from keras_woodfisher_backends.keras_internals.graphs import Graphs
 from keras_woodfisher.options.sizes import size_text
 
 TOGETHER = 3
-"""Layers that are solved after one pass, where the examples don't fit into memory at once."""
+"""Layers that are solved after one pass at most, where the examples don't fit into memory at once."""
+
+HELD_OUT = 10
+"""One example in so many is held out, to measure what nothing was fitted to."""
+
+_FEW = 16
+"""With fewer examples at a time passes take long."""
 
 
 class LiveOutputs:
@@ -64,6 +70,7 @@ class Plan:
     Attributes:
         chunk: Examples at a time.
         chunks: How many chunks there are; with one, each layer is solved where it is called.
+        together: Layers that are solved after one pass, where there are several chunks.
         bytes: What that takes at most, by an estimate.
         limit: What it may take.
         reason: Where the limit comes from.
@@ -71,6 +78,7 @@ class Plan:
 
     chunk: int
     chunks: int
+    together: int
     bytes: int
     limit: int
     reason: str
@@ -81,31 +89,59 @@ class Plan:
         return f"examples {how}, {use}"
 
 
-def plan_chunks(examples: int, live: int, work: Sequence[int], limit: int, reason: str) -> Plan:
-    """As many examples at a time as fit.
+@dataclass(frozen=True)
+class Needs:
+    """What reconstruction takes, in bytes.
+
+    Attributes:
+        example: An example's inputs.
+        live: Outputs that are alive at a time, for each example of one model.
+        sums: For each problem what it keeps of the rows it has seen.
+        work: The most that any problem takes while it sees rows or is solved.
+    """
+
+    example: int
+    live: int
+    sums: Sequence[int]
+    work: int
+
+    def bytes(self, examples: int, chunk: int, together: int) -> int:
+        """All of that.
+
+        Args:
+            examples: How many there are; they are read beside whatever the caller has.
+            chunk: How many are worked on at a time, by the dense and the pruned model.
+            together: How many problems see the same pass.
+        """
+        read = self.example * (examples + -(-examples // HELD_OUT))
+        each = 2 * (self.live + 2 * self.example)
+        return read + chunk * each + sum(sorted(self.sums)[-together:]) + self.work
+
+
+def plan_chunks(examples: int, needs: Needs, limit: int, reason: str) -> Plan:
+    """As many examples at a time as fit, and then as many layers.
 
     Args:
         examples: How many there are.
-        live: Bytes of outputs that are alive at a time, for each example.
-        work: Bytes that each problem takes while it is solved, with its rows.
+        needs: What they take.
         limit: Bytes that may be used.
         reason: Where the limit comes from.
 
     Raises:
-        MemoryError: If not even one example does.
+        MemoryError: If not even one example and one layer do.
     """
-    one_by_one = sorted(work)[-1:] or [0]
-    together = sum(sorted(work)[-TOGETHER:])
-    whole = 2 * examples * live + one_by_one[0]
+    whole = needs.bytes(examples, examples, TOGETHER)
     if whole <= limit:
-        return Plan(examples, 1, whole, limit, reason)
-    chunk = (limit - together) // (2 * live) if live else examples
-    if chunk < 1:
-        least = together + 2 * live
+        return Plan(examples, 1, TOGETHER, whole, limit, reason)
+    least = needs.bytes(examples, 1, 1)
+    if least > limit:
         raise MemoryError(
             f"Reconstruction needs at least {size_text(least)} of memory, but {size_text(limit)} may be used "
             f'({reason}). Give memory_limit="{-(-least // 2**20)} MiB", or choose fewer or smaller variables with '
             "params or exclude."
         )
+    together = next(n for n in range(TOGETHER, 0, -1) if n == 1 or needs.bytes(examples, _FEW, n) <= limit)
+    fixed = needs.bytes(examples, 0, together)
+    chunk = (limit - fixed) // max(1, needs.bytes(examples, 1, together) - fixed)
     chunk = min(chunk, -(-examples // 2))
-    return Plan(chunk, -(-examples // chunk), together + 2 * chunk * live, limit, reason)
+    return Plan(chunk, -(-examples // chunk), together, needs.bytes(examples, chunk, together), limit, reason)

@@ -6,11 +6,13 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops, tree
+from keras_woodfisher_backends.keras_internals.graphs import Graphs
 from keras_woodfisher_backends.keras_internals.models import float32_computation, infer
 from keras_woodfisher_backends.nest import map_arrays
 
 from keras_woodfisher.data.batches import cut
 from keras_woodfisher.gradients.loss import forward_only
+from keras_woodfisher.memory.free_memory import give_back_memory
 from keras_woodfisher.model.targets import Target
 
 _TINY = 1e-7
@@ -45,12 +47,18 @@ class HeldOutOutputs:
 
     def _outputs(self, kernels: Sequence[np.ndarray] | None) -> list[list[np.ndarray]]:
         found = []
-        with forward_only(), float32_computation(self._model), keras.StatelessScope():
+        with (
+            forward_only(),
+            float32_computation(self._model),
+            keras.StatelessScope(),
+            Graphs(self._model).watched(),
+        ):
             for target, kernel in zip(self._targets, kernels or (), strict=False):
                 target.variable.assign(kernel)
             for batch in self._batches:
                 output = infer(self._model, map_arrays(ops.convert_to_tensor, batch))
                 found.append([ops.convert_to_numpy(leaf) for leaf in tree.flatten(output)])
+                give_back_memory()
         return found
 
 

@@ -14,7 +14,7 @@ from keras_woodfisher_backends.nest import arrays, map_arrays, take
 
 from keras_woodfisher.data.batches import cut
 from keras_woodfisher.model.targets import Target
-from keras_woodfisher.oneshot.reconstruction.footprint import TOGETHER, plan_chunks
+from keras_woodfisher.oneshot.reconstruction.footprint import Needs, plan_chunks, size_of
 from keras_woodfisher.oneshot.reconstruction.problem import Choice, Problem
 from keras_woodfisher.oneshot.reconstruction.walk import Walk
 from keras_woodfisher.pruning.fisher import Advance, no_progress
@@ -73,8 +73,13 @@ class Layerwise:
         self.total = len(ordered)
         examples = sum(len(arrays(batch)[0]) for batch in batches)
         budget = budget_of(pruner.options)
-        work = [problem.work for problem in ordered]
-        self.plan = plan_chunks(examples, live, work, budget.limit, budget.reason)
+        needs = Needs(
+            size_of(take(batches[0], slice(0, 1))),
+            live,
+            [problem.sums for problem in ordered],
+            max((problem.work for problem in ordered), default=0),
+        )
+        self.plan = plan_chunks(examples, needs, budget.limit, budget.reason)
 
     @property
     def operations(self) -> float:
@@ -85,7 +90,7 @@ class Layerwise:
     @property
     def passes(self) -> int:
         """How many passes over all examples it takes."""
-        return len(list(groups(self._ordered, self.plan.chunks == 1)))
+        return len(list(groups(self._ordered, self._most(self.plan.chunks * len(self._batches)))))
 
     def seconds_per_example(self) -> float:
         """Measured seconds of a dense example in a pass, after the one that compiles."""
@@ -120,9 +125,13 @@ class Layerwise:
             problem.hurried = hurried
             problem.device = self._device
         walk = Walk(self._model, problems, choice, self._alone)
-        for group in groups(problems, at_once):
+        for group in groups(problems, self._most(len(chunks))):
             walk.solve(group, chunks, at_once, advance)
         return self._outcome(problems, [p for key, p in found.items() if key not in self._calls], choice)
+
+    def _most(self, chunks: int) -> int:
+        """How many matrices one pass solves; all where each is solved as its layer is called."""
+        return len(self._ordered) if chunks == 1 else self.plan.together
 
     def _outcome(self, problems: Sequence[Problem], uncalled: Sequence[Problem], choice: Choice) -> Reconstruction:
         reports = [problem.report for problem in problems if problem.report is not None]
@@ -149,12 +158,12 @@ class Layerwise:
         return Reconstruction([solved[key] for key in keys], tuple(reports), [errors.get(key) for key in keys])
 
 
-def groups(problems: Sequence[Problem], at_once: bool) -> Iterator[Sequence[Problem]]:
-    """Problems that one pass solves: at once up to a layer that is called more than once, else a few."""
+def groups(problems: Sequence[Problem], most: int) -> Iterator[Sequence[Problem]]:
+    """Problems that one pass solves: so many at most, and none after a layer that is called more than once."""
     group: list[Problem] = []
     for problem in problems:
         group.append(problem)
-        if problem.calls > 1 or (not at_once and len(group) == TOGETHER):
+        if problem.calls > 1 or len(group) == most:
             yield group
             group = []
     if group:

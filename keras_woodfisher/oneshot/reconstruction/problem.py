@@ -104,10 +104,17 @@ class Problem:
         return tuple(id(target.variable) for target in self.targets.values())
 
     @property
-    def work(self) -> int:
-        """Bytes that rows and solution take."""
+    def sums(self) -> int:
+        """Bytes that it keeps of the rows that it has seen."""
         branches, inputs, outputs = self.part.shape
-        return 8 * branches * (5 * inputs * inputs + 8 * inputs * outputs) + 8 * ROWS * branches * (inputs + outputs)
+        return 8 * branches * inputs * (inputs + outputs)
+
+    @property
+    def work(self) -> int:
+        """Bytes that rows, or the solution, take beside that."""
+        branches, inputs, outputs = self.part.shape
+        solution = 8 * branches * inputs * (4 * inputs + 7 * outputs)
+        return max(solution, 8 * ROWS * branches * (inputs + outputs))
 
     def operations(self, examples: int) -> float:
         """About how many multiplications and additions it takes, given so many examples."""

@@ -10,7 +10,7 @@ from keras_woodfisher_backends.nest import arrays, take
 
 from keras_woodfisher.data.examples import Examples, read_batches
 from keras_woodfisher.oneshot.reconstruction.allocation import Allocation, candidates
-from keras_woodfisher.oneshot.reconstruction.footprint import size_of
+from keras_woodfisher.oneshot.reconstruction.footprint import HELD_OUT, size_of
 from keras_woodfisher.oneshot.reconstruction.held_out import HeldOutOutputs
 from keras_woodfisher.oneshot.reconstruction.layerwise import Layerwise, joined
 from keras_woodfisher.oneshot.reconstruction.problem import Choice
@@ -23,9 +23,6 @@ from keras_woodfisher.pruning.workspace import budget_of
 from keras_woodfisher.reports.layer_report import ReconstructionReport, RefinementReport
 from keras_woodfisher.reports.meter import Meter
 from keras_woodfisher.reports.pruning_report import StageReport
-
-HELD_OUT = 10
-"""One example in so many is held out, to measure what nothing was fitted to."""
 
 _SOLVED = 4096
 """Layers are fitted to so many examples at most: more make them no better. Steps use all."""

@@ -24,6 +24,7 @@ from keras_woodfisher_backends.least_squares.parts import Call, Side
 from keras_woodfisher_backends.nest import arrays, map_arrays
 
 from keras_woodfisher.gradients.loss import forward_only
+from keras_woodfisher.memory.free_memory import give_back_memory
 from keras_woodfisher.oneshot.reconstruction.footprint import LiveOutputs
 from keras_woodfisher.oneshot.reconstruction.layer_calls import (
     after_bias,
@@ -147,6 +148,7 @@ class Walk:
             if args:
                 self._masks.begin(layer, args[0])
             return own(*args, **kwargs)
+        give_back_memory()
         half = arrays(args[0])[0].shape[0] // 2
         dense_args, dense_kwargs = halves((args, kwargs), slice(None, half), 2 * half)
         pruned_args, pruned_kwargs = halves((args, kwargs), slice(half, None), 2 * half)
