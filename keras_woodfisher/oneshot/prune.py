@@ -110,9 +110,10 @@ def prune(  # noqa: PLR0913
             `num_examples` examples without labels (see `keras_woodfisher.reports.layer_report`); `"woodfisher"`: by
             gradients of the loss; `"magnitude"`. By default `"reconstruct"`, but `"woodfisher"` with `quality="fast"`
             and where one of the options above is given.
-        num_examples: How many examples reconstruction uses at most: by default 256, 1,024 or 4,096, by `quality`.
+        num_examples: How many examples reconstruction uses at most: by default 256, 1,024 or 8,192, by `quality`.
         mask_type: `"unstructured"`, `"N:M"` such as `"2:4"`, `"block4"`, `[a, b]`, `"filter"` or `"channel"`.
-        available_gpus: Devices that share the inverse, or `"all"`: every GPU; none means the CPU.
+        available_gpus: Devices that share the inverse, or `"all"`: every GPU; none means the CPU. Reconstruction uses
+            the first one for large products, by default the first GPU there is.
         memory_limit: Bytes, or a text such as `"4GiB"`.
         grads_device: Where gradients are kept: `"cpu"`, `"disk"` or a device.
         grads_dtype: `"float32"` or `"float16"`.

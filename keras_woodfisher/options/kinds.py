@@ -76,18 +76,19 @@ class Kind:
             default whoever takes the option checks it, such as `checked_schedule`, which compares several.
         notation: How the command line reads it, as arguments of argparse's `add_argument`.
         choices: The values, where there are only a few.
-        oneshot_choices: Further ones, of `prune` and `sensitivity` alone.
+        further: More of them, by the only callers that take them.
     """
 
     check: Callable[[str, Any], Any] = lambda name, value: value
     notation: Mapping[str, Any] = field(default_factory=dict)
     choices: tuple[Any, ...] = ()
-    oneshot_choices: tuple[Any, ...] = ()
+    further: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
-def choice(*values: Any, in_one_shot: tuple[Any, ...] = ()) -> Kind:
-    """One of a few values."""
-    return Kind(partial(one_of, choices=(*values, *in_one_shot)), choices=values, oneshot_choices=in_one_shot)
+def choice(*values: Any, **further: tuple[Any, ...]) -> Kind:
+    """One of a few values, and further ones by caller."""
+    every = dict.fromkeys(value for more in (values, *further.values()) for value in more)
+    return Kind(partial(one_of, choices=tuple(every)), choices=values, further=further)
 
 
 def _names_as_tuple(name: str, value: Any) -> tuple[str, ...]:

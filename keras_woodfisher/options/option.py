@@ -59,7 +59,7 @@ class Option:
 
     def choices_in(self, caller: str) -> tuple[Any, ...]:
         """The values that a caller takes, where there are only a few."""
-        return self.kind.choices + (self.kind.oneshot_choices if caller in (PRUNE, SENSITIVITY) else ())
+        return self.kind.choices + self.kind.further.get(caller, ())
 
     def checked(self, value: Any) -> Any:
         """A value in one form, if it is allowed (else a ValueError or TypeError)."""

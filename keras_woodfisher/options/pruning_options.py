@@ -44,7 +44,7 @@ BLOCK_SIZE = kinds.Kind(_checked_block_size, kinds.COUNT_OR_ZERO.notation)
 _VERBOSE = kinds.choice(0, 1, 2)
 VERBOSITY = kinds.Kind(lambda name, value: _VERBOSE.check(name, 1 if value == "auto" else value))
 WOODFISHER, MAGNITUDE, RECONSTRUCT = "woodfisher", "magnitude", "reconstruct"
-_METHOD = kinds.choice(WOODFISHER, MAGNITUDE, in_one_shot=(RECONSTRUCT,))
+_METHOD = kinds.choice(WOODFISHER, MAGNITUDE, prune=(RECONSTRUCT,), sensitivity=(RECONSTRUCT,))
 _COMMANDS: Any = {"commands": (PRUNE, SENSITIVITY)}
 _NOT_SENSITIVITY: Any = {"callers": (CALLBACK, PRUNE)}
 _UNLESS_GIVEN: Any = {"defaults": {CALLBACK: None, PRUNE: None, SENSITIVITY: None, RECIPE: None}}
@@ -84,8 +84,9 @@ class PruningOptions:
     method: str = option(
         WOODFISHER,
         _METHOD,
-        '`"woodfisher"`; `"magnitude"`: no gradients, no corrections; `"reconstruct"` (`prune` only, and its default '
-        "with `quality` above `\"fast\"`): each layer's output as near as can be to the dense one's, without labels",
+        '`"woodfisher"`; `"magnitude"`: no gradients, no corrections; `"reconstruct"` (`prune`, and its default '
+        "with `quality` above `\"fast\"`; `sensitivity`): each layer's output as near as can be to the dense one's, "
+        "without labels",
         **_COMMANDS | {"defaults": {PRUNE: None}},
     )
     num_grads: int | Mapping[float, int] = option(
@@ -105,7 +106,7 @@ class PruningOptions:
     )
     update: str = option(
         "joint",
-        kinds.choice(*UPDATES, in_one_shot=(CALIBRATED,)),
+        kinds.choice(*UPDATES, prune=(CALIBRATED,)),
         'corrections for all weights pruned in a block at once; or `"independent"`: the papers\' sum of single ones; '
         '`"calibrated"` (`prune` only): over all kept weights, with the damping that is best on held-out examples',
         UPDATE,
