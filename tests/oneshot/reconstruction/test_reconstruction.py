@@ -233,6 +233,19 @@ def test_padding_does_not_count():
         np.testing.assert_allclose(kernels[0][name], kernels[1][name], atol=2e-3, err_msg=name)
 
 
+def test_padding_does_not_count_where_an_addition_follows_the_embedding():
+    """No layer ever gets the mask there."""
+    inputs = layers.Input((6,), dtype="int32")
+    x = layers.Embedding(20, 16, mask_zero=True)(inputs) + np.ones((1, 6, 1), "float32")
+    model = keras.Model(inputs, layers.Dense(3)(layers.Dense(8, "relu")(x)))
+    report = kw.prune(model, TOKENS, 0.5, params="__ALL_PRUNABLE__", num_examples=64, verbose=0)
+    used = report.reconstruction.examples
+    rows = {layer.rows for layer in report.reconstruction.layers}
+    assert len(rows) == 1 and rows != {6 * used}
+    # The examples are drawn from these.
+    assert abs(rows.pop() / used - (TOKENS != 0).sum(1).mean()) < 1.0
+
+
 class Squaring(layers.Dense):
     """Not the product that its class says."""
 

@@ -1,0 +1,57 @@
+"""The memory plan of reconstruction: it fits the limit, and uses what is there."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+
+from keras_woodfisher.memory.free_memory import give_back_memory
+from keras_woodfisher.oneshot.reconstruction.footprint import TOGETHER, Needs, plan_chunks
+
+NEEDS = Needs(example=100, live=5_000, sums=(20_000, 70_000, 50_000, 10_000), work=90_000)
+
+
+def test_what_it_takes_is_examples_chunk_sums_and_work():
+    # 100 examples and 10 held out; 20 at a time twice, with inputs three times over; the two largest sums.
+    assert NEEDS.bytes(100, 20, 2) == 110 * 100 + 20 * 2 * (5_000 + 2 * 100) + 120_000 + 90_000
+
+
+@pytest.mark.parametrize("limit", np.geomspace(210_000, 3_000_000, 40).astype(int))
+def test_plans_fit_and_waste_nothing(limit):
+    plan = plan_chunks(200, NEEDS, int(limit), "memory_limit")
+    assert plan.bytes <= limit and plan.chunk * plan.chunks >= 200 > plan.chunk * (plan.chunks - 1)
+    assert plan.bytes == NEEDS.bytes(200, plan.chunk, plan.together)
+    if plan.chunks > 2:
+        assert NEEDS.bytes(200, plan.chunk + 1, plan.together) > limit
+    if plan.together < TOGETHER:
+        assert NEEDS.bytes(200, 16, plan.together + 1) > limit
+
+
+def test_one_pass_where_all_fit():
+    whole = NEEDS.bytes(200, 200, TOGETHER)
+    assert plan_chunks(200, NEEDS, whole, "memory_limit").chunks == 1
+    assert plan_chunks(200, NEEDS, whole - 1, "memory_limit").chunks == 2
+
+
+def test_what_can_not_fit_says_what_would():
+    least = NEEDS.bytes(200, 1, 1)
+    assert plan_chunks(200, NEEDS, least, "memory_limit").chunk == 1
+    with pytest.raises(MemoryError, match=r"needs at least 0\.2 MiB .* Give memory_limit=\"1 MiB\""):
+        plan_chunks(200, NEEDS, least - 1, "memory_limit")
+
+
+def test_young_cycles_of_references_are_freed():
+    class Node:
+        pass
+
+    gc.disable()
+    try:
+        node = Node()
+        node.itself, alive = node, weakref.ref(node)
+        del node
+        assert alive() is not None
+        give_back_memory()
+        assert alive() is None
+    finally:
+        gc.enable()
