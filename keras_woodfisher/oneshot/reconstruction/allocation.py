@@ -11,6 +11,9 @@ from keras_woodfisher.pruning.groups import Structure
 from keras_woodfisher.pruning.masks import lowest
 from keras_woodfisher.pruning.pruner import Pruner
 
+_LEAST = 0.25
+"""The part of the uniform kept fraction that each variable keeps where the two ways are mixed."""
+
 
 class Allocation:
     """A number of zeros for each variable of a pruner.
@@ -76,7 +79,8 @@ def candidates(pruner: Pruner, finals: Sequence[float]) -> dict[str, Allocation]
     """Ways to divide the zeros among the variables, by name; the one that is usually the best first.
 
     `"magnitude"` keeps what is largest of all, `"uniform"` the same fraction of each variable, and `"between"` the
-    geometric mean of what these two keep of it. Where each variable has a sparsity of its own, or groups are pruned,
+    geometric mean of what these two keep of it, but at least a quarter of the latter: a variable that loses all its
+    weights takes the model with it. Where each variable has a sparsity of its own, or groups are pruned,
     there is nothing to choose.
     """
     by_magnitude = _zeros(pruner, pruner.by_magnitude(finals))
@@ -85,7 +89,8 @@ def candidates(pruner: Pruner, finals: Sequence[float]) -> dict[str, Allocation]
         return one
     sizes, total = np.array([target.size for target in pruner.targets]), sum(by_magnitude)
     uniform = _scaled(sizes, np.array(pruner.zeros), np.ones(len(sizes)), total)
-    weights = np.sqrt((sizes - np.array(by_magnitude)) / sizes)
+    fractions = (sizes - np.array(by_magnitude)) / sizes
+    weights = np.sqrt(np.maximum(fractions, _LEAST**2 * fractions @ sizes / sizes.sum()))
     between = _scaled(sizes, np.array(pruner.zeros), weights, total)
     return {"between": Allocation(pruner, between), **one, "uniform": Allocation(pruner, uniform)}
 

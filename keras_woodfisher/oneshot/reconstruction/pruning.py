@@ -1,5 +1,6 @@
 """Pruning by reconstruction: reads examples, chooses how many weights each layer loses, and finds the new weights."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,6 +37,9 @@ _TRIAL = 16
 _SCOUTS = 8
 """Allocations are compared with one in so many of the examples."""
 
+_POOR = 0.3
+"""Where the outputs are so far from the dense ones, another allocation may be much better."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
@@ -43,12 +47,12 @@ class Effort:
 
     Attributes:
         num_examples: Examples to fit to, fewer where there are fewer.
-        compare: Whether allocations are compared.
+        compare: The held-out distance from which on allocations are compared; with 0 they are from the start.
         steps: Steps of 64 examples on the kept weights of all layers together, after the layers are solved.
     """
 
     num_examples: int
-    compare: bool = False
+    compare: float = math.inf
     steps: int = 0
 
     def report(self, quality: str, options: PruningOptions) -> dict[str, Any]:
@@ -61,8 +65,8 @@ class Effort:
 
 _EFFORTS = {
     "fast": Effort(num_examples=256),
-    "balanced": Effort(num_examples=1024),
-    "best": Effort(num_examples=8192, compare=True, steps=1024),
+    "balanced": Effort(num_examples=1024, compare=_POOR),
+    "best": Effort(num_examples=8192, compare=0.0, steps=1024),
 }
 
 
@@ -193,14 +197,28 @@ class ReconstructionWork:
         """Prunes, and tells what became of each layer."""
         if not self._pruner.prunes(self._finals):
             return [], None
-        found = candidates(self._pruner, self._finals)
-        tried = self._examined.compared(found, self._meter) if len(found) > 1 and self._effort.compare else {}
-        chosen = min(tried, key=lambda name: tried[name]) if tried else next(iter(found))
-        kernels, report = self._examined.reconstruct(found[chosen], chosen, tuple(tried.items()), self._meter)
+        kernels, report = self._reconstructed(candidates(self._pruner, self._finals))
         if self._effort.steps:
             kernels, report = self._examined.refine(kernels, report, self._effort.steps, self._meter)
         self._pruner.write(kernels)
         return [StageReport(self._pruner.sparsity)], report
+
+    def _reconstructed(self, found: Mapping[str, Allocation]) -> tuple[list[np.ndarray], ReconstructionReport]:
+        """The kernels by the best of some allocations, of which the first one is the most likely."""
+        chosen, tried = next(iter(found)), dict[str, float]()
+        if len(found) > 1 and not self._effort.compare:
+            tried = self._examined.compared(found, self._meter)
+            chosen = min(tried, key=lambda name: tried[name])
+        first = self._examined.reconstruct(found[chosen], chosen, tuple(tried.items()), self._meter)
+        if tried or len(found) == 1 or first[1].error < self._effort.compare:
+            return first
+        tried = self._examined.compared(found, self._meter)
+        better = min(tried, key=lambda name: tried[name])
+        second = first
+        if better != chosen:
+            second = self._examined.reconstruct(found[better], better, (), self._meter)
+        kernels, report = min(first, second, key=lambda pair: pair[1].error)
+        return kernels, replace(report, compared=tuple(tried.items()))
 
 
 def _number(batches: Sequence[Any]) -> int:
