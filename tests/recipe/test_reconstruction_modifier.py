@@ -47,11 +47,13 @@ def test_training_begins_pruned_and_a_constant_modifier_keeps_the_zeros(make_mlp
     # Whatever their order in the file.
     assert [type(callback) for callback in callbacks] == [OneShotPruning, KeepZeros]
     zeros = []
-    watch = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda batch, logs: zeros.append(kw.sparsity_report(model).sparsity)
-    )
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            zeros.append(kw.sparsity_report(self.model).sparsity)
+
     before = model.get_weights()
-    model.fit(*blobs, epochs=2, batch_size=32, callbacks=[*callbacks, watch], verbose=0)
+    model.fit(*blobs, epochs=2, batch_size=32, callbacks=[*callbacks, Watch()], verbose=0)
     assert set(zeros) == {0.5} and len(zeros) == 6
     assert not np.array_equal(before[1], model.get_weights()[1])
 
