@@ -8,7 +8,7 @@ import argparse
 import keras
 import numpy as np
 
-EPOCHS = {"cnn": 15, "transformer": 40, "mobilenet": 20, "lstm": 60, "gru": 60}
+EPOCHS = {"cnn": 15, "transformer": 40, "mobilenet": 14, "lstm": 60, "gru": 60}
 """What there is, and how long it is trained."""
 
 
@@ -103,7 +103,7 @@ def _mobilenet(shape: tuple, classes: int) -> keras.Model:
 
     inputs = layers.Input(shape)
     x = layers.Rescaling(1 / 127.5, -1.0)(inputs)
-    x = normed(layers.Conv2D(24, 3, padding="same", use_bias=False)(x))
+    x = normed(layers.Conv2D(24, 3, strides=2, padding="same", use_bias=False)(x))
     for filters, strides, times in ((16, 1, 1), (24, 2, 2), (40, 2, 3), (80, 1, 2), (112, 2, 2)):
         for block in range(times):
             before, width = x, x.shape[-1]
