@@ -463,3 +463,27 @@ def test_steps_that_do_not_help_are_not_taken(monkeypatch):
     report = kw.prune(model, IMAGES, 0.5, quality="best", verbose=0)
     assert report.reconstruction.refined.steps == 0
     assert report.reconstruction.error == report.reconstruction.refined.error < 0.5
+
+
+@pytest.mark.parametrize("method", ["magnitude", "reconstruct"])
+def test_no_layer_loses_nearly_all_its_weights(method):
+    """By global magnitude the first layer would lose all of them, and the model its input."""
+    hidden = [layers.Dense(24, "relu"), layers.LayerNormalization(), layers.Dense(24, "relu"), layers.Dense(3)]
+    model = keras.Sequential([layers.Input((12,)), *hidden])
+    model.layers[0].kernel.assign(1e-3 * model.layers[0].kernel)
+    report = kw.prune(model, RNG.normal(size=(120, 12)).astype("float32"), 0.8, method=method, verbose=0)
+    assert report.sparsity == pytest.approx(0.8, abs=1e-3)
+    first = report.variables[0]
+    kept = first.weights - first.pruned
+    assert kept == 0 if method == "magnitude" else kept >= 0.25 * 0.2 * first.weights - 1
+
+
+def test_where_outputs_are_far_off_other_ways_to_divide_the_zeros_are_tried(monkeypatch):
+    model = residual_cnn()
+    weights = model.get_weights()
+    plain = kw.prune(model, IMAGES, 0.9, verbose=0).reconstruction
+    model.set_weights(weights)
+    monkeypatch.setitem(pruning._EFFORTS, "balanced", replace(pruning._EFFORTS["balanced"], compare=1e-6))
+    found = kw.prune(model, IMAGES, 0.9, verbose=0).reconstruction
+    assert [name for name, _ in found.compared] == ["between", "magnitude", "uniform"]
+    assert found.error <= plain.error and found.allocation in dict(found.compared)
