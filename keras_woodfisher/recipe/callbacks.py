@@ -14,9 +14,9 @@ from keras_woodfisher.recipe.modifiers.pruning import (
     MagnitudePruningModifier,
     Modifier,
     PruningModifier,
-    ReconstructionModifier,
     WoodFisherPruningModifier,
 )
+from keras_woodfisher.recipe.modifiers.reconstruction import ReconstructionModifier
 from keras_woodfisher.recipe.modifiers.training import TrainingModifier
 from keras_woodfisher.recipe.one_shot_callback import OneShotPruning
 

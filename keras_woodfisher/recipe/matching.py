@@ -11,7 +11,8 @@ import keras
 from keras_woodfisher.model.targets import ALL, Target, all_targets, find_targets, matches, named_targets
 from keras_woodfisher.options.patterns import PATTERN, matches_pattern
 from keras_woodfisher.options.sparsity_levels import names_of
-from keras_woodfisher.recipe.modifiers.pruning import PRUNING, Modifier
+from keras_woodfisher.recipe.modifiers.pruning import Modifier
+from keras_woodfisher.recipe.modifiers.reconstruction import PRUNING
 from keras_woodfisher.recipe.modifiers.training import TrainableParamsModifier
 
 

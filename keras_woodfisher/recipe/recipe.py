@@ -12,12 +12,8 @@ import keras
 from keras_woodfisher.oneshot.prune import prune
 from keras_woodfisher.recipe.callbacks import callbacks_of, pruning_arguments
 from keras_woodfisher.recipe.matching import targets_of
-from keras_woodfisher.recipe.modifiers.pruning import (
-    Modifier,
-    PruningModifier,
-    ReconstructionModifier,
-    WoodFisherPruningModifier,
-)
+from keras_woodfisher.recipe.modifiers.pruning import Modifier, PruningModifier, WoodFisherPruningModifier
+from keras_woodfisher.recipe.modifiers.reconstruction import ReconstructionModifier
 from keras_woodfisher.recipe.modifiers.validation import modifiers_of
 from keras_woodfisher.recipe.modifiers.writing import canonical_text, changed_fields
 from keras_woodfisher.recipe.syntax.outline import read_outline

@@ -23,13 +23,8 @@ from keras_woodfisher.recipe.dry_run.conflicts import conflicts
 from keras_woodfisher.recipe.dry_run.costs import cost_of, probed_seconds, reconstruction_cost
 from keras_woodfisher.recipe.dry_run.report import CheckedModifier, Problem, RecipeCheck
 from keras_woodfisher.recipe.matching import frozen_targets, matched, near_misses, targets_of
-from keras_woodfisher.recipe.modifiers.pruning import (
-    PRUNING,
-    Modifier,
-    PruningModifier,
-    ReconstructionModifier,
-    WoodFisherPruningModifier,
-)
+from keras_woodfisher.recipe.modifiers.pruning import Modifier, PruningModifier, WoodFisherPruningModifier
+from keras_woodfisher.recipe.modifiers.reconstruction import PRUNING, ReconstructionModifier
 from keras_woodfisher.recipe.recipe import Recipe
 from keras_woodfisher.reports.meter import say
 

@@ -9,7 +9,8 @@ import keras
 from keras_woodfisher.callbacks.trainable_params import TrainablePeriod, TrainableSchedule
 from keras_woodfisher.model.targets import all_targets
 from keras_woodfisher.recipe.dry_run.report import CheckedModifier, Problem
-from keras_woodfisher.recipe.modifiers.pruning import PRUNING, PruningModifier
+from keras_woodfisher.recipe.modifiers.pruning import PruningModifier
+from keras_woodfisher.recipe.modifiers.reconstruction import PRUNING
 from keras_woodfisher.recipe.modifiers.training import TrainableParamsModifier
 
 

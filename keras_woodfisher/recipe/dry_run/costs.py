@@ -18,7 +18,7 @@ from keras_woodfisher.oneshot.reconstruction.footprint import Plan
 from keras_woodfisher.oneshot.reconstruction.pruning import Examined, effort_of
 from keras_woodfisher.pruning.fisher import block_slices
 from keras_woodfisher.pruning.pruner import Pruner
-from keras_woodfisher.recipe.modifiers.pruning import ReconstructionModifier
+from keras_woodfisher.recipe.modifiers.reconstruction import ReconstructionModifier
 
 _OVERHEAD = 1.8
 """Time of an update without its gradients over that of its useful arithmetic (benchmarks/update_cost.py)."""

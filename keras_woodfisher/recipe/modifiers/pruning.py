@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from keras_woodfisher.options.checks import count, names
-from keras_woodfisher.options.checks import fraction as sparsity
 from keras_woodfisher.options.mask_types import check_final, checked_mask
 from keras_woodfisher.options.option import INVERSE, RAMP, UPDATE
 from keras_woodfisher.options.pruning_options import PruningOptions
@@ -23,14 +22,13 @@ from keras_woodfisher.recipe.modifiers.fields import (
     Params,
     Position,
     Sampler,
-    Sparsities,
     Unphased,
-    Whole,
     with_options,
 )
 
 
-def _checked_mask(mask: str | tuple[int, int]) -> str | tuple[int, int]:
+def recipe_mask(mask: str | tuple[int, int]) -> str | tuple[int, int]:
+    """A mask type as the options have it."""
     return checked_mask("2:4" if mask == "tensorrt" else mask)
 
 
@@ -102,7 +100,7 @@ class PruningModifier(_Ramp):
             raise ValueError("params must name something to prune: __ALL_PRUNABLE__, or names and re: patterns.")
         names("params", self.params)
         names("exclude", self.exclude)
-        mask = _checked_mask(self.mask_type)
+        mask = recipe_mask(self.mask_type)
         ramp = (self.init_sparsity, min(finals), self.start_epoch, self.end_epoch)
         checked_schedule(*ramp, self.update_frequency, self.inter_func)
         check_final(mask, max(finals))
@@ -119,7 +117,7 @@ class PruningModifier(_Ramp):
 
     def _normal_ramp(self) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in PruningModifier.model_fields}
-        fields |= {"global_sparsity": self._is_global(), "mask_type": _checked_mask(self.mask_type)}
+        fields |= {"global_sparsity": self._is_global(), "mask_type": recipe_mask(self.mask_type)}
         return fields | {"start_epoch": max(self.start_epoch, 0.0), "update_frequency": max(self.update_frequency, 0.0)}
 
 
@@ -220,7 +218,7 @@ class SecondOrderModifier(_Update):
             **update,
             params=self.params or names_of(self.levels),
             exclude=self.exclude,
-            mask_type=_checked_mask(self.mask_type),
+            mask_type=recipe_mask(self.mask_type),
             global_sparsity=self._is_global(),
         )
 
@@ -282,74 +280,9 @@ class ConstantPruningModifier(Modifier):
 
     @model_validator(mode="after")
     def _check(self) -> "ConstantPruningModifier":
-        _checked_mask(self.mask_type)
+        recipe_mask(self.mask_type)
         return self
 
     def normal(self) -> "Modifier":
         same = {"update_frequency": None, "mask_type": "unstructured"}
         return self.model_copy(update=same | {"start_epoch": max(self.start_epoch, 0.0)})
-
-
-class ReconstructionModifier(Modifier):
-    """Prunes in one shot, before training, by reconstruction: each layer's output as near as can be to the dense one's.
-
-    The project's own: no other dialect has it. A `ConstantPruningModifier` beside it holds the zeros while training.
-    """
-
-    tag = "ReconstructionModifier"
-
-    final_sparsity: Sparsities = Field(description="Fraction of zeros to reach, or fraction: names.")
-    params: Params = Field("__ALL_PRUNABLE__", description="__ALL__, __ALL_PRUNABLE__, or names and re: patterns.")
-    exclude: Names = Field((), description="Names and patterns to leave out.")
-    global_sparsity: bool = Field(True, description="Rank all weights together, or each variable by itself.")
-    mask_type: Mask = Field("unstructured", description="As in the other pruning modifiers.")
-    quality: Literal["fast", "balanced", "best"] = Field("balanced", description="How much work to spend.")
-    num_examples: Whole | None = Field(None, description="Examples to reconstruct layers by; null: by quality.")
-    memory_limit: Whole | str | None = Field(None, description="Bytes, or a text such as 4GiB.")
-    seed: Whole | None = Field(0, description="Seed of the choice of examples from arrays.")
-
-    @model_validator(mode="after")
-    def _check(self) -> "ReconstructionModifier":
-        if not self.levels and not self.params:
-            raise ValueError("params must name something to prune: __ALL_PRUNABLE__, or names and re: patterns.")
-        finals = [fraction for fraction, _ in self.levels] or [sparsity("final_sparsity", self.final_sparsity)]
-        check_final(_checked_mask(self.mask_type), max(finals))
-        self.options()
-        if self.num_examples is not None:
-            count("num_examples", self.num_examples)
-        return self
-
-    @property
-    def first_epoch(self) -> float:
-        return -1.0
-
-    @property
-    def levels(self) -> Levels:
-        """As in `PruningModifier`."""
-        return checked_levels(self.final_sparsity) if isinstance(self.final_sparsity, Mapping) else ()
-
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of `prune`."""
-        fields = {name: getattr(self, name) for name in type(self).model_fields}
-        if self.levels:
-            fields |= {"params": None, "global_sparsity": None}
-        return fields | {"sparsity": fields.pop("final_sparsity"), "method": "reconstruct"}
-
-    def options(self) -> PruningOptions:
-        """What it prunes, and how."""
-        return PruningOptions.of(
-            params=names_of(self.levels) or self.params,
-            exclude=self.exclude,
-            global_sparsity=self.global_sparsity and not self.levels,
-            mask_type=_checked_mask(self.mask_type),
-            memory_limit=self.memory_limit,
-            seed=self.seed,
-            method="reconstruct",
-        )
-
-    def normal(self) -> "Modifier":
-        return self.model_copy(update={"mask_type": _checked_mask(self.mask_type)})
-
-
-PRUNING = (PruningModifier, ConstantPruningModifier, ReconstructionModifier)
-"""Modifiers whose work is zeros."""

@@ -8,16 +8,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from keras_woodfisher.recipe.modifiers import pruning as modifiers
-from keras_woodfisher.recipe.modifiers import training
+from keras_woodfisher.recipe.modifiers import reconstruction, training
 from keras_woodfisher.recipe.modifiers.fields import LAST_POSITION
-from keras_woodfisher.recipe.modifiers.pruning import Modifier, ReconstructionModifier
+from keras_woodfisher.recipe.modifiers.pruning import Modifier
+from keras_woodfisher.recipe.modifiers.reconstruction import ReconstructionModifier
 from keras_woodfisher.recipe.modifiers.training import LastingModifier
 from keras_woodfisher.recipe.syntax.errors import RecipeError, short_repr, short_text, shorten_quotations
 from keras_woodfisher.recipe.syntax.outline import Entry, Outline
 
 TAGS: dict[str, type[Modifier]] = {
     kind.tag: kind
-    for module in (modifiers, training)
+    for module in (modifiers, reconstruction, training)
     for kind in vars(module).values()
     if isinstance(kind, type) and issubclass(kind, Modifier) and "tag" in vars(kind)
 }
