@@ -26,7 +26,7 @@ _CHECKED, _TOLERANCE = 64, 1e-2
 
 
 _EIGEN, _ITERATION = 40.0, 400.0
-"""Guesses for forecasts: operations of a decomposition, by k^3, and of all iterations, by k^2 o, at a product's rate."""
+"""Guesses for forecasts: operations of a decomposition, by k^3, and of all iterations, by k^2 o."""
 
 
 def most_rows(inputs: int) -> float:
