@@ -82,6 +82,16 @@ def cut(batch: Batch, size: int) -> Iterator[Batch]:
         yield take(batch, slice(start, start + size))
 
 
+def cut_evenly(batch: Batch, size: int) -> list[Batch]:
+    """A batch in parts of one size, as few as fit `size` examples each; the few that are left over don't count.
+
+    Eager frameworks compile each operation anew for another size.
+    """
+    number = -(-length(batch) // size)
+    each = length(batch) // number
+    return list(cut(take(batch, slice(0, each * number)), each))
+
+
 def even_chunks(groups: Iterator[Batch], size_for: Callable[[int], int]) -> Iterator[tuple[Batch, int]]:
     """Chunks of one size; one that isn't full repeats its last group: compiled samplers see one shape only."""
     rest: Batch | None = None

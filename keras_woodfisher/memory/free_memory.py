@@ -58,12 +58,17 @@ def free_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
     return free
 
 
-def give_back_memory() -> None:
+def give_back_memory(to_system: bool = True) -> None:
     """Frees what nothing uses any more, and gives it back to the system, where it would stay with the C library.
 
     Frameworks' functions on nested structures leave young cycles of references to tensors.
+
+    Args:
+        to_system: Whether the system gets it. What is taken from there again costs time.
     """
     gc.collect(1)
+    if not to_system:
+        return
     # Only glibc has it, and only it needs it.
     with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -24,15 +24,12 @@ def lowest(scores: np.ndarray, number: int) -> np.ndarray:
     """
     if np.isnan(scores).any():
         raise FloatingPointError(f"{int(np.isnan(scores).sum())} of {scores.size} scores are NaN.")
-    chosen = np.zeros(scores.shape, bool)
-    if number <= 0:
-        return chosen
-    if number >= scores.size:
-        return ~chosen
+    if not 0 < number < scores.size:
+        return np.full(scores.shape, number > 0)
     threshold = np.partition(scores, number - 1)[number - 1]
-    chosen[scores < threshold] = True
+    chosen = scores < threshold
     ties = np.flatnonzero(scores == threshold)
-    chosen[ties[: number - int(chosen.sum())]] = True
+    chosen[ties[: number - np.count_nonzero(chosen)]] = True
     return chosen
 
 

@@ -233,11 +233,11 @@ class Pruner:
     ) -> np.ndarray:
         """The next set of pruned weights: scores, by the Fisher of the unpruned ones or by magnitude, and choice."""
         pruned = np.concatenate(self.pruned)
+        if fisher is None:
+            return self.next_pruned(weights, pruned, sparsity)
         if self.structure is not None:
             together = self.options.global_sparsity
             return select(self.structure, weights, pruned, fisher, sparsity, together, advance)
-        if fisher is None:
-            return self.choose(np.abs(weights), sparsity)
         return self.choose(saliencies(weights, ~pruned, fisher.inverse_diagonal(advance)), sparsity)
 
     def by_magnitude(self, sparsity: Sequence[float]) -> np.ndarray:
@@ -248,6 +248,18 @@ class Pruner:
         """
         return self._select(self.check_weights(), None, sparsity)
 
+    def next_pruned(self, values: np.ndarray, pruned: np.ndarray, sparsity: Sequence[float]) -> np.ndarray:
+        """What is pruned at a sparsity, (N,) bool, by size of values (N,), or sums of squares of those of a group.
+
+        Args:
+            values: The size of each weight, or of what it is worth.
+            pruned: What is pruned already, (N,) bool.
+            sparsity: The fraction to reach, one a variable.
+        """
+        if self.structure is None:
+            return grow(np.abs(values), pruned, self._ranked(sparsity))
+        return select(self.structure, values, pruned, None, sparsity, self.options.global_sparsity, no_progress)
+
     def write(self, values: Sequence[np.ndarray]) -> None:
         """Takes new values of all variables, each in its variable's shape; what is zero counts as pruned."""
         flat = np.concatenate([t.flatten(value) for t, value in zip(self.targets, values, strict=True)])
@@ -255,10 +267,13 @@ class Pruner:
 
     def choose(self, scores: np.ndarray, sparsity: Sequence[float]) -> np.ndarray:
         """The set of pruned weights at a sparsity: those that are pruned now, and those of the lowest scores (N,)."""
+        return grow(scores, np.concatenate(self.pruned), self._ranked(sparsity))
+
+    def _ranked(self, sparsity: Sequence[float]) -> list[tuple[int, float]]:
+        """The groups of weights that are ranked by themselves: how many, and their sparsity."""
         sizes = [p.size for p in self.pruned]
         together = self.options.global_sparsity
-        groups = [(sum(sizes), sparsity[0])] if together else list(zip(sizes, sparsity, strict=True))
-        return grow(scores, np.concatenate(self.pruned), groups)
+        return [(sum(sizes), sparsity[0])] if together else list(zip(sizes, sparsity, strict=True))
 
     def _write(self, weights: np.ndarray, pruned: np.ndarray) -> None:
         edges = np.cumsum([p.size for p in self.pruned])[:-1]

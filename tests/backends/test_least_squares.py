@@ -8,7 +8,7 @@ import pytest
 from keras import layers, ops
 from keras_woodfisher_backends.keras_internals import RELEASE
 from keras_woodfisher_backends.least_squares.arithmetic import DOUBLE, SINGLE, OnDevice, arithmetic_for
-from keras_woodfisher_backends.least_squares.exchange import exchange
+from keras_woodfisher_backends.least_squares.exchange import best_moves, exchange
 from keras_woodfisher_backends.least_squares.kept_values import conjugate_gradients, least_squares
 from keras_woodfisher_backends.least_squares.normal_equations import NormalEquations
 from keras_woodfisher_backends.least_squares.parts import Call, Side, parts_of
@@ -110,6 +110,36 @@ def test_what_is_large_is_computed_in_float32_and_on_a_device_if_it_has_room(bac
     assert arithmetic_for((1, 64, 64), device) is DOUBLE
     monkeypatch.setattr(backend, "free_memory", lambda name: 2**20)
     assert arithmetic_for((1, 4096, 4096), device) is SINGLE
+
+
+def test_exchanges_are_worth_what_the_errors_say():
+    """A removal costs, an addition and a pair gain, what least squares on the changed support does."""
+    x, t, _ = _problem(5, (1, 9, 6), rows=80)
+    gram, cross = (np.einsum("grk,gro->gko", x, other, dtype=np.float64)[0] for other in (x, t))
+    kept = np.random.default_rng(6).random((9, 6)) < np.linspace(0.05, 0.9, 6)
+    kept[:, 0], kept[:, 5] = False, True
+    free = np.random.default_rng(7).random((9, 6)) < 0.8
+
+    def gain(column, support):
+        inside = np.flatnonzero(support)
+        return cross[inside, column] @ np.linalg.solve(gram[np.ix_(inside, inside)], cross[inside, column])
+
+    def changed(column, *places):
+        support = kept[:, column].copy()
+        support[list(places)] = ~support[list(places)]
+        return gain(column, support) - gain(column, kept[:, column])
+
+    for column, move in enumerate(best_moves(gram, cross, kept, free)):
+        goes = np.flatnonzero(kept[:, column] & free[:, column])
+        comes = np.flatnonzero(~kept[:, column] & free[:, column])
+        removals, additions = {j: -changed(column, j) for j in goes}, {i: changed(column, i) for i in comes}
+        pairs = {(i, j): changed(column, i, j) for i in comes for j in goes}
+        assert move.removal == min(removals, key=removals.get, default=-1)
+        assert move.addition == max(additions, key=additions.get, default=-1)
+        assert move.pair == max(pairs, key=pairs.get, default=(-1, -1))
+        assert move.cost == pytest.approx(min(removals.values(), default=np.inf))
+        assert move.gain == pytest.approx(max(additions.values(), default=-np.inf))
+        assert move.pair_gain == pytest.approx(max(pairs.values(), default=-np.inf))
 
 
 @pytest.mark.parametrize("seed", range(12))

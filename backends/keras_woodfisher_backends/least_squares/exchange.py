@@ -16,6 +16,12 @@ _ROUNDS = 40
 _ENOUGH = 0.03
 """A round that gains less than this part of the first one is the last."""
 
+_ALIKE = 1.25
+"""Supports that are larger than others by at most this factor are filled up to the same size."""
+
+_NUMBERS = 2**17
+"""Numbers of a matrix that are worked on together."""
+
 _LEAST = 1e-9
 """Exchanges that gain less than this part of the largest gain aren't made: rounding could have them go round."""
 
@@ -48,8 +54,10 @@ def exchange(gram: np.ndarray, cross: np.ndarray, kept: np.ndarray, free: np.nda
         work += sum(_work(gram.shape[1], int(kept[b, :, c].sum())) for b, c in changed)
         if work > _FLOPS:
             break
-        for b, c in changed:
-            moves[b, c] = best_moves(gram[b], cross[b, :, c], kept[b, :, c], free[b, :, c])
+        for branch in {b for b, _ in changed}:
+            columns = [c for b, c in changed if b == branch]
+            some = (array[branch][:, columns] for array in (cross, kept, free))
+            moves |= zip(((branch, c) for c in columns), best_moves(gram[branch], *some), strict=True)
         least = _LEAST * max(move.gain for move in moves.values())
         pairs = _pairs(moves, least)
         changed, gained = [], 0.0
@@ -99,38 +107,66 @@ def _pairs(moves: dict[tuple[int, int], Moves], least: float) -> list[tuple[tupl
     return found
 
 
-def best_moves(gram: np.ndarray, cross: np.ndarray, kept: np.ndarray, free: np.ndarray) -> Moves:
-    """Of one output: gram (k, k), cross, kept and free (k,)."""
-    inside, outside = np.flatnonzero(kept), np.flatnonzero(~kept & free)
-    diagonal = gram.diagonal()
-    inverse = np.linalg.inv(gram[np.ix_(inside, inside)])
-    values = inverse @ cross[inside]
-    spread = inverse.diagonal()
-    between = gram[np.ix_(outside, inside)]
+def best_moves(gram: np.ndarray, cross: np.ndarray, kept: np.ndarray, free: np.ndarray) -> list[Moves]:
+    """Of each output of one branch: gram (k, k), cross, kept and free (k, o).
+
+    Outputs that keep about as many weights are worked on together, as many as a cache holds.
+    """
+    sizes = kept.sum(0)
+    order = np.argsort(sizes, kind="stable")
+    found: dict[int, Moves] = {}
+    while len(found) < len(order):
+        rest = order[len(found) :]
+        least = int(sizes[rest[0]])
+        alike = int(np.searchsorted(sizes[rest], _ALIKE * least + 2, side="right"))
+        few = max(1, _NUMBERS // max(1, (len(gram) - least) * int(sizes[rest[alike - 1]])))
+        some = rest[: min(alike, few)]
+        found |= zip(some.tolist(), _moves(gram, *(array[:, some].T for array in (cross, kept, free))), strict=True)
+    return [found[column] for column in range(len(sizes))]
+
+
+def _moves(gram: np.ndarray, cross: np.ndarray, kept: np.ndarray, free: np.ndarray) -> list[Moves]:
+    """The same with the outputs first: gram (k, k), the others (o, k). Smaller supports are filled up."""
+    outputs, inputs = kept.shape
+    sizes = kept.sum(1)
+    order = np.argsort(~kept, axis=1, kind="stable")
+    inside, outside = order[:, : max(1, sizes.max())], order[:, min(sizes.min(), inputs - 1) :]
+    rows = np.arange(outputs)[:, None]
+    used, unused = kept[rows, inside], ~kept[rows, outside]
+    goes, comes = used & free[rows, inside], unused & free[rows, outside]
+    system, between = gram[inside[:, :, None], inside[:, None, :]], gram[outside[:, :, None], inside[:, None, :]]
+    if not used.all():
+        system = np.where(used[:, :, None] & used[:, None, :], system, np.eye(inside.shape[1]))
+        between *= used[:, None, :]
+    inverse = np.linalg.inv(system)
+    values = (inverse @ np.where(used, cross[rows, inside], 0.0)[:, :, None])[:, :, 0]
+    spread = np.einsum("oii->oi", inverse)
     mixed = between @ inverse
-    residual = cross[outside] - between @ values
-    room = np.maximum(diagonal[outside] - np.einsum("ij,ij->i", mixed, between), 1e-12 * diagonal[outside])
-    costs = np.where(free[inside], values**2 / spread, np.inf)
-    gains = residual**2 / room
-    removal, addition = _place(-costs), _place(gains)
-    pair_gain, pair = -np.inf, (-1, -1)
-    if removal >= 0 and addition >= 0:
-        both = np.square(residual[:, None] + mixed * (values / spread)) / (room[:, None] + mixed**2 / spread) - costs
-        at = np.unravel_index(int(both.argmax()), both.shape)
-        pair_gain, pair = float(both[at]), (int(outside[at[0]]), int(inside[at[1]]))
-    return Moves(
-        float(costs[removal]) if removal >= 0 else np.inf,
-        int(inside[removal]) if removal >= 0 else -1,
-        float(gains[addition]) if addition >= 0 else -np.inf,
-        int(outside[addition]) if addition >= 0 else -1,
-        pair_gain,
-        pair,
-    )
-
-
-def _place(values: np.ndarray) -> int:
-    """Where the largest finite value is, or -1."""
-    if not values.size:
-        return -1
-    place = int(values.argmax())
-    return place if np.isfinite(values[place]) else -1
+    residual = cross[rows, outside] - (between @ values[:, :, None])[:, :, 0]
+    diagonal = gram.diagonal()[outside]
+    room = np.maximum(diagonal - np.einsum("oij,oij->oi", mixed, between), 1e-12 * diagonal)
+    costs = np.where(goes, values**2 / spread, np.inf)
+    gains = np.where(comes, residual**2 / room, -np.inf)
+    both = mixed * (values / spread)[:, None]
+    both += residual[:, :, None]
+    np.square(both, out=both)
+    both /= room[:, :, None] + mixed**2 / spread[:, None]
+    both -= costs[:, None]
+    both[~comes] = -np.inf
+    pairs = both.reshape(outputs, -1).argmax(1)
+    best = both.reshape(outputs, -1)[np.arange(outputs), pairs]
+    found = []
+    for i, (removal, addition) in enumerate(zip(costs.argmin(1), gains.argmax(1), strict=True)):
+        cost, gain = float(costs[i, removal]), float(gains[i, addition])
+        one, other = np.unravel_index(pairs[i], both.shape[1:])
+        found.append(
+            Moves(
+                cost,
+                int(inside[i, removal]) if cost < np.inf else -1,
+                gain,
+                int(outside[i, addition]) if gain > -np.inf else -1,
+                float(best[i]),
+                (int(outside[i, one]), int(inside[i, other])) if best[i] > -np.inf else (-1, -1),
+            )
+        )
+    return found

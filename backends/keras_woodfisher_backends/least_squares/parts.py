@@ -67,10 +67,13 @@ class Part:
 
     def matrix(self, kernels: Mapping[str, np.ndarray]) -> np.ndarray:
         """The matrix of some kernels, or of arrays of their shapes."""
-        return np.concatenate([form.matrix(kernels[name]) for name, form in self.forms.items()], axis=1)
+        found = [form.matrix(kernels[name]) for name, form in self.forms.items()]
+        return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
     def kernels(self, matrix: np.ndarray) -> dict[str, np.ndarray]:
         """The kernels of a matrix."""
+        if len(self.forms) == 1:
+            return {name: form.kernel(matrix) for name, form in self.forms.items()}
         edges = np.cumsum([form.shape[1] for form in self.forms.values()])[:-1]
         parts = np.split(matrix, edges, axis=1)
         return {name: form.kernel(part) for (name, form), part in zip(self.forms.items(), parts, strict=True)}

@@ -5,7 +5,7 @@ Exchanges one by one can't move weights from one output to another where that pa
 
 import numpy as np
 
-from keras_woodfisher_backends.least_squares.exchange import best_moves
+from keras_woodfisher_backends.least_squares.exchange import Moves, best_moves
 from keras_woodfisher_backends.least_squares.kept_values import least_squares
 
 SMALL = 128
@@ -69,13 +69,13 @@ def _path(
     for size in range(most + 1):
         if size:
             support = support.copy()
-            support[best_moves(gram, cross, support, free).addition] = True
+            support[_best_move(gram, cross, support, free).addition] = True
         support = _exchanged(gram, cross, support, free)
         supports.append(support)
         gains.append(_gain(gram, cross, support))
     for size in range(most - 1, -1, -1):
         support = supports[size + 1].copy()
-        support[best_moves(gram, cross, support, free).removal] = False
+        support[_best_move(gram, cross, support, free).removal] = False
         support = _exchanged(gram, cross, support, free)
         if (gain := _gain(gram, cross, support)) > gains[size]:
             supports[size], gains[size] = support, gain
@@ -85,7 +85,7 @@ def _path(
 def _exchanged(gram: np.ndarray, cross: np.ndarray, support: np.ndarray, free: np.ndarray) -> np.ndarray:
     gain = _gain(gram, cross, support)
     while True:
-        addition, removal = best_moves(gram, cross, support, free).pair
+        addition, removal = _best_move(gram, cross, support, free).pair
         if addition < 0:
             return support
         other = support.copy()
@@ -93,6 +93,10 @@ def _exchanged(gram: np.ndarray, cross: np.ndarray, support: np.ndarray, free: n
         if (better := _gain(gram, cross, other)) <= gain * (1 + 1e-9):
             return support
         support, gain = other, better
+
+
+def _best_move(gram: np.ndarray, cross: np.ndarray, support: np.ndarray, free: np.ndarray) -> Moves:
+    return best_moves(gram, cross[:, None], support[:, None], free[:, None])[0]
 
 
 def _gain(gram: np.ndarray, cross: np.ndarray, support: np.ndarray) -> float:

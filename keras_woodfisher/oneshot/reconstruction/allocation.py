@@ -11,7 +11,7 @@ from keras_woodfisher.pruning.groups import Structure
 from keras_woodfisher.pruning.masks import lowest
 from keras_woodfisher.pruning.pruner import Pruner
 
-_LEAST = 0.25
+LEAST_SHARE = 0.25
 """The part of the uniform kept fraction that each variable keeps where the two ways are mixed."""
 
 
@@ -41,7 +41,9 @@ class Allocation:
         flat, pruned, zeros = target.flatten(values), self._pruned[key], self.zeros[key]
         structure = self._structures.get(key)
         if structure is None:
-            gone = lowest(np.where(pruned, -1.0, np.abs(flat)), zeros)
+            worth = np.abs(flat)
+            worth[pruned] = -1.0
+            gone = lowest(worth, zeros)
         else:
             sparsity = zeros / max(1, structure.covered[0])
             gone = select(structure, flat, pruned, None, [sparsity], True, no_progress)
@@ -90,7 +92,7 @@ def candidates(pruner: Pruner, finals: Sequence[float]) -> dict[str, Allocation]
     sizes, total = np.array([target.size for target in pruner.targets]), sum(by_magnitude)
     uniform = _scaled(sizes, np.array(pruner.zeros), np.ones(len(sizes)), total)
     fractions = (sizes - np.array(by_magnitude)) / sizes
-    weights = np.sqrt(np.maximum(fractions, _LEAST**2 * fractions @ sizes / sizes.sum()))
+    weights = np.sqrt(np.maximum(fractions, LEAST_SHARE**2 * fractions @ sizes / sizes.sum()))
     between = _scaled(sizes, np.array(pruner.zeros), weights, total)
     return {"between": Allocation(pruner, between), **one, "uniform": Allocation(pruner, uniform)}
 

@@ -12,7 +12,7 @@ from keras_woodfisher_backends.least_squares.arithmetic import OnDevice
 from keras_woodfisher_backends.least_squares.parts import parts_of
 from keras_woodfisher_backends.nest import arrays, map_arrays, take
 
-from keras_woodfisher.data.batches import cut
+from keras_woodfisher.data.batches import cut_evenly
 from keras_woodfisher.model.targets import Target
 from keras_woodfisher.oneshot.reconstruction.footprint import Needs, plan_chunks, size_of
 from keras_woodfisher.oneshot.reconstruction.problem import Choice, Problem
@@ -52,6 +52,7 @@ class Layerwise:
 
     Attributes:
         total: How many matrices there are to solve.
+        examples: How many examples they are fitted to.
         plan: How many examples are worked on at a time.
 
     Raises:
@@ -80,12 +81,17 @@ class Layerwise:
             max((problem.work for problem in ordered), default=0),
         )
         self.plan = plan_chunks(examples, needs, budget.limit, budget.reason)
+        self.examples = sum(len(arrays(part)[0]) for batch in batches for part in cut_evenly(batch, self.plan.chunk))
+
+    @property
+    def dense(self) -> list[np.ndarray]:
+        """The kernels of the dense model, one a target."""
+        return [self._values[id(target.variable)] for target in self._targets]
 
     @property
     def operations(self) -> float:
         """About how many multiplications and additions all solutions take, in float64."""
-        examples = sum(len(arrays(batch)[0]) for batch in self._batches)
-        return sum(problem.operations(examples) for problem in self._ordered)
+        return sum(problem.operations(self.examples) for problem in self._ordered)
 
     @property
     def passes(self) -> int:
@@ -115,7 +121,7 @@ class Layerwise:
             hurried: Whether supports may be a little worse, in a part of the time.
         """
         used = [take(batch, slice(0, max(1, int(share * len(arrays(batch)[0]))))) for batch in self._batches]
-        chunks = [part for batch in used for part in cut(batch, self.plan.chunk)]
+        chunks = [part for batch in used for part in cut_evenly(batch, self.plan.chunk)]
         at_once = len(chunks) == 1
         made = _problems(self._model, self._targets, self._seed, self._alone)
         found = {problem.key: problem for problem in made}

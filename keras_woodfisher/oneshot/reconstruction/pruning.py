@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from keras_woodfisher.oneshot.reconstruction.held_out import HeldOutOutputs
 from keras_woodfisher.oneshot.reconstruction.layerwise import Layerwise, joined
 from keras_woodfisher.oneshot.reconstruction.problem import Choice
 from keras_woodfisher.oneshot.reconstruction.refinement import RATES, Refinement
+from keras_woodfisher.oneshot.reconstruction.removal import Removal
 from keras_woodfisher.options.checks import count
 from keras_woodfisher.options.mask_types import UNSTRUCTURED, mask_text
 from keras_woodfisher.options.pruning_options import RECONSTRUCT, PruningOptions
@@ -40,6 +42,15 @@ _SCOUTS = 8
 _POOR = 0.3
 """Where the outputs are so far from the dense ones, another allocation may be much better."""
 
+_NEAR = 1.05
+"""Of rates whose trials end so near to each other, the largest one is the best for all steps."""
+
+_DENSER = 2.0
+"""Steps begin with so many times the weights that are left in the end."""
+
+Reconstructed = tuple[Sequence[np.ndarray], ReconstructionReport]
+"""Kernels, one a variable in its shape, and what was found."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
@@ -47,7 +58,7 @@ class Effort:
 
     Attributes:
         num_examples: Examples to fit to, fewer where there are fewer.
-        compare: The held-out distance from which on allocations are compared; with 0 they are from the start.
+        compare: The held-out distance from which on other ways to divide the zeros are tried, too.
         steps: Steps of 64 examples on the kept weights of all layers together, after the layers are solved.
     """
 
@@ -98,7 +109,6 @@ class Examined:
 
     Attributes:
         layerwise: Finds sparse kernels.
-        used: How many examples it fits them to.
 
     Raises:
         ValueError: If there is no example.
@@ -117,44 +127,62 @@ class Examined:
         self._inputs, self._model, self._pruner = fitted, model, pruner
         self._share = min(1.0, _SOLVED / self._fitted)
         used = [take(batch, slice(0, max(1, round(self._share * len(arrays(batch)[0]))))) for batch in fitted]
-        self.used = _number(used)
         self.layerwise = Layerwise(model, pruner, used)
         self._outputs = HeldOutOutputs(model, pruner.targets, held, 2 * self.layerwise.plan.chunk)
 
-    def reconstruct(
-        self, choice: Choice, name: str, compared: Sequence[tuple[str, float]], meter: Meter
-    ) -> tuple[list[np.ndarray], ReconstructionReport]:
-        """New kernels, one a target, and what was found.
+    def reconstruct(self, choice: Choice, name: str, meter: Meter) -> Reconstructed:
+        """New kernels, and what was found.
 
         Args:
             choice: Which weights may stay.
             name: How the zeros are divided.
-            compared: What other ways were tried.
             meter: Shows progress.
         """
         total = self.layerwise.total
-        meter.note(f"reconstruction of {total} matrices by {self.used:,} examples, {self.layerwise.plan}")
+        meter.note(f"reconstruction of {total} matrices by {self.layerwise.examples:,} examples, {self.layerwise.plan}")
         with meter.phase("reconstruction", total, "layer") as advance:
             done = self.layerwise.run(choice, advance=advance)
             error = self._outputs.distance(done.kernels)
-        report = ReconstructionReport(done.layers, self.used, self._held, error, name, tuple(compared))
-        return list(done.kernels), report
+        report = ReconstructionReport(done.layers, self.layerwise.examples, self._held, error, name)
+        return done.kernels, report
 
     def refine(
-        self, kernels: list[np.ndarray], report: ReconstructionReport, steps: int, meter: Meter
-    ) -> tuple[list[np.ndarray], ReconstructionReport]:
-        """The kernels after steps towards the dense outputs, if that brings the held-out ones nearer."""
+        self,
+        kernels: Sequence[np.ndarray],
+        before: Reconstructed,
+        steps: int,
+        removal: Removal,
+        meter: Meter,
+    ) -> Reconstructed:
+        """Kernels after steps towards the dense outputs, if that brings the held-out ones nearer than before.
+
+        Args:
+            kernels: Where the steps begin; the removal goes on from there.
+            before: What else there is.
+            steps: How many steps.
+            removal: Which weights go on the way.
+            meter: Shows progress.
+        """
         pruner, trial = self._pruner, max(1, steps // _TRIAL)
         work = Refinement(self._model, pruner.targets, self._inputs, pruner.backend, pruner.options.seed)
         with meter.phase("refinement", steps + len(RATES) * trial, "step") as advance:
-            tried = {rate: self._outputs.distance(work.run(kernels, trial, rate, advance)) for rate in RATES}
-            rate = min(tried, key=lambda rate: tried[rate])
-            refined = work.run(kernels, steps, rate, advance)
-            error = self._outputs.distance(refined)
-        examples = work.batch * (steps + len(RATES) * trial)
+            tried = {rate: self._distance(work.run(kernels, trial, rate, advance=advance)) for rate in RATES}
+            # Few steps need a smaller rate than many.
+            near = [rate for rate, error in tried.items() if error <= _NEAR * min(tried.values())]
+            rate = max(near)
+            refined, error = before[0], math.inf
+            # Where steps lead nowhere, nothing is lost.
+            with suppress(FloatingPointError):
+                refined = work.run(kernels, steps, rate, removal, advance)
+                error = self._distance(refined)
+        report, examples = before[1], work.batch * (steps + len(RATES) * trial)
         if not error < report.error:
-            return kernels, replace(report, refined=RefinementReport(0, rate, examples, report.error))
+            return before[0], replace(report, refined=RefinementReport(0, rate, examples, report.error))
         return refined, replace(report, error=error, refined=RefinementReport(steps, rate, examples, report.error))
+
+    def _distance(self, kernels: Sequence[np.ndarray]) -> float:
+        found = self._outputs.distance(kernels)
+        return found if math.isfinite(found) else math.inf
 
     def compared(self, found: Mapping[str, Allocation], meter: Meter) -> dict[str, float]:
         """The held-out distance of each allocation, with a part of the examples."""
@@ -197,28 +225,39 @@ class ReconstructionWork:
         """Prunes, and tells what became of each layer."""
         if not self._pruner.prunes(self._finals):
             return [], None
-        kernels, report = self._reconstructed(candidates(self._pruner, self._finals))
+        done = self._reconstructed(candidates(self._pruner, self._finals))
         if self._effort.steps:
-            kernels, report = self._examined.refine(kernels, report, self._effort.steps, self._meter)
+            done = self._refined(done)
+        kernels, report = done
         self._pruner.write(kernels)
         return [StageReport(self._pruner.sparsity)], report
 
-    def _reconstructed(self, found: Mapping[str, Allocation]) -> tuple[list[np.ndarray], ReconstructionReport]:
-        """The kernels by the best of some allocations, of which the first one is the most likely."""
-        chosen, tried = next(iter(found)), dict[str, float]()
-        if len(found) > 1 and not self._effort.compare:
-            tried = self._examined.compared(found, self._meter)
-            chosen = min(tried, key=lambda name: tried[name])
-        first = self._examined.reconstruct(found[chosen], chosen, tuple(tried.items()), self._meter)
-        if tried or len(found) == 1 or first[1].error < self._effort.compare:
+    def _reconstructed(self, found: Mapping[str, Allocation]) -> Reconstructed:
+        """The best of some allocations, of which the first one is the most likely."""
+        chosen = next(iter(found))
+        first = self._examined.reconstruct(found[chosen], chosen, self._meter)
+        if len(found) == 1 or first[1].error < self._effort.compare:
             return first
         tried = self._examined.compared(found, self._meter)
         better = min(tried, key=lambda name: tried[name])
         second = first
         if better != chosen:
-            second = self._examined.reconstruct(found[better], better, (), self._meter)
+            second = self._examined.reconstruct(found[better], better, self._meter)
         kernels, report = min(first, second, key=lambda pair: pair[1].error)
         return kernels, replace(report, compared=tuple(tried.items()))
+
+    def _refined(self, done: Reconstructed) -> Reconstructed:
+        """Steps from about twice as many weights, the rest of which goes on the way."""
+        first = [
+            max(now, 1.0 - _DENSER * (1.0 - final))
+            for now, final in zip(self._pruner.reached, self._finals, strict=True)
+        ]
+        kernels: Sequence[np.ndarray] = self._examined.layerwise.dense
+        if self._pruner.prunes(first):
+            name = done[1].allocation
+            kernels, _ = self._examined.reconstruct(candidates(self._pruner, first)[name], name, self._meter)
+        removal = Removal(self._pruner, first, self._finals)
+        return self._examined.refine(kernels, done, self._effort.steps, removal, self._meter)
 
 
 def _number(batches: Sequence[Any]) -> int:

@@ -81,7 +81,7 @@ def reconstruct(  # noqa: PLR0913
     }
     meter = Meter(pruner.backend, pruner.backend.devices(), options.verbose)
     work = Examined(dense, pruner, open_examples(data), effort.num_examples)
-    done, report = work.reconstruct(GivenMasks(masks), "given", (), meter)
+    done, report = work.reconstruct(GivenMasks(masks), "given", meter)
     with restored([target.variable for target in targets], only_on_failure=True):
         for target, kernel in zip(targets, done, strict=True):
             if not np.isfinite(kernel).all():

@@ -2,6 +2,7 @@
 
 Least squares takes one layer at a time; what later layers could make up for, only the output of the whole model tells.
 The distance of the outputs is the Kullback-Leibler divergence of probabilities, and the mean squared error of all else.
+More weights may go meanwhile, see `removal`.
 Steps are Adam's (Kingma & Ba, arXiv 1412.6980) with a rate that falls to zero by half a cosine; it is relative to the
 root mean square of the weights that a variable keeps, and found by what is nearest on held-out examples.
 """
@@ -20,6 +21,7 @@ from keras_woodfisher_backends.protocol import Backend
 from keras_woodfisher.gradients.loss import ModelLoss, forward_only
 from keras_woodfisher.model.targets import Target
 from keras_woodfisher.oneshot.reconstruction.held_out import are_probabilities
+from keras_woodfisher.oneshot.reconstruction.removal import Removal
 from keras_woodfisher.pruning.fisher import Advance, no_progress
 
 RATES = (0.003, 0.008, 0.02)
@@ -57,14 +59,20 @@ class Refinement:
         self.batch = min(_BATCH, max(len(arrays(x)[0]) for x in batches))
 
     def run(
-        self, kernels: Sequence[np.ndarray], steps: int, rate: float, advance: Advance = no_progress
+        self,
+        kernels: Sequence[np.ndarray],
+        steps: int,
+        rate: float,
+        removal: Removal | None = None,
+        advance: Advance = no_progress,
     ) -> list[np.ndarray]:
-        """Kernels with zeros in the same places.
+        """Kernels with zeros in the same places, and more of them where there is a removal.
 
         Args:
             kernels: Where to begin, one a target, in its variable's shape.
             steps: How many steps of 64 examples.
             rate: The first step, as a part of the root mean square of the kept weights.
+            removal: What goes on the way.
             advance: Called after each step.
         """
         kept = [kernel != 0 for kernel in kernels]
@@ -92,6 +100,9 @@ class Refinement:
                     squares[place] = second * squares[place] + (1 - second) * np.square(part)
                     root = np.sqrt(squares[place] / (1 - second**step)) + _TINY
                     values[place] -= fraction * scales[place] * means[place] / (1 - first**step) / root
+                if removal is not None and (progress := removal.progress(step, steps)) is not None:
+                    kept = removal.kept(values, squares, kept, progress)
+                    values = [np.where(keep, value, 0.0) for keep, value in zip(kept, values, strict=True)]
                 advance()
         return [np.where(keep, value, 0.0).astype(np.float32) for keep, value in zip(kept, values, strict=True)]
 

@@ -148,7 +148,8 @@ class Walk:
             if args:
                 self._masks.begin(layer, args[0])
             return own(*args, **kwargs)
-        give_back_memory()
+        # Where all examples are worked on at once, there is enough.
+        give_back_memory(to_system=not self._at_once)
         half = arrays(args[0])[0].shape[0] // 2
         dense_args, dense_kwargs = halves((args, kwargs), slice(None, half), 2 * half)
         pruned_args, pruned_kwargs = halves((args, kwargs), slice(half, None), 2 * half)

@@ -79,8 +79,8 @@ def reconstruction_cost(model: keras.Model, modifier: ReconstructionModifier, da
     assert effort is not None
     examined = Examined(model, pruner, open_examples(data), effort.num_examples)
     work = examined.layerwise
-    passes = 2 * work.passes * examined.used * work.seconds_per_example()
-    return ReconstructionCost(examined.used, work.plan, work.passes, passes + work.operations / _gemm_rate())
+    passes = 2 * work.passes * work.examples * work.seconds_per_example()
+    return ReconstructionCost(work.examples, work.plan, work.passes, passes + work.operations / _gemm_rate())
 
 
 def cost_of(run: Run, updates: Sequence[PlannedUpdate], seconds_per_sample: float | None) -> Cost:
