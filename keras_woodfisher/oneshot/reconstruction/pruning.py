@@ -45,8 +45,8 @@ _POOR = 0.3
 _NEAR = 1.05
 """Of rates whose trials end so near to each other, the largest one is the best for all steps."""
 
-_DENSER = 2.0
-"""Steps begin with so many times the weights that are left in the end."""
+_FAR, _DENSER = 0.2, 2.0
+"""Where the outputs are so far from the dense ones, steps begin with so many times the weights that are left."""
 
 Reconstructed = tuple[Sequence[np.ndarray], ReconstructionReport]
 """Kernels, one a variable in its shape, and what was found."""
@@ -151,7 +151,7 @@ class Examined:
         kernels: Sequence[np.ndarray],
         before: Reconstructed,
         steps: int,
-        removal: Removal,
+        removal: Removal | None,
         meter: Meter,
     ) -> Reconstructed:
         """Kernels after steps towards the dense outputs, if that brings the held-out ones nearer than before.
@@ -160,7 +160,7 @@ class Examined:
             kernels: Where the steps begin; the removal goes on from there.
             before: What else there is.
             steps: How many steps.
-            removal: Which weights go on the way.
+            removal: Which weights go on the way, if any.
             meter: Shows progress.
         """
         pruner, trial = self._pruner, max(1, steps // _TRIAL)
@@ -247,7 +247,9 @@ class ReconstructionWork:
         return kernels, replace(report, compared=tuple(tried.items()))
 
     def _refined(self, done: Reconstructed) -> Reconstructed:
-        """Steps from about twice as many weights, the rest of which goes on the way."""
+        """Steps from there, or from about twice as many weights, the rest of which goes on the way."""
+        if done[1].error < _FAR:
+            return self._examined.refine(done[0], done, self._effort.steps, None, self._meter)
         first = [
             max(now, 1.0 - _DENSER * (1.0 - final))
             for now, final in zip(self._pruner.reached, self._finals, strict=True)
