@@ -135,6 +135,13 @@ class Backend(Protocol):
         """The same function of nested structures of tensors, compiled where that gives the same numbers."""
         ...
 
+    def dry_call(self, function: Callable[[Any], None], x: Any) -> None:
+        """Calls a function of a nest of arrays for what it learns of shapes; on JAX nothing is compiled for that.
+
+        Where the function looks at values, it is called a second time, with values.
+        """
+        ...
+
     def chunk_groups(self, examples: int) -> int:
         """How many groups (n) of b = `examples` a chunk should hold to be fast; at least one."""
         ...

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from exhausted import full
 from gathering import stored
+from keras import ops
 from keras_woodfisher_backends import devices, get_backend
 from keras_woodfisher_backends.kernel import panels
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
@@ -329,3 +330,21 @@ def test_jax_may_be_told_to_leave_the_processor_alone(backend, monkeypatch):
     monkeypatch.setattr(jax, "devices", listed)
     assert backend.devices() == ["cpu"]
     assert backend.kernel("cpu").on_host
+
+
+def test_a_dry_call_tells_shapes_and_has_values_where_they_are_looked_at(backend):
+    seen, read = [], []
+
+    def shapes(x):
+        seen.append((tuple(x["a"].shape), hasattr(x["a"], "aval")))
+
+    def values(x):
+        seen.append(tuple(x["a"].shape))
+        if ops.max(x["a"]) > 0:
+            read.append(float(ops.max(x["a"])))
+
+    x = {"a": np.array([[1.0, 2.0]], "float32")}
+    backend.dry_call(shapes, x)
+    assert seen == [((1, 2), keras.backend.backend() == "jax")]
+    backend.dry_call(values, x)
+    assert read == [2.0]

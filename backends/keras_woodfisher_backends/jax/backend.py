@@ -56,6 +56,12 @@ class JaxBackend:
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return jax.jit(function)
 
+    def dry_call(self, function: Callable[[Any], None], x: Any) -> None:
+        try:
+            jax.eval_shape(function, x)
+        except jax.errors.JAXTypeError:
+            function(x)
+
     def chunk_groups(self, examples: int) -> int:
         return max(1, (devices.EXAMPLES if _gpus() else 16) // examples)
 

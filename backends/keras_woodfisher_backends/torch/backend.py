@@ -89,6 +89,9 @@ class TorchBackend:
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return function
 
+    def dry_call(self, function: Callable[[Any], None], x: Any) -> None:
+        function(x)
+
     def chunk_groups(self, examples: int) -> int:
         return max(1, (devices.EXAMPLES if self._accelerators.count() else 64) // examples)
 

@@ -68,17 +68,18 @@ class Layerwise:
         seed = self._seed = pruner.options.seed
         self._values = {id(t.variable): keras.ops.convert_to_numpy(t.variable) for t in targets}
         problems = _problems(model, targets, seed, alone)
-        ordered, live = Walk(model, problems).order(take(batches[0], slice(0, 1)))
-        self._ordered = ordered
-        self._calls = {problem.key: problem.calls for problem in ordered}
-        self.total = len(ordered)
+        one, seen = take(batches[0], slice(0, 1)), list[tuple[list[Problem], int]]()
+        pruner.backend.dry_call(lambda x: seen.append(Walk(model, problems).order(x)), one)
+        self._ordered, live = seen[-1]
+        self._calls = {problem.key: problem.calls for problem in self._ordered}
+        self.total = len(self._ordered)
         examples = sum(len(arrays(batch)[0]) for batch in batches)
         budget = budget_of(pruner.options)
         needs = Needs(
-            size_of(take(batches[0], slice(0, 1))),
+            size_of(one),
             live,
-            [problem.sums for problem in ordered],
-            max((problem.work for problem in ordered), default=0),
+            [problem.sums for problem in self._ordered],
+            max((problem.work for problem in self._ordered), default=0),
         )
         self.plan = plan_chunks(examples, needs, budget.limit, budget.reason)
         self.examples = sum(len(arrays(part)[0]) for batch in batches for part in cut_evenly(batch, self.plan.chunk))
