@@ -91,6 +91,7 @@ def output_distance(dense: np.ndarray, pruned: np.ndarray) -> float:
         if kind == "binary":
             r, s = np.clip(1.0 - dense, _TINY, 1.0), np.clip(1.0 - pruned, _TINY, 1.0)
             divergence = divergence + (1.0 - dense) * np.log(r / s)
-        return float(divergence.sum(1).mean())
+        # Sums that aren't quite one make it a little less than nothing where both are the same.
+        return max(0.0, float(divergence.sum(1).mean()))
     variance = float(np.square(dense - dense.mean(0)).mean())
     return float(np.square(pruned - dense).mean()) / (variance or 1.0)
