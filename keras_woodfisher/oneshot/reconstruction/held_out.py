@@ -1,5 +1,6 @@
 """How far the outputs of a pruned model are from those of the dense one, on examples that nothing was fitted to."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,11 +40,15 @@ class HeldOutOutputs:
         self._dense = self._outputs(None)
 
     def distance(self, kernels: Sequence[np.ndarray]) -> float:
-        """The distance with other kernels, one a target; of several outputs the mean. See `output_distance`."""
+        """The distance with other kernels, one a target; of several outputs the mean. See `output_distance`.
+
+        It is infinite where an output isn't finite.
+        """
         found = self._outputs(kernels)
         pairs = zip(zip(*self._dense, strict=True), zip(*found, strict=True), strict=True)
         each = [output_distance(*(np.concatenate([_flat(part) for part in parts]) for parts in pair)) for pair in pairs]
-        return float(np.mean(each))
+        distance = float(np.mean(each))
+        return distance if math.isfinite(distance) else math.inf
 
     def _outputs(self, kernels: Sequence[np.ndarray] | None) -> list[list[np.ndarray]]:
         found = []
@@ -92,6 +97,6 @@ def output_distance(dense: np.ndarray, pruned: np.ndarray) -> float:
             r, s = np.clip(1.0 - dense, _TINY, 1.0), np.clip(1.0 - pruned, _TINY, 1.0)
             divergence = divergence + (1.0 - dense) * np.log(r / s)
         # Sums that aren't quite one make it a little less than nothing where both are the same.
-        return max(0.0, float(divergence.sum(1).mean()))
+        return float(np.maximum(divergence.sum(1).mean(), 0.0))
     variance = float(np.square(dense - dense.mean(0)).mean())
     return float(np.square(pruned - dense).mean()) / (variance or 1.0)

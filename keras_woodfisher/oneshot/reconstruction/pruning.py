@@ -166,7 +166,7 @@ class Examined:
         pruner, trial = self._pruner, max(1, steps // _TRIAL)
         work = Refinement(self._model, pruner.targets, self._inputs, pruner.backend, pruner.options.seed)
         with meter.phase("refinement", steps + len(RATES) * trial, "step") as advance:
-            tried = {rate: self._distance(work.run(kernels, trial, rate, advance=advance)) for rate in RATES}
+            tried = {rate: self._outputs.distance(work.run(kernels, trial, rate, advance=advance)) for rate in RATES}
             # Few steps need a smaller rate than many.
             near = [rate for rate, error in tried.items() if error <= _NEAR * min(tried.values())]
             rate = max(near)
@@ -174,15 +174,11 @@ class Examined:
             # Where steps lead nowhere, nothing is lost.
             with suppress(FloatingPointError):
                 refined = work.run(kernels, steps, rate, removal, advance)
-                error = self._distance(refined)
+                error = self._outputs.distance(refined)
         report, examples = before[1], work.batch * (steps + len(RATES) * trial)
         if not error < report.error:
             return before[0], replace(report, refined=RefinementReport(0, rate, examples, report.error))
         return refined, replace(report, error=error, refined=RefinementReport(steps, rate, examples, report.error))
-
-    def _distance(self, kernels: Sequence[np.ndarray]) -> float:
-        found = self._outputs.distance(kernels)
-        return found if math.isfinite(found) else math.inf
 
     def compared(self, found: Mapping[str, Allocation], meter: Meter) -> dict[str, float]:
         """The held-out distance of each allocation, with a part of the examples."""

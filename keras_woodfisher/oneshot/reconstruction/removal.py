@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_woodfisher.oneshot.reconstruction.allocation import LEAST_SHARE
+from keras_woodfisher.pruning.masks import lowest
 from keras_woodfisher.pruning.pruner import Pruner
 
 _EVERY = 16
@@ -55,7 +56,7 @@ class Removal:
             for scores, fraction in zip(worth, sparsity, strict=True):
                 # As where layers are solved: one that loses all its weights takes the model with it.
                 few = int(LEAST_SHARE * (1.0 - fraction) * scores.size)
-                scores[np.argpartition(scores, scores.size - few)[scores.size - few :] if few else []] = np.inf
+                scores[~lowest(scores, scores.size - few)] = np.inf
         gone = np.concatenate([target.flatten(~k) for target, k in zip(targets, kept, strict=True)])
         gone = self._pruner.next_pruned(np.concatenate(worth), gone, sparsity)
         parts = np.split(gone, np.cumsum([target.size for target in targets])[:-1])
