@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from keras_woodfisher.recipe import Recipe, RecipeCheck, RecipeError, check_recipe, load_recipe, recipe_schema
     from keras_woodfisher.reports.batchnorm_report import BatchNormReport
     from keras_woodfisher.reports.layer_report import LayerReport, ReconstructionReport
-    from keras_woodfisher.reports.pruning_report import PhaseReport, PruningReport, StageReport, VariableReport
+    from keras_woodfisher.reports.pruning_report import PruningReport, VariableReport
     from keras_woodfisher.reports.sensitivity_report import Sensitivity, SensitivityReport
+    from keras_woodfisher.reports.stage_report import PhaseReport, StageReport
     from keras_woodfisher.reports.zeros import sparsity_report
 
 __version__ = "0.1.0"
@@ -65,8 +66,9 @@ _HOMES = {
     "recipe": "Recipe RecipeCheck RecipeError check_recipe load_recipe recipe_schema",
     "reports.batchnorm_report": "BatchNormReport",
     "reports.layer_report": "LayerReport ReconstructionReport",
-    "reports.pruning_report": "PhaseReport PruningReport StageReport VariableReport",
+    "reports.pruning_report": "PruningReport VariableReport",
     "reports.sensitivity_report": "Sensitivity SensitivityReport",
+    "reports.stage_report": "PhaseReport StageReport",
     "reports.zeros": "sparsity_report",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -9,15 +9,19 @@ import keras
 from keras_woodfisher.callbacks.progress import Progress
 from keras_woodfisher.callbacks.pruning_task import Task
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate, Ramps, check_buffer
-from keras_woodfisher.data.examples import open_examples
+from keras_woodfisher.data.examples import Examples, open_examples
 from keras_woodfisher.gradients.buffer import BufferedGradients
 from keras_woodfisher.gradients.sources import GradientSource, SampledGradients
 from keras_woodfisher.model.targets import Target, finals_of
+from keras_woodfisher.options.mask_types import UNSTRUCTURED
+from keras_woodfisher.pruning.collapse import Collapse, emptied_at
 from keras_woodfisher.pruning.masks import zeros_of
 from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.pruning.stages import StagedUpdates
-from keras_woodfisher.reports.pruning_report import PruningReport, StageReport, merged
-from keras_woodfisher.reports.zeros import count_zeros
+from keras_woodfisher.reports.left_out import LeftOut
+from keras_woodfisher.reports.pruning_report import PruningReport
+from keras_woodfisher.reports.stage_report import StageReport, merged
+from keras_woodfisher.reports.zeros import count_zeros, left_out_of
 
 
 class Run:
@@ -50,6 +54,8 @@ class Run:
         self.done: float | None = None
         self._first_epoch = 0
         self._stages: list[StageReport] = []
+        self._examples: Examples | None = None
+        self._collapse: Collapse | None = None
 
     @property
     def targets(self) -> list[Target]:
@@ -80,8 +86,8 @@ class Run:
             self.source = self.buffer = BufferedGradients(self._model, self.targets, options.most_gradients, backend)
             uses = uses or [(options.most_gradients, 1)]
         else:
-            examples = open_examples(self.task.data)
-            self.source = SampledGradients(self._model, self.targets, options, backend, examples, loss)
+            self._examples = open_examples(self.task.data)
+            self.source = SampledGradients(self._model, self.targets, options, backend, self._examples, loss)
         self.pruner.open_source(self.source, options.most_gradients, uses)
 
     def prepare(self, progress: Progress) -> None:
@@ -106,6 +112,7 @@ class Run:
             ValueError: If the gradients of training, where they are buffered, aren't enough for an update.
         """
         self._first_epoch = progress.epoch
+        self._collapse = Collapse(self.targets)
         self.find_zeros()
         if self.buffer is not None:
             self._check_buffer(progress, siblings)
@@ -157,16 +164,41 @@ class Run:
         done = updates.update(self._ramps.at(due), lambda _: rows, draw)
         self._stages += [replace(stage, epoch=position) for stage in done]
 
+    def news(self) -> list[str]:
+        """What has died since the last time, as warnings; to be asked for after an update."""
+        assert self._collapse is not None
+        return self._collapse.news(self._model, self._examples)
+
+    def emptied(self) -> list[Target]:
+        """The variables that will certainly have no weight left at the end."""
+        if self.task.options.mask_type != UNSTRUCTURED:
+            return []
+        finals, sizes = self._ramps.at(self.task.schedule.end), [target.size for target in self.targets]
+        return [self.targets[place] for place in emptied_at(finals, sizes, self.task.options.global_sparsity)]
+
     def report(self) -> PruningReport:
         """See `WoodFisherPruning.report`."""
         return PruningReport(
             count_zeros(self.targets),
             merged([phase for stage in self._stages for phase in stage.phases]),
             sum(stage.samples for stage in self._stages),
-            (self.pruner.note,) if self.pruner.note else (),
+            self._notes(),
             tuple(self._stages),
             self.task.options.settings(),
+            left_out=self.left_out(),
         )
+
+    def _notes(self) -> tuple[str, ...]:
+        constant = "" if self._collapse is None else self._collapse.constant
+        return tuple(text for text in (constant, self.pruner.note) if text)
+
+    def remarks(self) -> list[str]:
+        """What is left out, of variables and of the model, in lines."""
+        return [*([self.pruner.note] if self.pruner.note else []), *self.left_out().lines()]
+
+    def left_out(self) -> LeftOut:
+        """The weights that it doesn't consider."""
+        return left_out_of(self._model, self.targets, self.task.options.params, self.task.options.exclude)
 
     def close(self) -> None:
         """Ends buffering."""

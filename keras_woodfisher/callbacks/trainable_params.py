@@ -17,7 +17,7 @@ from keras_woodfisher_backends.keras_internals.training import (
 from keras_woodfisher.callbacks.epoch_callback import TOLERANCE, ScheduledCallback, end_of, start_of
 from keras_woodfisher.callbacks.woodfisher_pruning import WoodFisherPruning
 from keras_woodfisher.model.optimizer_variables import OptimizerSlots, check_growth
-from keras_woodfisher.model.targets import ALL, Target, all_targets, named_targets
+from keras_woodfisher.model.targets import ALL, Target, all_targets, holds_keyword, named_targets
 from keras_woodfisher.options.checks import flag, names
 
 _ATTRIBUTE = "_keras_woodfisher_trainable_schedule"
@@ -217,7 +217,7 @@ class TrainableParams(ScheduledCallback):
     def _chosen(self, model: keras.Model) -> list[Target]:
         everything = all_targets(model)
         params = self._params_wanted
-        if isinstance(params, str) and params.upper() == ALL:
+        if holds_keyword(params, ALL):
             return [t for t in everything if not _quantised(t)]
         chosen = named_targets(everything, params)
         if not chosen:

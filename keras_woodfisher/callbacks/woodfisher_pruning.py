@@ -14,6 +14,7 @@ from keras_woodfisher.callbacks.pruning_run import Run, sparsity_of
 from keras_woodfisher.callbacks.pruning_task import Task
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate
 from keras_woodfisher.options.pruning_options import PruningOptions
+from keras_woodfisher.pruning.collapse import emptied_text
 from keras_woodfisher.reports.meter import announce, say
 from keras_woodfisher.reports.pruning_report import PruningReport
 
@@ -209,8 +210,10 @@ class WoodFisherPruning(MaskCallback):
     def _prepare(self, model: keras.Model) -> WeightMasks:
         self.task.check_epochs(self._progress.epochs)
         run = self._run = Run(self.task, model)
-        if run.pruner.note and self.options.verbose:
-            say(run.pruner.note)
+        if self.options.verbose and (remarks := run.remarks()):
+            say("\n".join(remarks))
+        if emptied := run.emptied():
+            warn(f"final_sparsity rounds to all weights. {emptied_text(emptied, 'will be')}")
         run.prepare(self._progress)
         before, after = beside = callbacks_beside(self)
         self._siblings = [c for c in [*before, *after] if isinstance(c, WoodFisherPruning)]
@@ -271,6 +274,8 @@ class WoodFisherPruning(MaskCallback):
         refresh(self)
         if prunes:
             run.update(due, rows, self._progress, position)
+            for text in run.news():
+                warn(text)
             if weight_masks is not None:
                 weight_masks.hold(run.pruner.masks())
                 weight_masks.constrain()

@@ -22,13 +22,14 @@ def run(args: Namespace) -> Answer:
     total = sum(sizes, Storage(0, 0, 0, 0))
     document = report.as_dict()
     rows = [row | {"bytes": asdict(size)} for row, size in zip(document["variables"], sizes, strict=True)]
-    figures = {name: document[name] for name in ("weights", "pruned", "sparsity", "notes")}
+    names = ("weights", "pruned", "sparsity", "overall_sparsity", "zeroed", "left_out", "notes")
+    figures = {name: document[name] for name in names}
     document = {"command": "inspect", "model": args.model, "variables": rows, **figures, "bytes": asdict(total)}
-    return Answer("\n".join([_table(report, sizes, total), *report.notes]), document)
+    return Answer("\n".join([_table(report, sizes, total), *report.remarks()]), document)
 
 
 def _counted(targets: list[Target], report: PruningReport) -> list[Target]:
-    """Those that the report counts, which leaves out packed weights; the order is the same."""
+    """Those that the report counts, which leaves out what can't be read; the order is the same."""
     rest = iter(targets)
     return [next(t for t in rest if t.name == v.name) for v in report.variables]
 

@@ -17,7 +17,12 @@ from keras_woodfisher.cli.losses import Evaluation, needed_loss
 from keras_woodfisher.oneshot.presets import CHOSEN, OF_GRADIENTS, method_of
 from keras_woodfisher.options.pruning_options import WOODFISHER
 from keras_woodfisher.options.table import on_command_line
+from keras_woodfisher.recipe.matching import considered
+from keras_woodfisher.recipe.modifiers.reconstruction import PRUNING
+from keras_woodfisher.recipe.one_shot_callback import OneShotPruning
+from keras_woodfisher.reports.left_out import LeftOut
 from keras_woodfisher.reports.pruning_report import combined
+from keras_woodfisher.reports.zeros import count_zeros
 
 _BATCH_SIZE = 64
 _LEARNING_RATE = 1e-4
@@ -98,8 +103,7 @@ def _batchnorm(args: Namespace) -> dict[str, Any]:
 
 
 def _params_of(args: Namespace) -> dict[str, Any]:
-    # A single name may be a keyword such as __ALL__, which isn't one of a list.
-    return {"params": args.params[0] if len(args.params) == 1 else args.params} if args.params else {}
+    return {"params": args.params} if args.params else {}
 
 
 def _one_shot(args: Namespace, model: keras.Model, data: Any, loss: Any, batchnorm: dict[str, Any]) -> kw.PruningReport:
@@ -127,8 +131,18 @@ def _fine_tune(
     model.fit(data.x, data.y, sample_weight=data.sample_weight, **training)
     if report is not None:
         return report
-    done = [callback.report() for callback in callbacks if isinstance(callback, kw.WoodFisherPruning)]
-    return combined(done, kw.sparsity_report(model).variables)
+    pruning = [callback for callback in callbacks if isinstance(callback, (kw.WoodFisherPruning, OneShotPruning))]
+    return combined([callback.report() for callback in pruning], *_considered(recipe, model))
+
+
+def _considered(recipe: Any, model: keras.Model) -> tuple[tuple[kw.VariableReport, ...], LeftOut]:
+    """The variables that a recipe is about, and the others."""
+    modifiers = [modifier for modifier in recipe.modifiers if isinstance(modifier, PRUNING)]
+    if not modifiers:
+        report = kw.sparsity_report(model)
+        return report.variables, report.left_out
+    chosen, left_out = considered(modifiers, model)
+    return count_zeros(chosen), left_out
 
 
 def _answer(args: Namespace, report: kw.PruningReport, measured: tuple[Mapping, Mapping], seconds: float) -> Answer:

@@ -11,6 +11,7 @@ import numpy as np
 from keras_woodfisher_backends.keras_internals.models import layers_of, own_state, own_weights, sublayers_of
 
 from keras_woodfisher.model.axes import is_prunable, weight_order
+from keras_woodfisher.model.quantized import holds_weights, mode_of
 from keras_woodfisher.options.patterns import PATTERN, matches_pattern
 from keras_woodfisher.options.sparsity_levels import Levels
 
@@ -19,6 +20,8 @@ FROZEN = "Frozen variables"
 
 ALL = "__ALL__"
 ALL_PRUNABLE = "__ALL_PRUNABLE__"
+KEYWORDS = (ALL, ALL_PRUNABLE)
+"""What stands for many variables, alone or in a list, in either case."""
 
 
 @dataclass(frozen=True, eq=False)  # comparing variables would compare their values
@@ -92,8 +95,8 @@ def find_targets(
     Args:
         model: A built Keras model.
         params: `"__ALL_PRUNABLE__"` (kernels of Dense, EinsumDense, convolutions and recurrent layers),
-            `"__ALL__"` (every variable with two axes or more that isn't a bias), or a list of names and
-            `re:` patterns, which are matched from the start of a name.
+            `"__ALL__"` (every variable with two axes or more that isn't a bias), or a list of these, of names
+            and of `re:` patterns, which are matched from the start of a name.
         exclude: Names and patterns to leave out.
         argument: What messages call `params`.
 
@@ -117,7 +120,7 @@ def find_targets(
     if not chosen:
         raise ValueError(
             f"Nothing to prune: params={params!r} with exclude={list(exclude)!r} leaves no trainable "
-            f"variable of this model. Its prunable variables are: {_prunable_names(everything)}."
+            f"variable of this model. Its prunable variables are: {_prunable_names(everything)}"
         )
     return chosen
 
@@ -128,11 +131,12 @@ def named_targets(everything: list[Target], params: str | Sequence[str], argumen
     Raises:
         KeyError: If a name or pattern matches nothing.
     """
-    if isinstance(params, str) and params.upper() == ALL_PRUNABLE:
-        return [t for t in everything if is_prunable(t.layer, t.variable.name)]
-    if isinstance(params, str) and params.upper() == ALL:
-        return [t for t in everything if len(t.variable.shape) >= 2 and "bias" not in t.variable.name]
     return _matching(everything, [params] if isinstance(params, str) else params, argument)
+
+
+def holds_keyword(params: str | Sequence[str], keyword: str) -> bool:
+    """Whether one of `KEYWORDS` stands in `params`, alone or in a list."""
+    return keyword in [item.upper() for item in ([params] if isinstance(params, str) else params)]
 
 
 def all_targets(model: keras.Model) -> list[Target]:
@@ -163,9 +167,9 @@ def _target(variable: Any, layers: list[Any], containers: set[str]) -> Target:
 def _owned(model: keras.Model) -> Iterator[tuple[Any, Any]]:
     for layer in _walk(model, set()):
         yield from ((layer, variable) for variable in own_weights(layer))
-        if getattr(layer, "quantization_mode", None) is not None:
+        if mode_of(layer) is not None:
             # Quantising makes the kernel a variable that is never trained: listed, so that it can be refused.
-            yield from ((layer, variable) for variable in own_state(layer))
+            yield from ((layer, variable) for variable in own_state(layer) if holds_weights(layer, variable))
 
 
 def _walk(layer: Any, seen: set[int]) -> Iterator[Any]:
@@ -195,18 +199,22 @@ def _matching(targets: list[Target], wanted: Sequence[str], argument: str) -> li
     chosen: set[int] = set()
     for item in wanted:
         hits = [t for t in targets if matches(t, item)]
-        if not hits:
+        if not hits and item.upper() not in KEYWORDS:
             raise KeyError(_no_match(targets, item, argument))
         chosen |= {id(t) for t in hits}
     return [t for t in targets if id(t) in chosen]
 
 
 def matches(target: Target, item: str) -> bool:
-    """Whether a name or a `re:` pattern means a variable.
+    """Whether a name, a `re:` pattern, `"__ALL_PRUNABLE__"` or `"__ALL__"` means a variable.
 
     Raises:
         ValueError: If the pattern takes too long.
     """
+    if item.upper() == ALL_PRUNABLE:
+        return is_prunable(target.layer, target.variable.name)
+    if item.upper() == ALL:
+        return len(target.variable.shape) >= 2 and "bias" not in target.variable.name
     if item.startswith(PATTERN):
         return any(matches_pattern(item, alias) for alias in target.aliases)
     return item in target.aliases
@@ -216,18 +224,24 @@ def _no_match(targets: list[Target], item: str, argument: str) -> str:
     if item.startswith(PATTERN):
         return (
             f"The pattern {item!r} in {argument} matches no variable from the start of its name. "
-            f"Prunable variables: {_prunable_names(targets)}."
+            f"Prunable variables: {_prunable_names(targets)}"
         )
-    prunable = [t for t in targets if is_prunable(t.layer, t.variable.name)]
-    if inside := [t.name for t in prunable if f"/{item.strip('/')}/" in f"/{t.name}"]:
+    matrices = [t for t in targets if matches(t, ALL)]
+    if inside := [t.name for t in matrices if f"/{item.strip('/')}/" in f"/{t.name}"]:
         return f"{argument} names {item!r}, which is a layer. Name the variables in it: {_listed(inside)}."
-    known = [alias for t in prunable for alias in t.aliases]
-    near = difflib.get_close_matches(item, known, n=3) or [_prunable_names(targets)]
-    return f"{argument} names {item!r}, which no variable has. The nearest: {', '.join(near)}."
+    known = [*(alias for t in matrices for alias in t.aliases), *KEYWORDS]
+    near = difflib.get_close_matches(item, known, n=3)
+    nearest = f"{', '.join(near)}." if near else _prunable_names(targets)
+    return f"{argument} names {item!r}, which no variable has. The nearest: {nearest}"
 
 
 def _prunable_names(targets: list[Target]) -> str:
-    return _listed([t.name for t in targets if is_prunable(t.layer, t.variable.name)])
+    """A list that ends with a point, and with a hint where nothing is in it."""
+    if names := [t.name for t in targets if matches(t, ALL_PRUNABLE)]:
+        return f"{_listed(names)}."
+    others = [t.name for t in targets if matches(t, ALL)]
+    hint = f" params={ALL!r} takes the weights of layers of every kind: {_listed(others)}." if others else ""
+    return f"none.{hint}"
 
 
 def _listed(names: list[str]) -> str:
@@ -241,9 +255,9 @@ def _refuse_unsuitable(target: Target) -> None:
             f"{target.name!r} belongs to a layer with LoRA: its kernel is a sum, so zeros in one part "
             "wouldn't be zeros of the layer. Merge the LoRA weights first, or put the layer in `exclude`."
         )
-    if getattr(layer, "quantization_mode", None) is not None:
+    if mode_of(layer) is not None:
         raise ValueError(
-            f"{target.name!r} belongs to a quantised layer ({layer.quantization_mode}), whose weights can't "
+            f"{target.name!r} belongs to a quantised layer ({mode_of(layer)}), whose weights can't "
             "be corrected. Prune the model before quantising it, or put the layer in `exclude`."
         )
 

@@ -10,11 +10,13 @@ from keras_woodfisher.oneshot.batchnorm import reestimation_of
 from keras_woodfisher.oneshot.reconstruction.pruning import ReconstructionWork
 from keras_woodfisher.oneshot.request import Request
 from keras_woodfisher.oneshot.staged_work import StagedWork
+from keras_woodfisher.pruning.collapse import Collapse
 from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.reports.layer_report import ReconstructionReport
 from keras_woodfisher.reports.meter import Meter
-from keras_woodfisher.reports.pruning_report import PruningReport, StageReport, merged
-from keras_woodfisher.reports.zeros import count_zeros
+from keras_woodfisher.reports.pruning_report import PruningReport
+from keras_woodfisher.reports.stage_report import StageReport, merged
+from keras_woodfisher.reports.zeros import count_zeros, left_out_of
 
 _DONT_REESTIMATE = (
     "Reconstruction fits the weights to the BatchNorm statistics that are there. Measured anew afterwards on augmented "
@@ -139,6 +141,7 @@ def prune(  # noqa: PLR0913
     pruner = Pruner(model, request.options)
     finals = request.finals(pruner.targets)
     pruner.find_zeros()
+    collapse = Collapse(pruner.targets)
     if not pruner.prunes(finals):
         notes += (f"nothing was left to prune: the chosen weights were at sparsity {pruner.sparsity:.4f} before.",)
     meter = Meter(pruner.backend, pruner.backend.devices(), request.options.verbose)
@@ -156,15 +159,19 @@ def prune(  # noqa: PLR0913
         if reestimation is not None:
             with meter.phase("batchnorm", reestimation.total, "layer") as advance:
                 batchnorm = reestimation.run(advance)
+    for text in collapse.news(model, examples):
+        warnings.warn(text, stacklevel=2)
+    notes += tuple(text for text in (collapse.constant, pruner.note) if text)
     return PruningReport(
         count_zeros(pruner.targets),
         merged([phase for stage in done for phase in stage.phases] + meter.phases),
         sum(stage.samples for stage in done),
-        (*notes, pruner.note) if pruner.note else notes,
+        notes,
         tuple(done),
         request.report(settings),
         batchnorm,
         reconstruction,
+        left_out_of(model, pruner.targets, request.options.params, request.options.exclude),
     )
 
 

@@ -19,6 +19,7 @@ from keras_woodfisher.options.pruning_options import MAGNITUDE, RECONSTRUCT, UPD
 from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.reports.meter import Meter
 from keras_woodfisher.reports.sensitivity_report import Sensitivity, SensitivityReport
+from keras_woodfisher.reports.zeros import left_out_of
 
 _GRADIENTS = 512
 _LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95)
@@ -145,7 +146,16 @@ def sensitivity(  # noqa: PLR0913
                     advance()
             found.append(row)
     entries = tuple(entry for entries in zip(*found, strict=True) for entry in entries)
-    return SensitivityReport(entries, wanted, dense, sum(map(length, batches)), samples, tuple(meter.phases))
+    return SensitivityReport(
+        entries,
+        wanted,
+        dense,
+        sum(map(length, batches)),
+        samples,
+        tuple(meter.phases),
+        left_out_of(model, pruner.targets, options.params, options.exclude),
+        None if source is None else source.slow_layers,
+    )
 
 
 class _MeasuredLoss:

@@ -14,7 +14,7 @@ from keras_woodfisher.pruning.calibration import HeldOutLoss
 from keras_woodfisher.pruning.corrections import CalibratedCorrector, Corrector
 from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.pruning.stages import StagedUpdates
-from keras_woodfisher.reports.pruning_report import StageReport
+from keras_woodfisher.reports.stage_report import StageReport
 
 _MOST_HELD_OUT = 5000
 """Examples that are used at most where other data is given to calibrate on."""

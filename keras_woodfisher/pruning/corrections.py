@@ -13,7 +13,7 @@ from keras_woodfisher.memory.store import GradientStore
 from keras_woodfisher.pruning.calibration import COMPENSATIONS, STEPS, HeldOutLoss, best_of, longest_that_helps
 from keras_woodfisher.pruning.fisher import BlockFisher
 from keras_woodfisher.reports.meter import Meter
-from keras_woodfisher.reports.pruning_report import CalibrationReport
+from keras_woodfisher.reports.stage_report import CalibrationReport
 
 
 class WholeCorrection:

@@ -21,7 +21,7 @@ from keras_woodfisher.pruning.groups import Structure, arranged, structure_of
 from keras_woodfisher.pruning.masks import count, grow, saliencies, zeros_of
 from keras_woodfisher.pruning.workspace import Workspace
 from keras_woodfisher.reports.meter import Meter
-from keras_woodfisher.reports.pruning_report import StageReport
+from keras_woodfisher.reports.stage_report import StageReport
 
 
 class Pruner:
@@ -226,7 +226,7 @@ class Pruner:
             samples = len(grads)
         delta = np.zeros(weights.shape)
         delta[keep] = change
-        return new, delta, StageReport(0.0, samples, damp, chosen)
+        return new, delta, StageReport(0.0, samples, damp, chosen, slow_layers=source.slow_layers)
 
     def _select(
         self, weights: np.ndarray, fisher: BlockFisher | None, sparsity: Sequence[float], advance: Advance = no_progress

@@ -6,7 +6,7 @@ from keras_woodfisher.gradients.sources import GradientSource
 from keras_woodfisher.pruning.corrections import Corrector
 from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.reports.meter import announce
-from keras_woodfisher.reports.pruning_report import StageReport
+from keras_woodfisher.reports.stage_report import StageReport
 
 
 def stage_sparsities(now: float, final: float, stages: int) -> list[float]:

@@ -8,12 +8,23 @@ from typing import Any
 
 import keras
 
-from keras_woodfisher.model.targets import ALL, Target, all_targets, find_targets, matches, named_targets
+from keras_woodfisher.model.targets import (
+    ALL,
+    KEYWORDS,
+    Target,
+    all_targets,
+    find_targets,
+    holds_keyword,
+    matches,
+    named_targets,
+)
 from keras_woodfisher.options.patterns import PATTERN, matches_pattern
 from keras_woodfisher.options.sparsity_levels import names_of
 from keras_woodfisher.recipe.modifiers.pruning import Modifier
 from keras_woodfisher.recipe.modifiers.reconstruction import PRUNING
 from keras_woodfisher.recipe.modifiers.training import TrainableParamsModifier
+from keras_woodfisher.reports.left_out import LeftOut
+from keras_woodfisher.reports.zeros import left_out_of
 
 
 def targets_of(modifier: Modifier, model: keras.Model) -> list[Target]:
@@ -25,11 +36,23 @@ def targets_of(modifier: Modifier, model: keras.Model) -> list[Target]:
     """
     if isinstance(modifier, TrainableParamsModifier):
         everything = all_targets(model)
-        return everything if modifier.params == ALL else named_targets(everything, modifier.params)
+        return everything if holds_keyword(modifier.params, ALL) else named_targets(everything, modifier.params)
     if isinstance(modifier, PRUNING):
         argument = "final_sparsity" if getattr(modifier, "levels", ()) else "params"
         return find_targets(model, _params_of(modifier), modifier.exclude, argument)
     return []
+
+
+def considered(modifiers: Sequence[Modifier], model: keras.Model) -> tuple[list[Target], LeftOut]:
+    """The variables that some modifiers prune or hold, together, and what none of them considers.
+
+    Raises:
+        KeyError, ValueError: See `targets_of`.
+    """
+    chosen = list({id(t.variable): t for modifier in modifiers for t in targets_of(modifier, model)}.values())
+    params = [item for modifier in modifiers for item in _listed(_params_of(modifier))]
+    exclude = [item for modifier in modifiers for item in getattr(modifier, "exclude", ())]
+    return chosen, left_out_of(model, chosen, tuple(dict.fromkeys(params)), exclude)
 
 
 def frozen_targets(modifier: Modifier, model: keras.Model) -> list[Target]:
@@ -68,7 +91,11 @@ def near_misses(modifier: Modifier, model: keras.Model, chosen: Sequence[Target]
 
 def _items_of(modifier: Modifier) -> tuple[str, ...]:
     wanted = _params_of(modifier) if isinstance(modifier, PRUNING) else ()
-    return () if isinstance(wanted, str) else wanted
+    return tuple(item for item in _listed(wanted) if item.upper() not in KEYWORDS)
+
+
+def _listed(params: str | Sequence[str]) -> tuple[str, ...]:
+    return (params,) if isinstance(params, str) else tuple(params)
 
 
 def _nearly(target: Target, item: str) -> bool:

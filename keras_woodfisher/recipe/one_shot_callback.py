@@ -7,6 +7,7 @@ import keras
 from keras_woodfisher_backends.keras_internals.training import refresh
 
 from keras_woodfisher.oneshot.prune import prune
+from keras_woodfisher.reports.pruning_report import PruningReport
 
 
 class OneShotPruning(keras.callbacks.Callback):
@@ -26,11 +27,23 @@ class OneShotPruning(keras.callbacks.Callback):
         self._verbose = verbose
         self._arguments = dict(arguments)
         self._began = False
+        self._report: PruningReport | None = None
+
+    def report(self) -> PruningReport:
+        """What was done when this training run, or the last one, began.
+
+        Raises:
+            RuntimeError: If it wasn't in effect.
+        """
+        if self._report is None:
+            raise RuntimeError("Nothing was pruned: training hasn't begun, or it began at a later epoch.")
+        return self._report
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._began = False
+        self._report = None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         if not self._began and epoch == 0:
-            prune(refresh(self), self._data, verbose=self._verbose, **self._arguments)
+            self._report = prune(refresh(self), self._data, verbose=self._verbose, **self._arguments)
         self._began = True

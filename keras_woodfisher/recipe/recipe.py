@@ -11,7 +11,7 @@ import keras
 
 from keras_woodfisher.oneshot.prune import prune
 from keras_woodfisher.recipe.callbacks import callbacks_of, pruning_arguments
-from keras_woodfisher.recipe.matching import targets_of
+from keras_woodfisher.recipe.matching import considered, targets_of
 from keras_woodfisher.recipe.modifiers.pruning import Modifier, PruningModifier, WoodFisherPruningModifier
 from keras_woodfisher.recipe.modifiers.reconstruction import ReconstructionModifier
 from keras_woodfisher.recipe.modifiers.validation import modifiers_of
@@ -89,8 +89,8 @@ class Recipe:
         except BaseException:
             model.set_weights(before)
             raise
-        targets = {id(t.variable): t for m in pruning for t in targets_of(m, model)}
-        return combined(reports, count_zeros(list(targets.values())))
+        chosen, left_out = considered(pruning, model)
+        return combined(reports, count_zeros(chosen), left_out)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the canonical form, which `load_recipe` reads back equal."""

@@ -10,7 +10,7 @@ import keras
 import psutil
 from keras_woodfisher_backends.protocol import Backend
 
-from keras_woodfisher.reports.pruning_report import PhaseReport
+from keras_woodfisher.reports.stage_report import PhaseReport
 
 _INTERVAL = 0.005
 

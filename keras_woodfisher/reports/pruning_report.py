@@ -4,9 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from keras_woodfisher_backends.protocol import SlowLayers
+
+from keras_woodfisher.options.checks import as_json
 from keras_woodfisher.reports.batchnorm_report import BatchNormReport
 from keras_woodfisher.reports.layer_report import ReconstructionReport
+from keras_woodfisher.reports.left_out import NOTHING, LeftOut
 from keras_woodfisher.reports.rendering import aligned, axes_of
+from keras_woodfisher.reports.stage_report import PhaseReport, StageReport, merged, stages_table
 
 
 @dataclass(frozen=True)
@@ -34,86 +39,15 @@ class VariableReport:
         return self.pruned / self.weights
 
 
-@dataclass(frozen=True)
-class PhaseReport:
-    """One phase of the work.
-
-        >>> report = kw.prune(model, (x, y), 0.5, quality="fast", num_grads=32, verbose=0)
-        >>> [phase.name for phase in report.phases]
-        ['gradients', 'inverse', 'update']
-
-    Attributes:
-        name: `"gradients"`, `"inverse"`, `"update"`, `"calibration"` or `"batchnorm"`.
-        seconds: Wall-clock time.
-        peak_bytes: Growth of the process's anonymous memory at its peak, plus the peak on GPUs; None where
-            the system doesn't tell.
-    """
-
-    name: str
-    seconds: float
-    peak_bytes: int | None
-
-
-@dataclass(frozen=True)
-class CalibrationReport:
-    """What was chosen by the loss on held-out examples.
-
-    Attributes:
-        compensation: Damping of the compensation, or None: the weights that stay weren't compensated.
-        steps: Damping of each Newton step.
-        loss_removed: The loss on the held-out examples with the weights removed and nothing corrected.
-        loss: The loss on them after the correction.
-        examples: How many examples were differentiated for Newton steps, in all (beside those of the samples).
-    """
-
-    compensation: float | None
-    steps: tuple[float, ...]
-    loss_removed: float
-    loss: float
-    examples: int
-
-
-@dataclass(frozen=True)
-class StageReport:
-    """One update, or one stage of several.
-
-        >>> report = kw.prune(model, (x, y), 0.75, quality="fast", stages=2, num_grads=32, verbose=0)
-        >>> [(stage.sparsity, stage.samples) for stage in report.stages]
-        [(0.5, 32), (0.75, 32)]
-
-    Attributes:
-        sparsity: Fraction of zeros after it.
-        samples: Gradient samples that were used.
-        damp: Ridge on the Fisher's diagonal for the scores; None without gradients.
-        calibration: What was chosen, where there was a choice.
-        phases: Where time and memory went.
-        epoch: When it was, in epochs since training began; None in one shot.
-    """
-
-    sparsity: float
-    samples: int = 0
-    damp: float | None = None
-    calibration: CalibrationReport | None = None
-    phases: tuple[PhaseReport, ...] = ()
-    epoch: float | None = None
-
-
-def merged(phases: Sequence[PhaseReport]) -> tuple[PhaseReport, ...]:
-    """Phases of the same name as one: seconds added up, the largest peak."""
-    found: dict[str, PhaseReport] = {}
-    for phase in phases:
-        before = found.get(phase.name, PhaseReport(phase.name, 0.0, phase.peak_bytes))
-        peaks = [p.peak_bytes for p in (before, phase) if p.peak_bytes is not None]
-        found[phase.name] = PhaseReport(phase.name, before.seconds + phase.seconds, max(peaks, default=None))
-    return tuple(found.values())
-
-
-def combined(reports: Sequence["PruningReport"], variables: tuple[VariableReport, ...]) -> "PruningReport":
+def combined(
+    reports: Sequence["PruningReport"], variables: tuple[VariableReport, ...], left_out: LeftOut = NOTHING
+) -> "PruningReport":
     """Several reports as one, in their order; settings are numbered where there are several.
 
     Args:
         reports: Of work that was done one after the other.
         variables: As they are now.
+        left_out: What none of them considered.
     """
     several = len(reports) > 1
     return PruningReport(
@@ -127,6 +61,7 @@ def combined(reports: Sequence["PruningReport"], variables: tuple[VariableReport
             for number, report in enumerate(reports, start=1)
             for name, value in report.settings.items()
         },
+        left_out=left_out,
     )
 
 
@@ -138,7 +73,7 @@ class PruningReport:
         >>> report.pruned, report.weights, report.sparsity
         (20, 80, 0.25)
         >>> sorted(report.as_dict())[:3]
-        ['batchnorm', 'notes', 'phases']
+        ['batchnorm', 'left_out', 'notes']
 
     Attributes:
         variables: One entry a variable.
@@ -149,6 +84,7 @@ class PruningReport:
         settings: How it was done: the values of `prune`'s options, given or taken from the preset.
         batchnorm: What became of BatchNorm statistics, where they were re-estimated.
         reconstruction: What became of each layer's output, where layers were reconstructed.
+        left_out: Which weights weren't considered, why, and how to name them.
     """
 
     variables: tuple[VariableReport, ...]
@@ -159,6 +95,7 @@ class PruningReport:
     settings: Mapping[str, Any] = field(default_factory=dict)
     batchnorm: BatchNormReport | None = None
     reconstruction: ReconstructionReport | None = None
+    left_out: LeftOut = NOTHING
 
     @property
     def weights(self) -> int:
@@ -172,6 +109,22 @@ class PruningReport:
     def sparsity(self) -> float:
         return self.pruned / self.weights if self.weights else 0.0
 
+    @property
+    def overall_sparsity(self) -> float:
+        """The fraction of zeros over all weights, considered or not (vectors such as biases aside)."""
+        weights = self.weights + self.left_out.weights
+        return (self.pruned + self.left_out.pruned) / weights if weights else 0.0
+
+    @property
+    def zeroed(self) -> tuple[str, ...]:
+        """Names of the variables that are zero as a whole."""
+        return tuple(v.name for v in self.variables if v.pruned == v.weights > 0)
+
+    @property
+    def slow_layers(self) -> tuple[SlowLayers, ...]:
+        """Layers that made sampling slow in some stage, and why."""
+        return tuple(dict.fromkeys(stage.slow_layers for stage in self.stages if stage.slow_layers is not None))
+
     def as_dict(self) -> dict[str, Any]:
         """The report as plain data, for JSON."""
         data = asdict(self)
@@ -182,8 +135,12 @@ class PruningReport:
             name: {str(key): part for key, part in value.items()} if isinstance(value, Mapping) else value
             for name, value in self.settings.items()
         }
-        data["stages"] = [{**stage, "phases": list(stage["phases"])} for stage in data["stages"]]
-        return data | {"weights": self.weights, "pruned": self.pruned, "sparsity": self.sparsity}
+        data["stages"] = [{**as_json(stage), "phases": list(stage["phases"])} for stage in data["stages"]]
+        data["left_out"] = self.left_out.as_dict()
+        data["zeroed"] = list(self.zeroed)
+        data["slow_layers"] = as_json([asdict(slow) for slow in self.slow_layers])
+        figures = ("weights", "pruned", "sparsity", "overall_sparsity")
+        return data | {name: getattr(self, name) for name in figures}
 
     def plot(self, ax: Any = None) -> Any:
         """Draws the sparsity of each variable as a horizontal bar, the first variable on top.
@@ -218,42 +175,23 @@ class PruningReport:
         lines = aligned(cells)
         lines.insert(1, "-" * len(lines[0]))
         lines.insert(-1, "-" * len(lines[0]))
+        lines += self.remarks()
         for phase in self.phases:
             lines.append(f"{phase.name}: {phase.seconds:.2f} s{_memory(phase.peak_bytes)}")
-        lines += _stages(self.stages)
+        lines += stages_table(self.stages)
         if self.settings:
             lines.append("settings: " + ", ".join(f"{name}={value!r}" for name, value in self.settings.items()))
         parts = [str(part) for part in (self.reconstruction, self.batchnorm) if part is not None]
         return "\n".join([*lines, *parts, *self.notes])
 
-
-def _stages(stages: Sequence[StageReport]) -> list[str]:
-    """A table of what was chosen, where there was a choice or there were several stages."""
-    if len(stages) < 2 and not any(stage.calibration for stage in stages):
-        return []
-    rows = [{"stage": str(number), **_figures(stage)} for number, stage in enumerate(stages, start=1)]
-    header = list(dict.fromkeys(name for row in rows for name in row))
-    return aligned([tuple(header), *(tuple(row.get(name, "") for name in header) for row in rows)], left=1)
-
-
-def _figures(stage: StageReport) -> dict[str, str]:
-    """What is worth printing of a stage, by the title of its column."""
-    figures = {} if stage.epoch is None else {"epoch": f"{stage.epoch:.3g}"}
-    figures["sparsity"] = f"{stage.sparsity:.4f}"
-    if stage.samples:
-        figures |= {"samples": f"{stage.samples:,}", "damp": _damping(stage.damp)}
-    if (chosen := stage.calibration) is not None:
-        figures |= {
-            "compensation": _damping(chosen.compensation),
-            "Newton steps": " ".join(f"{damp:.2g}" for damp in chosen.steps) or "-",
-            "loss, weights removed": f"{chosen.loss_removed:.4g}",
-            "corrected": f"{chosen.loss:.4g}",
-        }
-    return figures
-
-
-def _damping(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2g}"
+    def remarks(self) -> list[str]:
+        """What the table of variables doesn't show: what was left out, sampled slowly, or is zero as a whole."""
+        lines = self.left_out.lines()
+        if lines:
+            lines.insert(1, f"  {100 * self.overall_sparsity:.1f} % of all these weights are zero")
+        if self.zeroed:
+            lines.append(f"zero as a whole: {', '.join(self.zeroed)}")
+        return [*lines, *map(str, self.slow_layers)]
 
 
 def _memory(peak: int | None) -> str:

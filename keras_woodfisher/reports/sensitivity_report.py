@@ -4,8 +4,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from keras_woodfisher.reports.pruning_report import PhaseReport
+from keras_woodfisher_backends.protocol import SlowLayers
+
+from keras_woodfisher.options.checks import as_json
+from keras_woodfisher.reports.left_out import NOTHING, LeftOut
 from keras_woodfisher.reports.rendering import aligned, axes_of
+from keras_woodfisher.reports.stage_report import PhaseReport
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class SensitivityReport:
         examples: How many examples losses were measured on.
         samples: Gradient samples that were used.
         phases: Where time and memory went.
+        left_out: Which weights weren't considered, why, and how to name them.
+        slow_layers: Layers that made sampling slow, and why; None if there were none.
     """
 
     entries: tuple[Sensitivity, ...]
@@ -59,6 +65,17 @@ class SensitivityReport:
     examples: int
     samples: int = 0
     phases: tuple[PhaseReport, ...] = ()
+    left_out: LeftOut = NOTHING
+    slow_layers: SlowLayers | None = None
+
+    @property
+    def zeroed(self) -> tuple[tuple[str, float], ...]:
+        """Variables that were zero as a whole, each with the lowest level at which it was."""
+        found: dict[str, float] = {}
+        for entry in self.entries:
+            if entry.pruned == entry.weights:
+                found.setdefault(entry.name, entry.level)
+        return tuple(found.items())
 
     @property
     def predicts(self) -> bool:
@@ -74,7 +91,10 @@ class SensitivityReport:
     def as_dict(self) -> dict[str, Any]:
         """The report as plain data, for JSON."""
         data = asdict(self)
-        return data | {name: list(data[name]) for name in ("entries", "levels", "phases")}
+        data |= {name: list(data[name]) for name in ("entries", "levels", "phases")}
+        data["slow_layers"] = as_json(data["slow_layers"])
+        zeroed = [{"name": name, "level": level} for name, level in self.zeroed]
+        return data | {"left_out": self.left_out.as_dict(), "zeroed": zeroed}
 
     def plot(self, ax: Any = None) -> Any:
         """Draws a curve a variable: the increase of the loss over its sparsity. Dashed is what the Fisher predicts.
@@ -117,7 +137,10 @@ class SensitivityReport:
             lines += ["", "increase of the loss, predicted by the Fisher", *self._table("predicted", ".1e")]
         if any(entry.output_error is not None for entry in self.entries):
             lines += ["", "relative error of the layer's output", *self._table("output_error", ".1e")]
-        return "\n".join(lines)
+        more = [f"zero as a whole from level {level:g} on: {name}" for name, level in self.zeroed]
+        more += [] if self.slow_layers is None else [str(self.slow_layers)]
+        more += self.left_out.lines()
+        return "\n".join([*lines, "", *more] if more else lines)
 
     def _table(self, figure: str, form: str) -> list[str]:
         cells: list[tuple[str, ...]] = [("variable", "weights", *(f"{level:g}" for level in self.levels))]

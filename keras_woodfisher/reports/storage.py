@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_woodfisher.model.axes import axis_roles
+from keras_woodfisher.model.quantized import holds_integers, integers_of, mode_of
 from keras_woodfisher.model.targets import Target
 
 _GZIP_LEVEL = 6
@@ -38,23 +39,42 @@ class Storage:
         return Storage(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
-def matrix_storage(matrix: np.ndarray) -> Storage:
-    """The bytes of a matrix (rows, columns), of any type of number."""
+def matrix_storage(matrix: np.ndarray, stored: np.ndarray | None = None) -> Storage:
+    """The bytes of a matrix (rows, columns), of any type of number.
+
+    Args:
+        matrix: Its entries.
+        stored: The array that holds them, if another one, perhaps two in a byte.
+    """
     rows, columns = matrix.shape
     nonzero = int(np.count_nonzero(matrix))
-    values = nonzero * matrix.itemsize
+    dense = matrix if stored is None else stored
+    values = -(-nonzero // 2) if dense.size < matrix.size else nonzero * dense.itemsize
     indices = nonzero * _index_bytes(columns - 1)
     pointers = (rows + 1) * _index_bytes(nonzero)
     return Storage(
-        dense=matrix.nbytes,
+        dense=dense.nbytes,
         bitmask=-(-matrix.size // 8) + values,
         csr=values + indices + pointers,
-        gzip=len(gzip.compress(np.ascontiguousarray(matrix).tobytes(), _GZIP_LEVEL, mtime=0)),
+        gzip=len(gzip.compress(np.ascontiguousarray(dense).tobytes(), _GZIP_LEVEL, mtime=0)),
     )
 
 
 def target_storage(target: Target) -> Storage:
-    """The bytes of a variable as a matrix in weight order: one row an output unit, in the variable's own dtype."""
+    """The bytes of a variable as a matrix in weight order: one row an output unit, in the variable's own dtype.
+
+    Integers of 4 bits that are packed two in a byte take half a byte each.
+
+    Raises:
+        ValueError: If the integers of a quantised layer can't be read.
+    """
+    if holds_integers(target.layer, target.variable) and mode_of(target.layer) != "int8":
+        integers = integers_of(target.layer, target.variable)
+        if integers is None:
+            raise ValueError(f"The integers of {target.name!r} ({mode_of(target.layer)}) can't be read.")
+        # A row of an embedding is an output unit already.
+        by_output = integers.T if target.variable.name == "kernel" else integers
+        return matrix_storage(by_output, ops.convert_to_numpy(target.variable))
     return matrix_storage(target_matrix(target))
 
 

@@ -12,7 +12,7 @@ from keras_woodfisher.model.targets import Target
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.masks import zeros_of
 from keras_woodfisher.pruning.pruner import Pruner
-from keras_woodfisher.reports.pruning_report import StageReport
+from keras_woodfisher.reports.stage_report import StageReport
 
 NAME = keras.backend.backend()
 DAMP = 1e-4

@@ -25,6 +25,7 @@ def test_the_table():
         "long/name/kernel  (5,)            5       5    1.0000",
         "-----------------------------------------------------",
         "total                         1,205     305    0.2531",
+        "zero as a whole: long/name/kernel",
         "gradients: 1.23 s, 3 MiB at its peak",
         "inverse: 0.50 s",
         "One more thing.",
@@ -115,18 +116,6 @@ def test_frozen_variables_are_counted(params):
     model = model_with_zeros()
     model.trainable = False
     assert kw.sparsity_report(model, params).pruned == 8
-
-
-@pytest.mark.filterwarnings("ignore:Layer InputLayer does not have")
-def test_int8_weights_are_counted_and_packed_ones_told():
-    model = model_with_zeros()
-    model.get_layer("dense").quantize("int8")
-    assert kw.sparsity_report(model).weights == 72 + 192
-    model = model_with_zeros()
-    model.get_layer("dense").quantize("int4")
-    report = kw.sparsity_report(model)
-    assert report.weights == 72
-    assert "Not counted, since int4 packs several weights in one: m/dense/kernel" in str(report)
 
 
 def test_a_model_without_kernels():

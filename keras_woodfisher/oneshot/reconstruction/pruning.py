@@ -25,7 +25,7 @@ from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.pruning.workspace import budget_of
 from keras_woodfisher.reports.layer_report import ReconstructionReport, RefinementReport
 from keras_woodfisher.reports.meter import Meter
-from keras_woodfisher.reports.pruning_report import StageReport
+from keras_woodfisher.reports.stage_report import StageReport
 
 _SOLVED = 4096
 """Layers are fitted to so many examples at most: more make them no better. Steps use all."""

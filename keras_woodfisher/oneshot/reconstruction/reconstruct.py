@@ -15,7 +15,7 @@ from keras_woodfisher.options.pruning_options import RECONSTRUCT, PruningOptions
 from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.reports.meter import Meter
 from keras_woodfisher.reports.pruning_report import PruningReport
-from keras_woodfisher.reports.zeros import count_zeros
+from keras_woodfisher.reports.zeros import count_zeros, left_out_of
 
 _LISTED = 3
 
@@ -88,7 +88,9 @@ def reconstruct(  # noqa: PLR0913
                 raise FloatingPointError(f"The new weights of {target.name!r} aren't finite; nothing was changed.")
             target.variable.assign(kernel)
     settings = {"method": RECONSTRUCT, "num_examples": effort.num_examples, "seed": options.seed}
-    return PruningReport(count_zeros(targets), tuple(meter.phases), settings=settings, reconstruction=report)
+    left_out = left_out_of(model, targets, options.params, options.exclude)
+    phases = tuple(meter.phases)
+    return PruningReport(count_zeros(targets), phases, settings=settings, reconstruction=report, left_out=left_out)
 
 
 def _check_alike(model: keras.Model, dense: keras.Model, targets: Sequence[Target], others: Sequence[Target]) -> None:

@@ -22,10 +22,11 @@ from keras_woodfisher.recipe.callbacks import buffers, callback_of
 from keras_woodfisher.recipe.dry_run.conflicts import conflicts
 from keras_woodfisher.recipe.dry_run.costs import cost_of, probed_seconds, reconstruction_cost
 from keras_woodfisher.recipe.dry_run.report import CheckedModifier, Problem, RecipeCheck
-from keras_woodfisher.recipe.matching import frozen_targets, matched, near_misses, targets_of
+from keras_woodfisher.recipe.matching import considered, frozen_targets, matched, near_misses, targets_of
 from keras_woodfisher.recipe.modifiers.pruning import Modifier, PruningModifier, WoodFisherPruningModifier
 from keras_woodfisher.recipe.modifiers.reconstruction import PRUNING, ReconstructionModifier
 from keras_woodfisher.recipe.recipe import Recipe
+from keras_woodfisher.reports.left_out import NOTHING
 from keras_woodfisher.reports.meter import say
 
 _REFUSALS = (ValueError, TypeError, KeyError, MemoryError, FloatingPointError)
@@ -82,10 +83,12 @@ def check_recipe(
         # The report says it.
         warnings.filterwarnings("ignore", FROZEN)
         found = {label: training.checked(modifier, label) for modifier, label in ordered}
-    checked = [found[label] for label in labels]
+        checked = [found[label] for label in labels]
+        sound = [entry.modifier for entry in checked if isinstance(entry.modifier, PRUNING) and entry.keys]
+        left_out = considered(sound, model)[1] if sound else NOTHING
     problems = [*training.problems(recipe.modifiers), *(p for entry in checked for p in entry.problems)]
     problems += conflicts(model, checked)
-    outcome = RecipeCheck(tuple(checked), tuple(problems), steps_per_epoch, epochs)
+    outcome = RecipeCheck(tuple(checked), tuple(problems), steps_per_epoch, epochs, left_out)
     if verbose:
         say(str(outcome))
     return outcome
@@ -174,7 +177,7 @@ class _Training:
         try:
             run = self._run_of(modifier, problems)
             run.pruner.check_weights()
-            entry = replace(entry, dense=run.pruner.note)
+            entry = replace(entry, dense=run.pruner.note, emptied=tuple(t.name for t in run.emptied()))
             updates = run.plan(self.steps, self.epochs, pruned=self.zeros)
             source = "buffer" if run.task.buffers else "data"
             sampled = any(update.num_grads for update in updates)

@@ -11,6 +11,7 @@ from keras_woodfisher.options.sizes import size_text
 from keras_woodfisher.recipe.dry_run.costs import Cost, ReconstructionCost
 from keras_woodfisher.recipe.modifiers.pruning import Modifier, PruningModifier
 from keras_woodfisher.recipe.modifiers.writing import changed_fields
+from keras_woodfisher.reports.left_out import NOTHING, LeftOut
 from keras_woodfisher.reports.rendering import aligned
 
 _SHOWN = 6
@@ -45,6 +46,7 @@ class CheckedModifier:
         nearly: Names of variables that its names and patterns nearly match.
         frozen: Names of variables that it means and leaves alone, since they are frozen.
         dense: What stays dense since it fills no group of the mask, or "".
+        emptied: Names of the variables that will have no weight left.
         updates: Every pruning update.
         source: `"data"` or `"buffer"`: where gradients come from; "" where none are needed.
         slow_layers: Layers that make sampling slow; None if there are none, or no data to try it on.
@@ -61,6 +63,7 @@ class CheckedModifier:
     nearly: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     dense: str = ""
+    emptied: tuple[str, ...] = ()
     updates: tuple[PlannedUpdate, ...] = ()
     source: str = ""
     slow_layers: SlowLayers | None = None
@@ -94,6 +97,8 @@ class CheckedModifier:
             lines.append(f"frozen, and left alone: {', '.join(self.frozen)}")
         if self.dense:
             lines.append(self.dense)
+        if self.emptied:
+            lines.append(f"no weight will be left of: {', '.join(self.emptied)}")
         if self.updates:
             lines += [*_table(self.updates), *self._cost_lines()]
         if (cost := self.reconstruction) is not None:
@@ -144,12 +149,14 @@ class RecipeCheck:
         problems: Everything that would fail, with its mend; empty if nothing would.
         steps_per_epoch: As given.
         epochs: As given, or as the recipe has it.
+        left_out: Which weights no modifier prunes or holds, why, and how to name them.
     """
 
     modifiers: tuple[CheckedModifier, ...]
     problems: tuple[Problem, ...]
     steps_per_epoch: int | None
     epochs: int | None
+    left_out: LeftOut = NOTHING
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain data, for JSON."""
@@ -158,12 +165,14 @@ class RecipeCheck:
             "steps_per_epoch": self.steps_per_epoch,
             "modifiers": [entry.as_dict() for entry in self.modifiers],
             "problems": [asdict(problem) for problem in self.problems],
+            "left_out": self.left_out.as_dict(),
         }
 
     def __str__(self) -> str:
         steps = "unknown (give steps_per_epoch)" if self.steps_per_epoch is None else str(self.steps_per_epoch)
         lines = [f"{self.epochs or 'unknown'} epochs, steps an epoch: {steps}"]
         lines += [line for entry in self.modifiers for line in entry.lines()]
+        lines += self.left_out.lines()
         lines.append("problems:" if self.problems else "no problems")
         return "\n".join([*lines, *(f"  - {problem}" for problem in self.problems)])
 
