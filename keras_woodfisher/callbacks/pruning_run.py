@@ -167,7 +167,7 @@ class Run:
     def news(self) -> list[str]:
         """What has died since the last time, as warnings; to be asked for after an update."""
         assert self._collapse is not None
-        return self._collapse.news(self._model, self._examples)
+        return self._collapse.news(self._model, lambda: self._examples)
 
     def emptied(self) -> list[Target]:
         """The variables that will certainly have no weight left at the end."""

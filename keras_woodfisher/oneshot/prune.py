@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import keras
 
+from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.oneshot.batchnorm import reestimation_of
 from keras_woodfisher.oneshot.reconstruction.pruning import ReconstructionWork
 from keras_woodfisher.oneshot.request import Request
@@ -159,7 +160,9 @@ def prune(  # noqa: PLR0913
         if reestimation is not None:
             with meter.phase("batchnorm", reestimation.total, "layer") as advance:
                 batchnorm = reestimation.run(advance)
-    for text in collapse.news(model, examples):
+        # Magnitude pruning reads data only for this.
+        warned = collapse.news(model, lambda: examples if examples is not None or data is None else open_examples(data))
+    for text in warned:
         warnings.warn(text, stacklevel=2)
     notes += tuple(text for text in (collapse.constant, pruner.note) if text)
     return PruningReport(

@@ -9,6 +9,7 @@ import keras
 from keras_woodfisher.data.examples import Examples, count_up_to, open_examples
 from keras_woodfisher.gradients.gauss_newton import curvature_problem
 from keras_woodfisher.model.targets import Target, finals_of
+from keras_woodfisher.oneshot.batchnorm import takes_data
 from keras_woodfisher.oneshot.presets import (
     CHOSEN,
     OF_GRADIENTS,
@@ -66,8 +67,9 @@ class Request:
 
     def open_examples(self) -> Examples | None:
         """The data, opened, if anything is read of it."""
-        data = self._arguments["data"]
-        return None if data is None else open_examples(data)
+        data, wanted = self._arguments["data"], self._arguments["reestimate_batchnorm"]
+        reads = self.options.method != MAGNITUDE or (takes_data(wanted) and data is not None)
+        return open_examples(data) if reads else None
 
     def settle(self, model: keras.Model, examples: Examples | None) -> tuple[Settings, tuple[str, ...]]:
         """What the preset chooses for this model and these examples, and notes on what that doesn't do."""

@@ -154,7 +154,7 @@ def sensitivity(  # noqa: PLR0913
         samples,
         tuple(meter.phases),
         left_out_of(model, pruner.targets, options.params, options.exclude),
-        None if source is None else source.slow_layers,
+        () if source is None or source.slow_layers is None else (source.slow_layers,),
     )
 
 

@@ -1,6 +1,6 @@
 """What dies of pruning: variables that lose all their weights, and outputs that are the same whatever goes in."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -42,19 +42,20 @@ class Collapse:
         self._known = {place for place, target in enumerate(targets) if not target.read().any()}
         self.constant = ""
 
-    def news(self, model: keras.Model, examples: Examples | None) -> list[str]:
+    def news(self, model: keras.Model, opened: Callable[[], Examples | None]) -> list[str]:
         """What is to be said of the model as it is now; nothing twice.
 
         Args:
             model: The model that the variables belong to.
-            examples: Where to read some to look at outputs; without them nothing is said of outputs.
+            opened: Gives examples to look at outputs of, where that is called for; None: nothing is said of outputs.
         """
         kept = [target.unflatten(target.read()) != 0 for target in self._targets]
         empty = [place for place, weights in enumerate(kept) if not weights.any()]
         new = [place for place in empty if place not in self._known]
         self._known |= set(new)
         found = [emptied_text([self._targets[place] for place in new])] if new else []
-        if examples is not None and not self.constant and not all(map(_is_alive, self._targets, kept)):
+        dying = not self.constant and not all(map(_is_alive, self._targets, kept))
+        if dying and (examples := opened()) is not None:
             self.constant = constant_outputs(model, read_batches(examples, _EXAMPLES, _EXAMPLES, 0)[0][0])
             found += [self.constant] if self.constant else []
         return found

@@ -1,7 +1,7 @@
 """What was pruned and what it cost, as data and as a table."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from keras_woodfisher_backends.protocol import SlowLayers
@@ -61,8 +61,16 @@ def combined(
             for number, report in enumerate(reports, start=1)
             for name, value in report.settings.items()
         },
-        left_out=left_out,
+        next((report.batchnorm for report in reversed(reports) if report.batchnorm is not None), None),
+        _rebuilt([report.reconstruction for report in reports if report.reconstruction is not None]),
+        left_out,
     )
+
+
+def _rebuilt(found: Sequence[ReconstructionReport]) -> ReconstructionReport | None:
+    """The layers of all reconstructions, with the outputs of the last one."""
+    layers = tuple(layer for report in found for layer in report.layers)
+    return replace(found[-1], layers=layers) if found else None
 
 
 @dataclass(frozen=True)

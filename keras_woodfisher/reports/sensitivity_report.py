@@ -56,7 +56,7 @@ class SensitivityReport:
         samples: Gradient samples that were used.
         phases: Where time and memory went.
         left_out: Which weights weren't considered, why, and how to name them.
-        slow_layers: Layers that made sampling slow, and why; None if there were none.
+        slow_layers: Layers that made sampling slow, and why.
     """
 
     entries: tuple[Sensitivity, ...]
@@ -66,7 +66,7 @@ class SensitivityReport:
     samples: int = 0
     phases: tuple[PhaseReport, ...] = ()
     left_out: LeftOut = NOTHING
-    slow_layers: SlowLayers | None = None
+    slow_layers: tuple[SlowLayers, ...] = ()
 
     @property
     def zeroed(self) -> tuple[tuple[str, float], ...]:
@@ -138,8 +138,7 @@ class SensitivityReport:
         if any(entry.output_error is not None for entry in self.entries):
             lines += ["", "relative error of the layer's output", *self._table("output_error", ".1e")]
         more = [f"zero as a whole from level {level:g} on: {name}" for name, level in self.zeroed]
-        more += [] if self.slow_layers is None else [str(self.slow_layers)]
-        more += self.left_out.lines()
+        more += [*map(str, self.slow_layers), *self.left_out.lines()]
         return "\n".join([*lines, "", *more] if more else lines)
 
     def _table(self, figure: str, form: str) -> list[str]:

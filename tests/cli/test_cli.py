@@ -161,7 +161,7 @@ def test_accuracy_of_binary_logits_has_its_threshold_at_zero(cli):
         ("--quiet", {"verbose": 0}),
         ("--json", {"verbose": 0}),
         ("--params hidden/kernel out/kernel", {"params": ["hidden/kernel", "out/kernel"]}),
-        ("--params __ALL__", {"params": "__ALL__"}),
+        ("--params __ALL__", {"params": ["__ALL__"]}),
         ("--exclude out/kernel --exclude re:x", {"exclude": ["out/kernel", "re:x"]}),
         ("--num-grads 24", {"num_grads": 24}),
         ("--damp 1e-3", {"damp": 1e-3}),

@@ -95,9 +95,9 @@ def test_a_path_that_is_cut_is_seen_though_each_variable_has_weights(chain, exam
     collapse = Collapse(targets)
     model.get_layer("first").kernel.assign(first)
     model.get_layer("last").kernel.assign(last)
-    (text,) = collapse.news(model, open_examples(examples))
+    (text,) = collapse.news(model, lambda: open_examples(examples))
     assert text == collapse.constant and "is the same for all 16 examples" in text
-    assert collapse.news(model, open_examples(examples)) == [], "nothing twice"
+    assert collapse.news(model, lambda: open_examples(examples)) == [], "nothing twice"
 
 
 def test_the_callback_warns_before_training_and_at_the_update(chain, examples):
