@@ -26,7 +26,7 @@ class KeepZeros(MaskCallback):
         0.5
 
     Args:
-        params: The variables to hold: `"__ALL_PRUNABLE__"` (kernels), `"__ALL__"`, or names and `re:` patterns.
+        params: The variables to hold: `"__ALL_PRUNABLE__"` (kernels), `"__ALL__"`, or a list of these, names and `re:` patterns.
         exclude: Names and patterns to leave free.
         start_epoch: From when on, in epochs, fractions allowed; 0 or -1 means from the start.
         end_epoch: Until when, in epochs; -1 means to the end of training.

@@ -44,7 +44,8 @@ class WoodFisherPruning(MaskCallback):
         data: Where to sample gradients from: whatever `fit` takes, or a callable that returns a fresh iterator of
             batches. Without it the training run's own latest gradients are buffered, one a step.
         params: The variables to prune: `"__ALL_PRUNABLE__"` (the default: kernels of Dense, EinsumDense, convolutions,
-            recurrent layers), `"__ALL__"`, or a list of names and `re:` patterns.
+            recurrent layers), `"__ALL__"` (embeddings and weights of other layers too), or a list of these, of names
+            and of `re:` patterns.
         exclude: Names and patterns to leave out.
         global_sparsity: Rank all weights together (the default), or each variable by itself.
         num_grads: Gradient samples (m), or `{sparsity: count}`: the count of the largest key that is at or below the

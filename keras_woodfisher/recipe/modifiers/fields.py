@@ -74,7 +74,7 @@ def as_names(value: Any) -> Any:
 
 
 def as_params(value: Any) -> Any:
-    """`__ALL__` or `__ALL_PRUNABLE__`, in either case and alone or as the only item of a list; or names."""
+    """Names, which may be `__ALL__` and `__ALL_PRUNABLE__` in either case; one of these alone isn't a list."""
     alone = value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
     if isinstance(alone, str) and alone.upper() in (ALL, ALL_PRUNABLE):
         return alone.upper()
