@@ -7,11 +7,16 @@ import keras
 import numpy as np
 from keras_woodfisher_backends.keras_internals.training import keep_edits, model_of, refresh
 
+from keras_woodfisher.callbacks.callback_list import warn
 from keras_woodfisher.callbacks.mask_callback import MaskCallback
-from keras_woodfisher.callbacks.mask_constraint import WeightMasks
-from keras_woodfisher.model.targets import Target, find_targets
+from keras_woodfisher.callbacks.mask_constraint import MaskConstraint, WeightMasks
+from keras_woodfisher.model.targets import ALL, ALL_PRUNABLE, Target, all_targets, find_targets, matches
 from keras_woodfisher.options.checks import as_json, names, number
 from keras_woodfisher.pruning.masks import zeros_of
+from keras_woodfisher.reports.zeros import count_zeros
+
+_MANY = 0.1
+"""So large a part of zeros doesn't come about by itself."""
 
 
 class KeepZeros(MaskCallback):
@@ -26,7 +31,8 @@ class KeepZeros(MaskCallback):
         0.5
 
     Args:
-        params: The variables to hold: `"__ALL_PRUNABLE__"` (kernels), `"__ALL__"`, or a list of these, names and `re:` patterns.
+        params: The variables to hold: `"__ALL_PRUNABLE__"` (kernels), `"__ALL__"`, or a list of these, names and `re:`
+            patterns. Where others have many zeros a warning names them.
         exclude: Names and patterns to leave free.
         start_epoch: From when on, in epochs, fractions allowed; 0 or -1 means from the start.
         end_epoch: Until when, in epochs; -1 means to the end of training.
@@ -100,10 +106,28 @@ class KeepZeros(MaskCallback):
         return WeightMasks(model, self._targets, (start, start))
 
     def _start(self, epoch: int) -> list[np.ndarray]:
+        if self._params_wanted == ALL_PRUNABLE and (free := self._free_zeros()):
+            warn(
+                f"KeepZeros doesn't hold the zeros of {', '.join(free)}, which it holds only when they are named. Give "
+                f"params={[ALL_PRUNABLE, *free]!r}, or put them in `exclude`."
+            )
         self._holds = epoch >= self._start_epoch
         if self._holds:
             return self._zeros()
         return [np.zeros(tuple(target.variable.shape), bool) for target in self._targets]
+
+    def _free_zeros(self) -> list[str]:
+        """Names of variables that were pruned, by the look of them, and that no callback holds."""
+        exclude = (self._exclude,) if isinstance(self._exclude, str) else self._exclude
+        free = [
+            target
+            for target in all_targets(model_of(self))
+            if matches(target, ALL)
+            and target.variable.trainable
+            and not isinstance(target.variable.constraint, MaskConstraint)
+            and not any(matches(target, item) for item in exclude)
+        ]
+        return [v.name for v in count_zeros(free) if _MANY <= v.sparsity < 1.0]
 
     def _zeros(self) -> list[np.ndarray]:
         return [target.unflatten(zeros_of(target)) for target in self._targets]

@@ -138,11 +138,11 @@ def sensitivity(  # noqa: PLR0913
             with meter.phase(f"loss at {level:g}", len(pruner.targets), "variable") as advance:
                 row = []
                 parts = zip(pruner.targets, pruner.zeros, *outcome, strict=True)
-                for place, (target, zeros, weights, pruned, cost, error) in enumerate(parts):
+                for place, (target, zeros, weights, pruned, cost, *rest) in enumerate(parts):
                     count = int(pruned.sum())
                     # Where nothing new is pruned, nothing is corrected either.
                     loss_then = dense if count == zeros else measured.loss_with(place, weights, pruned)
-                    row.append(Sensitivity(target.name, target.size, level, count, cost, loss_then - dense, error))
+                    row.append(Sensitivity(target.name, target.size, level, count, cost, loss_then - dense, *rest))
                     advance()
             found.append(row)
     entries = tuple(entry for entries in zip(*found, strict=True) for entry in entries)

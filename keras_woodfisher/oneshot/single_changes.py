@@ -28,12 +28,14 @@ class Change(NamedTuple):
         pruned: For each variable its pruned weights, bool.
         costs: For each variable the predicted increase of the loss, or None.
         errors: For each variable the relative error of its layer's output, or None.
+        notes: For each variable why it couldn't be reconstructed, or "".
     """
 
     weights: list[np.ndarray]
     pruned: list[np.ndarray]
     costs: Sequence[float | None]
     errors: Sequence[float | None]
+    notes: Sequence[str]
 
 
 @contextmanager
@@ -87,7 +89,9 @@ def _change(
 ) -> Change:
     edges = np.cumsum([target.size for target in pruner.targets])[:-1]
     changed = np.where(new, 0.0, weights + delta).astype(weights.dtype)
-    return Change(np.split(changed, edges), np.split(new, edges), costs, [None] * len(pruner.targets))
+    return Change(
+        np.split(changed, edges), np.split(new, edges), costs, [None] * len(pruner.targets), [""] * len(pruner.targets)
+    )
 
 
 def _by_variable(pruner: Pruner, blocks: list[slice], costs: np.ndarray) -> list[float]:
@@ -117,6 +121,8 @@ def reconstructed_changes(
         with meter.phase(f"reconstruction at {level:g}", work.total, "layer") as advance:
             done = work.run(allocation, advance=advance)
         weights = [target.flatten(kernel) for target, kernel in zip(pruner.targets, done.kernels, strict=True)]
-        return Change(weights, [flat == 0.0 for flat in weights], no_costs, done.errors)
+        why = {layer.name: layer.note for layer in done.layers}
+        notes = [why.get(target.name, "") for target in pruner.targets]
+        return Change(weights, [flat == 0.0 for flat in weights], no_costs, done.errors, notes)
 
     yield change, 0

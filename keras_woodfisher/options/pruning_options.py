@@ -62,8 +62,8 @@ class PruningOptions:
     params: str | tuple[str, ...] = option(
         "__ALL_PRUNABLE__",
         kinds.PARAMS,
-        'kernels of Dense, EinsumDense, convolutions and recurrent layers; `"__ALL__"`: embeddings and weights of other '
-        "layers too; or a list of these, names and `re:` patterns",
+        'kernels of Dense, EinsumDense, convolutions and recurrent layers; `"__ALL__"`: embeddings and weights of '
+        "other layers too; or a list of these, names and `re:` patterns",
         RAMP,
         **_COMMANDS | {"defaults": {CALLBACK: None, PRUNE: None, RECIPE: ...}},
     )

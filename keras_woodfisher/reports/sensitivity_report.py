@@ -29,6 +29,7 @@ class Sensitivity:
         measured: The increase of the loss that was measured.
         output_error: The relative squared error of the layer's output, `sum |pruned - dense|^2 / sum |dense|^2`, where
             it was reconstructed, else None.
+        note: Why it couldn't be reconstructed, so that it was pruned by magnitude, or "".
     """
 
     name: str
@@ -38,6 +39,7 @@ class Sensitivity:
     predicted: float | None
     measured: float
     output_error: float | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,12 @@ class SensitivityReport:
         if any(entry.output_error is not None for entry in self.entries):
             lines += ["", "relative error of the layer's output", *self._table("output_error", ".1e")]
         more = [f"zero as a whole from level {level:g} on: {name}" for name, level in self.zeroed]
+        more += [f"by magnitude: {name}, since {why}" for name, why in self._by_magnitude().items()]
         more += [*map(str, self.slow_layers), *self.left_out.lines()]
         return "\n".join([*lines, "", *more] if more else lines)
+
+    def _by_magnitude(self) -> dict[str, str]:
+        return {entry.name: entry.note for entry in self.entries if entry.note}
 
     def _table(self, figure: str, form: str) -> list[str]:
         cells: list[tuple[str, ...]] = [("variable", "weights", *(f"{level:g}" for level in self.levels))]

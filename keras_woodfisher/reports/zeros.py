@@ -69,7 +69,9 @@ def count_zeros(targets: Sequence[Target]) -> tuple[VariableReport, ...]:
 def _count(target: Target) -> VariableReport | None:
     """None where the integers of a quantised layer can't be read."""
     if not holds_integers(target.layer, target.variable):
-        return VariableReport(target.name, tuple(target.variable.shape), target.size, _zeros(target.read()))
+        # Not `read`, which copies: a model may have much more than what is pruned.
+        values = keras.ops.convert_to_numpy(target.variable)
+        return VariableReport(target.name, tuple(target.variable.shape), target.size, _zeros(values))
     integers = integers_of(target.layer, target.variable)
     if integers is None:
         return None
@@ -79,7 +81,7 @@ def _count(target: Target) -> VariableReport | None:
 
 
 def _zeros(values: np.ndarray) -> int:
-    return int(np.count_nonzero(values == 0))
+    return values.size - int(np.count_nonzero(values))
 
 
 def _left_out(others: Sequence[tuple[Target, str]], considered: int, wanted: tuple[str, ...]) -> LeftOut:

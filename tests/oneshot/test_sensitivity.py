@@ -393,6 +393,7 @@ def test_plain_data():
         "predicted": 0.25,
         "measured": 1.5,
         "output_error": None,
+        "note": "",
     }
 
 
@@ -459,3 +460,21 @@ def test_of_a_sum_over_examples_the_prediction_is_that_of_their_mean(b, make_mlp
     for of_sum, of_mean in pairs:
         assert of_sum.predicted == pytest.approx(of_mean.predicted, rel=1e-2)
         assert of_sum.measured == pytest.approx(of_mean.measured, rel=1e-3, abs=1e-6)
+
+
+def test_what_could_not_be_reconstructed_is_told(rng):
+    class Mixing(keras.layers.Layer):
+        def build(self, shape):
+            self.w = self.add_weight(shape=(shape[-1], 5), name="w")
+
+        def call(self, x):
+            return x @ self.w
+
+    model = keras.Sequential([keras.Input((4,)), Mixing(name="mix"), keras.layers.Dense(2, name="out")], name="m")
+    model.compile(loss="mse")
+    data = rng.normal(size=(32, 4)).astype("float32"), rng.normal(size=(32, 2)).astype("float32")
+    report = kw.sensitivity(model, data, levels=[0.4], params="__ALL__", method="reconstruct", verbose=0)
+    why = "its layer isn't a product of its input"
+    assert {entry.name: entry.note for entry in report.entries} == {"m/mix/w": why, "m/out/kernel": ""}
+    assert f"by magnitude: m/mix/w, since {why}" in str(report)
+    assert [entry["note"] for entry in report.as_dict()["entries"]] == [why, ""]

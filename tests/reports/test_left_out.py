@@ -1,6 +1,7 @@
 """What a report isn't about is told: which weights, how many, why, and how to name them."""
 
 import json
+import warnings
 
 import keras
 import numpy as np
@@ -237,6 +238,23 @@ def test_levels_and_keep_zeros_take_keywords(text):
     holding = kw.KeepZeros(["__ALL_PRUNABLE__", "embed/embeddings"])
     model.fit(*text, callbacks=[holding], verbose=0)
     assert kw.sparsity_report(model, ["embed/embeddings"]).sparsity == 0.75
+
+
+def test_keep_zeros_tells_which_zeros_it_does_not_hold(text):
+    model = mixture()
+    model.compile("sgd", LOSS)
+    kw.prune(model, sparsity=0.5, params="__ALL__", global_sparsity=False, method="magnitude", verbose=0)
+    model.get_layer("block_1").w_in.assign(np.zeros((3, 4, 5)))  # not trained yet
+    model.get_layer("block_1").w_out.assign(np.ones((3, 5, 4)))
+    free = ["embed/embeddings", "block_0/w_in", "block_0/w_out"]
+    with pytest.warns(UserWarning, match=r"doesn't hold the zeros of embed/embeddings, block_0/w_in, .*_out, which"):
+        model.fit(*text, callbacks=[kw.KeepZeros()], verbose=0)
+    kw.prune(model, sparsity=0.5, params=free, global_sparsity=False, method="magnitude", verbose=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.fit(*text, callbacks=[kw.KeepZeros(["__ALL_PRUNABLE__", *free])], verbose=0)
+        model.fit(*text, callbacks=[kw.KeepZeros(exclude=free)], verbose=0)
+        model.fit(*text, callbacks=[kw.KeepZeros(), kw.KeepZeros(free)], verbose=0)
 
 
 def test_a_keyword_among_the_params_of_trainable_params_means_every_weight():
