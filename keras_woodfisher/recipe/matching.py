@@ -10,7 +10,6 @@ import keras
 
 from keras_woodfisher.model.targets import (
     ALL,
-    KEYWORDS,
     Target,
     all_targets,
     find_targets,
@@ -91,7 +90,7 @@ def near_misses(modifier: Modifier, model: keras.Model, chosen: Sequence[Target]
 
 def _items_of(modifier: Modifier) -> tuple[str, ...]:
     wanted = _params_of(modifier) if isinstance(modifier, PRUNING) else ()
-    return tuple(item for item in _listed(wanted) if item.upper() not in KEYWORDS)
+    return () if isinstance(wanted, str) else wanted
 
 
 def _listed(params: str | Sequence[str]) -> tuple[str, ...]:

@@ -204,6 +204,21 @@ def test_the_dry_run_and_a_recipe_tell_what_no_modifier_considers(text):
     assert told(recipe.apply(model, verbose=0).left_out) == EMBEDDING
 
 
+def test_the_dry_run_reads_keywords_in_lists():
+    model = mixture()
+    model.compile("sgd", LOSS)
+    modifiers = [
+        {"TrainableParamsModifier": {"params": ["__ALL__", "head/bias"], "trainable": True}},
+        {"ConstantPruningModifier": {"params": ["__ALL_PRUNABLE__", "hed/kernel"]}},
+    ]
+    check = kw.check_recipe(kw.load_recipe({"modifiers": modifiers}), model, 2, 1, verbose=0)
+    every, wrong = check.modifiers
+    assert len(every.variables) == len(model.trainable_variables) == 13
+    assert len(wrong.variables) == 3, "those that the other names match"
+    (problem,) = check.problems
+    assert "'hed/kernel', which no variable has. The nearest: head/kernel" in problem.message
+
+
 @pytest.mark.parametrize(
     ("params", "count"),
     [
