@@ -134,8 +134,9 @@ class SampledGradients:
         first = next(self._examples.groups(1, size, self._seed), None)
         if first is None:
             raise ValueError(
-                f"data holds fewer than grad_batch_size={size} examples (a callable must return a fresh "
-                "iterator at each call)."
+                f"data gives no group of grad_batch_size={size} examples: it holds fewer, or not so many of one shape one "
+                "after the other, or a callable doesn't return a fresh iterator at each call. Lower grad_batch_size, or "
+                "give more data."
             )
         with counted_outputs(self._model) as outputs:
             self.loss.probe(first)

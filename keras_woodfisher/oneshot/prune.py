@@ -101,8 +101,8 @@ def prune(  # noqa: PLR0913
         update: `"joint"` or `"independent"`, block by block; or `"calibrated"`: over all weights that are kept, with
             the damping that gives the lowest loss on held-out examples.
         calibration: How many examples of `data` to hold out for that: of arrays they are drawn, of streams the first
-            ones, which are left out wherever they come up (as long as their content is the same at each reading). Or
-            other labelled examples, 5,000 at most.
+            ones, known by their content at each later reading (of several examples with the same content as many are
+            left out as were held out). Or other labelled examples, 5,000 at most.
         newton_steps: How many damped Newton steps on the loss itself calibrated corrections may make in each stage,
             each with a new gradient, as long as they help on the held-out examples. None by default where BatchNorm is
             re-estimated, which would undo them.
