@@ -99,7 +99,7 @@ def sample_gradients(
         ValueError: If no usable sample is left.
     """
     values, others = sampler.loss.values()
-    dropped, total = 0, 0.0
+    dropped, total, size = 0, 0.0, 0
     with sampler.loss.sampling_mode():
         for batch, number in even_chunks(groups, lambda b: min(store.chunk, sampler.chunk(values, b))):
             rows = sampler(values, others, batch if prepare is None else prepare(batch))
@@ -117,7 +117,8 @@ def sample_gradients(
             del rows, row, flat
             store.keep(good)
             advance(number)
-    check_samples(len(store), dropped, wanted)
+            size = arrays(batch)[0].shape[1]
+    check_samples(len(store), dropped, wanted, size)
     return total
 
 
@@ -133,8 +134,19 @@ def usable_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return good, squares
 
 
-def check_samples(kept: int, dropped: int, wanted: int) -> None:
+_LARGER = (
+    " Where it compares the examples of a batch with each other, samples need more of them than grad_batch_size={}."
+)
+
+
+def check_samples(kept: int, dropped: int, wanted: int, size: int | None = None) -> None:
     """Warns of samples that are missing, and refuses to go on without any.
+
+    Args:
+        kept: Samples that are used.
+        dropped: Those that can't be used.
+        wanted: How many there should be.
+        size: Examples in a sample (b), where that is for the user to say.
 
     Raises:
         ValueError: If there is no sample.
@@ -148,6 +160,7 @@ def check_samples(kept: int, dropped: int, wanted: int) -> None:
         raise ValueError(
             f"No usable gradient sample: {dropped} of {dropped} are zero or not finite. "
             "Look at the loss on this data: it must be finite, and depend on the weights to prune."
+            + ("" if size is None else _LARGER.format(size))
         )
     if dropped:
         warnings.warn(
