@@ -11,6 +11,7 @@ from keras_woodfisher.callbacks.pruning_task import Task
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate, Ramps, check_buffer
 from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.gradients.buffer import BufferedGradients
+from keras_woodfisher.gradients.sampling import NoUsableSamplesError
 from keras_woodfisher.gradients.sources import GradientSource, SampledGradients
 from keras_woodfisher.model.targets import Target, finals_of
 from keras_woodfisher.pruning.masks import zeros_of
@@ -154,7 +155,10 @@ class Run:
         gap = self.task.schedule.frequency or 1.0 / (progress.steps or 1)
         draw = round((due - self.task.schedule.start) / gap)
         updates = StagedUpdates(self.pruner, self.source, self.task.options.num_recomputations)
-        done = updates.update(self._ramps.at(due), lambda _: rows, draw)
+        try:
+            done = updates.update(self._ramps.at(due), lambda _: rows, draw)
+        except NoUsableSamplesError as error:
+            raise NoUsableSamplesError(f"The update at epoch {position:.4g}: {error}") from error
         self._stages += [replace(stage, epoch=position) for stage in done]
 
     def report(self) -> PruningReport:
@@ -163,7 +167,7 @@ class Run:
             count_zeros(self.targets),
             merged([phase for stage in self._stages for phase in stage.phases]),
             sum(stage.samples for stage in self._stages),
-            (self.pruner.note,) if self.pruner.note else (),
+            tuple(dict.fromkeys(note for note in (*(s.note for s in self._stages), self.pruner.note) if note)),
             tuple(self._stages),
             self.task.options.settings(),
         )

@@ -96,7 +96,7 @@ def sample_gradients(
         The sum of all squares of G.
 
     Raises:
-        ValueError: If no usable sample is left.
+        NoUsableSamplesError: If no usable sample is left.
     """
     values, others = sampler.loss.values()
     dropped, total, size = 0, 0.0, 0
@@ -134,6 +134,10 @@ def usable_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return good, squares
 
 
+class NoUsableSamplesError(ValueError):
+    """All gradient samples are zero or not finite."""
+
+
 _LARGER = (
     " Where it compares the examples of a batch with each other, samples need more of them than grad_batch_size={}."
 )
@@ -149,7 +153,7 @@ def check_samples(kept: int, dropped: int, wanted: int, size: int | None = None)
         size: Examples in a sample (b), where that is for the user to say.
 
     Raises:
-        ValueError: If there is no sample.
+        ValueError: If there is no sample, a `NoUsableSamplesError` where none can be used.
     """
     if not kept and not dropped:
         raise ValueError(
@@ -157,10 +161,10 @@ def check_samples(kept: int, dropped: int, wanted: int, size: int | None = None)
             "at each call."
         )
     if not kept:
-        raise ValueError(
+        raise NoUsableSamplesError(
             f"No usable gradient sample: {dropped} of {dropped} are zero or not finite. "
-            "Look at the loss on this data: it must be finite, and depend on the weights to prune."
-            + ("" if size is None else _LARGER.format(size))
+            "Look at the loss on this data: it must be finite, and depend on the weights to prune, as it doesn't where "
+            "outputs are saturated." + ("" if size is None else _LARGER.format(size))
         )
     if dropped:
         warnings.warn(

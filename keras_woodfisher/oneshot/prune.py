@@ -89,7 +89,7 @@ def prune(  # noqa: PLR0913
             calibrated on held-out examples). It chooses the options below that aren't given; the report says what was
             used. With fewer than 200 examples all stages of WoodFisher are as with `"fast"`.
         stages: How many times new gradients are taken on the way to the sparsity; the kept fraction falls by the same
-            factor each time.
+            factor each time. Where a later stage finds none but zeros, as of saturated nets, all is done in one.
         num_grads: Gradient samples of a stage (m), or as many as arrays hold; or `{sparsity: count}`: the count of the
             largest key that is at or below the sparsity that the model has.
         grad_batch_size: Examples in one sample (b).
@@ -160,7 +160,7 @@ def prune(  # noqa: PLR0913
         count_zeros(pruner.targets),
         merged([phase for stage in done for phase in stage.phases] + meter.phases),
         sum(stage.samples for stage in done),
-        (*notes, pruner.note) if pruner.note else notes,
+        tuple(note for note in (*notes, *(stage.note for stage in done), pruner.note) if note),
         tuple(done),
         request.report(settings),
         batchnorm,

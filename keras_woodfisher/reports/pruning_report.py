@@ -88,6 +88,7 @@ class StageReport:
         calibration: What was chosen, where there was a choice.
         phases: Where time and memory went.
         epoch: When it was, in epochs since training began; None in one shot.
+        note: What went otherwise than it should have, or "".
     """
 
     sparsity: float
@@ -96,6 +97,7 @@ class StageReport:
     calibration: CalibrationReport | None = None
     phases: tuple[PhaseReport, ...] = ()
     epoch: float | None = None
+    note: str = ""
 
 
 def merged(phases: Sequence[PhaseReport]) -> tuple[PhaseReport, ...]:
