@@ -158,7 +158,7 @@ class Run:
         try:
             done = updates.update(self._ramps.at(due), lambda _: rows, draw)
         except NoUsableSamplesError as error:
-            raise NoUsableSamplesError(f"The update at epoch {position:.4g}: {error}") from error
+            raise ValueError(f"The update at epoch {position:.4g}: {error}") from error
         self._stages += [replace(stage, epoch=position) for stage in done]
 
     def report(self) -> PruningReport:

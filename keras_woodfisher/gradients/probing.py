@@ -15,9 +15,6 @@ from keras_woodfisher.data.batches import Batch
 _CHANGE = 0.2
 """Outputs are changed by about this part of themselves, then by as much in all, to see what a loss does."""
 
-_ALONE = 8
-"""Groups that are looked at one by one."""
-
 Measure = Callable[[Batch, Any], Any]
 """The loss of a group of examples and the model's output for them."""
 
@@ -75,10 +72,6 @@ def _shapes(nest: Any) -> str:
 
 def depends(measure: Measure, batch: Batch, prediction: Any) -> bool:
     """Whether the loss of a group of examples changes when the model's outputs do."""
-
-    def value(outputs: Any) -> float:
-        return float(ops.convert_to_numpy(measure(batch, outputs)))
-
     rng = np.random.default_rng(0)
 
     def changed(leaf: Any, parts: bool) -> Any:
@@ -86,9 +79,9 @@ def depends(measure: Measure, batch: Batch, prediction: Any) -> bool:
         noise = _CHANGE * rng.standard_normal(array.shape)
         return ops.convert_to_tensor((array * (1.0 + noise) if parts else array + noise).astype(np.float32))
 
-    before = value(prediction)
+    before = _value(measure, batch, prediction)
     for parts in (True, False, True, False):
-        after = value(map_arrays(lambda leaf, parts=parts: changed(leaf, parts), prediction))
+        after = _value(measure, batch, map_arrays(lambda leaf, parts=parts: changed(leaf, parts), prediction))
         if np.isfinite(after) and not abs(after - before) <= 1e-5 * max(1.0, abs(before)):
             return True
     return False
@@ -103,22 +96,35 @@ def check_examples_alone(predict: Callable[[Any], Any], measure: Measure, groups
         groups: Some groups of examples, leaves (b, ...).
 
     Raises:
-        ValueError: If the loss of none of the first ones depends on the outputs, but that of all of them together does.
+        ValueError: If the loss of none of them depends on the outputs, but that of all of them together does, and isn't
+            the mean or the sum of theirs.
     """
-
-    def answers(batch: Batch) -> bool:
-        tensors = map_arrays(ops.convert_to_tensor, batch)
-        return depends(measure, tensors, predict(tensors[0]))
-
-    if len(groups) < 2 or any(map(answers, groups[:_ALONE])):
+    alone = []
+    for group in groups:
+        value, answers = _look(predict, measure, group)
+        if answers:
+            return
+        alone.append(value)
+    together, answers = _look(predict, measure, map_arrays(lambda *leaves: np.concatenate(leaves), *groups))
+    # Of a loss that is flat for these examples, another one may not be.
+    if not answers or any(abs(together - by(alone)) <= 1e-3 * max(1.0, abs(together)) for by in (np.mean, np.sum)):
         return
-    together = map_arrays(lambda *leaves: np.concatenate(leaves), *groups)
-    if answers(together):
-        size = len(arrays(groups[0])[0])
-        alone = "one example alone" if size == 1 else f"{size} examples"
-        raise ValueError(
-            f"The loss of {alone} doesn't depend on the model's outputs, but that of {size * len(groups)} examples "
-            "together does: it compares the examples of a batch with each other, as contrastive and triplet losses do. "
-            f"Samples of grad_batch_size={size} are all zero then. Give each sample as many examples as a batch of "
-            "training has: grad_batch_size=32, say."
-        )
+    size = len(arrays(groups[0])[0])
+    few = "one example alone" if size == 1 else f"{size} examples"
+    raise ValueError(
+        f"The loss of {few} doesn't depend on the model's outputs, but that of {size * len(groups)} examples "
+        "together does: it compares the examples of a batch with each other, as contrastive and triplet losses do. "
+        f"Samples of grad_batch_size={size} are all zero then. Give each sample as many examples as a batch of "
+        "training has: grad_batch_size=32, say."
+    )
+
+
+def _look(predict: Callable[[Any], Any], measure: Measure, batch: Batch) -> tuple[float, bool]:
+    """The loss of a group, and whether it depends on the outputs."""
+    tensors = map_arrays(ops.convert_to_tensor, batch)
+    prediction = predict(tensors[0])
+    return _value(measure, tensors, prediction), depends(measure, tensors, prediction)
+
+
+def _value(measure: Measure, batch: Batch, prediction: Any) -> float:
+    return float(ops.convert_to_numpy(measure(batch, prediction)))

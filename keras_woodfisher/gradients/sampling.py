@@ -137,6 +137,13 @@ def usable_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class NoUsableSamplesError(ValueError):
     """All gradient samples are zero or not finite."""
 
+    def __init__(self, number: int, hint: str = ""):
+        self.problem = f"{number} of {number} gradient samples are zero or not finite"
+        super().__init__(
+            f"No usable gradient sample: {number} of {number} are zero or not finite. Look at the loss on this data: "
+            f"it must be finite, and depend on the weights to prune, as it doesn't where outputs are saturated.{hint}"
+        )
+
 
 _LARGER = (
     " Where it compares the examples of a batch with each other, samples need more of them than grad_batch_size={}."
@@ -161,11 +168,7 @@ def check_samples(kept: int, dropped: int, wanted: int, size: int | None = None)
             "at each call."
         )
     if not kept:
-        raise NoUsableSamplesError(
-            f"No usable gradient sample: {dropped} of {dropped} are zero or not finite. "
-            "Look at the loss on this data: it must be finite, and depend on the weights to prune, as it doesn't where "
-            "outputs are saturated." + ("" if size is None else _LARGER.format(size))
-        )
+        raise NoUsableSamplesError(dropped, "" if size is None else _LARGER.format(size))
     if dropped:
         warnings.warn(
             f"{dropped} of {dropped + kept} gradient samples are zero or not finite and were dropped.",

@@ -56,8 +56,8 @@ class GradientSource(Protocol):
 GRADIENT_EXAMPLES = 1024
 """Examples that a gradient of the mean loss is taken of, at most."""
 
-_COMPARED = 64
-"""Groups that are looked at together where the loss of one of them doesn't depend on the outputs."""
+_COMPARED = 32
+"""Groups that are looked at, alone and together, where the loss of one doesn't depend on the outputs."""
 
 _SIGNS, _GRADIENTS = 1, 2
 """What random numbers are for, beside the choice of samples."""
@@ -127,6 +127,10 @@ class SampledGradients:
         """
         held, self._examples = self._examples.hold_out(count, self._seed)
         return held
+
+    def take_gradients(self) -> None:
+        """Takes gradients of the loss from now on, whatever the options say of Gauss-Newton samples."""
+        self._curvature = None
 
     def check(self, rows: int) -> None:
         size = self._options.grad_batch_size

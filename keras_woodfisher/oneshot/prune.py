@@ -143,7 +143,7 @@ def prune(  # noqa: PLR0913
         notes += (f"nothing was left to prune: the chosen weights were at sparsity {pruner.sparsity:.4f} before.",)
     meter = Meter(pruner.backend, pruner.backend.devices(), request.options.verbose)
     if request.effort is None or examples is None:
-        work: Work = StagedWork(pruner, model, examples, loss, finals, settings)
+        work: Work = StagedWork(pruner, model, examples, loss, finals, settings, request.given)
     else:
         work = ReconstructionWork(model, pruner, examples, finals, request.effort, meter)
     reestimation = reestimation_of(model, reestimate_batchnorm, examples, loss, seed, meter)
@@ -152,6 +152,8 @@ def prune(  # noqa: PLR0913
     batchnorm = None
     with pruner.all_or_nothing():
         done, reconstruction = work.run()
+        if isinstance(work, StagedWork):
+            settings = work.settings
         _constrain(pruner)
         if reestimation is not None:
             with meter.phase("batchnorm", reestimation.total, "layer") as advance:

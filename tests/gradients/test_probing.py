@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
-from sampling import source_of
+from sampling import SEED, source_of
 
 import keras_woodfisher as kw
 
@@ -214,3 +214,14 @@ def test_one_flat_example_is_not_taken_for_a_loss_within_the_batch(backend, labe
     model = compiled(lambda y, z: ops.mean(ops.relu(z + 100.0 * (2.0 * ops.cast(y, z.dtype)[:, None] - 1.0))), 1)
     for labels in (y, 1 - y):
         check(backend, model, (x, labels))
+
+
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
+def test_a_saturated_net_is_not_taken_for_one_within_the_batch(backend, labelled, reduction):
+    x, y = labelled
+    model = compiled(keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction), 2)
+    # Sure of all but one, which is drawn late.
+    x = np.where(y[:, None] > 0, x, -x)
+    x[np.random.default_rng(SEED).permutation(N)[25]] = 0.0
+    model.set_weights([np.full((5, 4), 1e3), np.zeros(4), np.tile([1e3, -1e3], (4, 1)), np.zeros(2)])
+    check(backend, model, (x, model.predict(x, verbose=0).argmax(1)))
