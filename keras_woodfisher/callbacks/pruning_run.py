@@ -11,6 +11,7 @@ from keras_woodfisher.callbacks.pruning_task import Task
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate, Ramps, check_buffer
 from keras_woodfisher.data.examples import Examples, open_examples
 from keras_woodfisher.gradients.buffer import BufferedGradients
+from keras_woodfisher.gradients.sampling import NoUsableSamplesError
 from keras_woodfisher.gradients.sources import GradientSource, SampledGradients
 from keras_woodfisher.model.targets import Target, finals_of
 from keras_woodfisher.options.mask_types import UNSTRUCTURED
@@ -161,7 +162,10 @@ class Run:
         gap = self.task.schedule.frequency or 1.0 / (progress.steps or 1)
         draw = round((due - self.task.schedule.start) / gap)
         updates = StagedUpdates(self.pruner, self.source, self.task.options.num_recomputations)
-        done = updates.update(self._ramps.at(due), lambda _: rows, draw)
+        try:
+            done = updates.update(self._ramps.at(due), lambda _: rows, draw)
+        except NoUsableSamplesError as error:
+            raise ValueError(f"The update at epoch {position:.4g}: {error}") from error
         self._stages += [replace(stage, epoch=position) for stage in done]
 
     def news(self) -> list[str]:
@@ -190,7 +194,8 @@ class Run:
 
     def _notes(self) -> tuple[str, ...]:
         constant = "" if self._collapse is None else self._collapse.constant
-        return tuple(text for text in (constant, self.pruner.note) if text)
+        notes = (*(stage.note for stage in self._stages), constant, self.pruner.note)
+        return tuple(dict.fromkeys(text for text in notes if text))
 
     def remarks(self) -> list[str]:
         """What is left out, of variables and of the model, in lines."""

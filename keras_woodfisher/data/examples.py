@@ -2,6 +2,7 @@
 
 import random
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -9,9 +10,10 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 from keras import tree
-from keras_woodfisher_backends.nest import arrays, map_arrays, take
+from keras_woodfisher_backends.nest import map_arrays, take
 
 from keras_woodfisher.data.batches import Batch, as_batch, as_numpy, cut, length, lengths, unpacked
+from keras_woodfisher.data.held_out import HeldOut, contents
 from keras_woodfisher.options.checks import count
 
 GROUPS_AT_A_TIME = 256
@@ -144,7 +146,10 @@ _HELD_OUT = 2**32 - 1
 """Number of the draw of what is held out: no update has it."""
 
 _PATIENCE = 16
-"""A stream is read for so many times as many examples as groups need and as are held out, and then given up."""
+"""A stream is read for so many times as many examples as groups need and as are held out, and then given up.
+
+So far it is looked at, too, to find out whether what is held out comes up again.
+"""
 
 
 class StreamedExamples:
@@ -153,25 +158,26 @@ class StreamedExamples:
     Args:
         start: Begins to read anew.
         available: Examples that there are, where that is known.
-        held: Keys of examples that are left out wherever they come up: they are held out.
+        held: Those that are left out of each reading.
     """
 
-    def __init__(self, start: Callable[[], Iterator[Any]], available: int | None, held: frozenset[int] = frozenset()):
+    def __init__(self, start: Callable[[], Iterator[Any]], available: int | None, held: HeldOut | None = None):
         self._start = start
         self.available = available
-        self._held = held
+        self._held = held or HeldOut()
 
     def groups(self, count: int, size: int, seed: Any) -> Iterator[Batch]:
         del seed
         rest: Batch | None = None
         # A stream may never end, and groups of one shape never form in it.
         patience = _PATIENCE * (count * size + len(self._held))
+        others = self._held.reading()
         with _random_state_kept():
             for item in self._start():
                 batch = as_batch(item)
                 patience -= length(batch)
-                if self._held:
-                    batch = take(batch, np.flatnonzero([key not in self._held for key in _keys(batch)]))
+                if len(self._held):
+                    batch = take(batch, others(batch))
                 # Batches may be padded to different lengths: groups never mix them.
                 if _fits(rest, batch):
                     batch = map_arrays(lambda a, b: np.concatenate([a, b]), rest, batch)
@@ -186,17 +192,21 @@ class StreamedExamples:
 
     def hold_out(self, count: int, seed: Any) -> tuple[list[Batch], "Examples"]:
         held: list[Batch] = []
-        found = 0
-        for part in self.groups(count + 1, 1, seed):
+        now, after = Counter[int](), Counter[int]()
+        # Where the length is known, one reading never comes round.
+        window = (1 if self.available is not None else _PATIENCE) * count + 1
+        for part in self.groups(window, 1, seed):
             batch = map_arrays(lambda array: array[:, 0], part)
-            held.append(take(batch, slice(count - found)))
-            found += length(batch)
+            first = take(batch, slice(count - now.total()))
+            held += [first] if length(first) else []
+            after.update(contents(take(batch, slice(length(first), None))))
+            now.update(contents(first))
+        found = now.total() + after.total()
         if found <= count:
             raise _none_left(count, found)
-        held = [batch for batch in held if length(batch)]
+        ended = self.available is not None or found < window
         left = None if self.available is None else self.available - count
-        keys = frozenset(key for batch in held for key in _keys(batch))
-        return held, StreamedExamples(self._start, left, self._held | keys)
+        return held, StreamedExamples(self._start, left, self._held.joined(now, after, ended))
 
 
 def _none_left(count: int, there: int) -> ValueError:
@@ -204,12 +214,6 @@ def _none_left(count: int, there: int) -> ValueError:
         f"calibration={count} sets aside {count} examples, but data holds {there}. Give fewer, or other examples for "
         "it: calibration=(x, y)."
     )
-
-
-def _keys(batch: Batch) -> list[int]:
-    """What tells the examples of a batch from others: their content, since streams may shuffle anew at each reading."""
-    leaves = arrays(batch[:2])
-    return [hash(tuple(leaf[place].tobytes() for leaf in leaves)) for place in range(length(batch))]
 
 
 def _fits(rest: Batch | None, batch: Batch) -> bool:

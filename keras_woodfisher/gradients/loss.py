@@ -19,6 +19,7 @@ from keras_woodfisher_backends.keras_internals.models import (
 from keras_woodfisher_backends.nest import arrays, map_arrays, take
 
 from keras_woodfisher.data.batches import Batch
+from keras_woodfisher.gradients.probing import check_examples_alone, check_shapes, depends
 from keras_woodfisher.model.targets import Target
 
 
@@ -70,10 +71,13 @@ class ModelLoss:
         with keras.StatelessScope():
             return self._measure(batch, prediction)
 
-    def probe(self, batch: Batch) -> None:
+    def probe(self, batch: Batch) -> bool:
         """Computes the loss of one group, so that what doesn't fit together fails early.
 
         Losses that are built on first use are built here. All else, metrics included, is left as it was.
+
+        Returns:
+            Whether the loss changes when the model's outputs for this group do.
 
         Raises:
             ValueError: If the data, the model and the loss don't fit together.
@@ -102,6 +106,22 @@ class ModelLoss:
                 f"The loss of one group of examples has shape {np.shape(value)}, but must be a scalar. "
                 "Use a loss with reduction='sum_over_batch_size'."
             )
+        with self.sampling_mode(), forward_only():
+            check_shapes(self._model, self.measure, first, prediction)
+            return depends(self.measure, first, prediction)
+
+    def check_size(self, groups: Sequence[Batch]) -> None:
+        """Finds out whether groups of so few examples have a loss that depends on the model's outputs.
+
+        Args:
+            groups: A few of them, leaves (b, ...).
+
+        Raises:
+            ValueError: If only several groups together have one.
+        """
+        with self.sampling_mode(), forward_only():
+            values = self.values()
+            check_examples_alone(lambda x: self.predict(*values, (x, None, None)), self.measure, groups)
 
     @contextmanager
     def sampling_mode(self) -> Iterator[None]:

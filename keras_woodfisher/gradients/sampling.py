@@ -96,10 +96,10 @@ def sample_gradients(
         The sum of all squares of G.
 
     Raises:
-        ValueError: If no usable sample is left.
+        NoUsableSamplesError: If no usable sample is left.
     """
     values, others = sampler.loss.values()
-    dropped, total = 0, 0.0
+    dropped, total, size = 0, 0.0, 0
     with sampler.loss.sampling_mode():
         for batch, number in even_chunks(groups, lambda b: min(store.chunk, sampler.chunk(values, b))):
             rows = sampler(values, others, batch if prepare is None else prepare(batch))
@@ -117,7 +117,8 @@ def sample_gradients(
             del rows, row, flat
             store.keep(good)
             advance(number)
-    check_samples(len(store), dropped, wanted)
+            size = arrays(batch)[0].shape[1]
+    check_samples(len(store), dropped, wanted, size)
     return total
 
 
@@ -133,11 +134,33 @@ def usable_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return good, squares
 
 
-def check_samples(kept: int, dropped: int, wanted: int) -> None:
+class NoUsableSamplesError(ValueError):
+    """All gradient samples are zero or not finite."""
+
+    def __init__(self, number: int, hint: str = ""):
+        self.problem = f"{number} of {number} gradient samples are zero or not finite"
+        super().__init__(
+            f"No usable gradient sample: {number} of {number} are zero or not finite. Look at the loss on this data: "
+            f"it must be finite, and depend on the weights to prune, as it doesn't where outputs are saturated.{hint}"
+        )
+
+
+_LARGER = (
+    " Where it compares the examples of a batch with each other, samples need more of them than grad_batch_size={}."
+)
+
+
+def check_samples(kept: int, dropped: int, wanted: int, size: int | None = None) -> None:
     """Warns of samples that are missing, and refuses to go on without any.
 
+    Args:
+        kept: Samples that are used.
+        dropped: Those that can't be used.
+        wanted: How many there should be.
+        size: Examples in a sample (b), where that is for the user to say.
+
     Raises:
-        ValueError: If there is no sample.
+        ValueError: If there is no sample, a `NoUsableSamplesError` where none can be used.
     """
     if not kept and not dropped:
         raise ValueError(
@@ -145,10 +168,7 @@ def check_samples(kept: int, dropped: int, wanted: int) -> None:
             "at each call."
         )
     if not kept:
-        raise ValueError(
-            f"No usable gradient sample: {dropped} of {dropped} are zero or not finite. "
-            "Look at the loss on this data: it must be finite, and depend on the weights to prune."
-        )
+        raise NoUsableSamplesError(dropped, "" if size is None else _LARGER.format(size))
     if dropped:
         warnings.warn(
             f"{dropped} of {dropped + kept} gradient samples are zero or not finite and were dropped.",

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import keras
 import numpy as np
+from keras_woodfisher_backends.nest import take
 from keras_woodfisher_backends.protocol import Backend, SlowLayers
 
 from keras_woodfisher.data.batches import Batch, even_chunks
@@ -54,6 +55,9 @@ class GradientSource(Protocol):
 
 GRADIENT_EXAMPLES = 1024
 """Examples that a gradient of the mean loss is taken of, at most."""
+
+_COMPARED = 32
+"""Groups that are looked at, alone and together, where the loss of one doesn't depend on the outputs."""
 
 _SIGNS, _GRADIENTS = 1, 2
 """What random numbers are for, beside the choice of samples."""
@@ -124,6 +128,10 @@ class SampledGradients:
         held, self._examples = self._examples.hold_out(count, self._seed)
         return held
 
+    def take_gradients(self) -> None:
+        """Takes gradients of the loss from now on, whatever the options say of Gauss-Newton samples."""
+        self._curvature = None
+
     def check(self, rows: int) -> None:
         size = self._options.grad_batch_size
         if self.available is not None and self.available < rows:
@@ -134,14 +142,24 @@ class SampledGradients:
         first = next(self._examples.groups(1, size, self._seed), None)
         if first is None:
             raise ValueError(
-                f"data holds fewer than grad_batch_size={size} examples (a callable must return a fresh "
-                "iterator at each call)."
+                f"data gives no group of grad_batch_size={size} examples: it holds fewer, or not so many of one shape "
+                "in a row, or a callable doesn't return a fresh iterator at each call. Lower grad_batch_size, or give "
+                "more data."
             )
         with counted_outputs(self._model) as outputs:
-            self.loss.probe(first)
+            depends = self.loss.probe(first)
+        if not depends:
+            self.loss.check_size(self._alike(_COMPARED))
         if self._curvature is not None:
             self._curvature.output_shape(first)
         self._probed = first, outputs[0]
+
+    def _alike(self, number: int) -> list[Batch]:
+        """The first groups of one shape."""
+        chunk = next(
+            even_chunks(self._examples.groups(number, self._options.grad_batch_size, self._seed), lambda b: number)
+        )
+        return [take(chunk[0], place) for place in range(chunk[1])]
 
     def _fitting(self, rows: int) -> str:
         """What would fit the examples that there are."""

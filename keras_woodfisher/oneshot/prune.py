@@ -92,7 +92,7 @@ def prune(  # noqa: PLR0913
             calibrated on held-out examples). It chooses the options below that aren't given; the report says what was
             used. With fewer than 200 examples all stages of WoodFisher are as with `"fast"`.
         stages: How many times new gradients are taken on the way to the sparsity; the kept fraction falls by the same
-            factor each time.
+            factor each time. Where a later stage finds none but zeros, as of saturated nets, all is done in one.
         num_grads: Gradient samples of a stage (m), or as many as arrays hold; or `{sparsity: count}`: the count of the
             largest key that is at or below the sparsity that the model has.
         grad_batch_size: Examples in one sample (b).
@@ -104,8 +104,8 @@ def prune(  # noqa: PLR0913
         update: `"joint"` or `"independent"`, block by block; or `"calibrated"`: over all weights that are kept, with
             the damping that gives the lowest loss on held-out examples.
         calibration: How many examples of `data` to hold out for that: of arrays they are drawn, of streams the first
-            ones, which are left out wherever they come up (as long as their content is the same at each reading). Or
-            other labelled examples, 5,000 at most.
+            ones, known by their content at each later reading (of several examples with the same content as many are
+            left out as were held out). Or other labelled examples, 5,000 at most.
         newton_steps: How many damped Newton steps on the loss itself calibrated corrections may make in each stage,
             each with a new gradient, as long as they help on the held-out examples. None by default where BatchNorm is
             re-estimated, which would undo them.
@@ -147,7 +147,7 @@ def prune(  # noqa: PLR0913
         notes += (f"nothing was left to prune: the chosen weights were at sparsity {pruner.sparsity:.4f} before.",)
     meter = Meter(pruner.backend, pruner.backend.devices(), request.options.verbose)
     if request.effort is None or examples is None:
-        work: Work = StagedWork(pruner, model, examples, loss, finals, settings)
+        work: Work = StagedWork(pruner, model, examples, loss, finals, settings, request.given)
     else:
         work = ReconstructionWork(model, pruner, examples, finals, request.effort, meter)
     reestimation = reestimation_of(model, reestimate_batchnorm, examples, loss, seed, meter)
@@ -156,6 +156,8 @@ def prune(  # noqa: PLR0913
     batchnorm = None
     with pruner.all_or_nothing():
         done, reconstruction = work.run()
+        if isinstance(work, StagedWork):
+            settings = work.settings
         _constrain(pruner)
         if reestimation is not None:
             with meter.phase("batchnorm", reestimation.total, "layer") as advance:
@@ -164,7 +166,7 @@ def prune(  # noqa: PLR0913
         warned = collapse.news(model, lambda: examples if examples is not None or data is None else open_examples(data))
     for text in warned:
         warnings.warn(text, stacklevel=2)
-    notes += tuple(text for text in (collapse.constant, pruner.note) if text)
+    notes += tuple(text for text in (*(stage.note for stage in done), collapse.constant, pruner.note) if text)
     return PruningReport(
         count_zeros(pruner.targets),
         merged([phase for stage in done for phase in stage.phases] + meter.phases),

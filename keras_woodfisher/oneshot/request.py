@@ -35,6 +35,7 @@ class Request:
         arguments: Those of `prune`, by name.
 
     Attributes:
+        given: The options that a preset chooses otherwise; None where they are left to it.
         quality: The preset.
         options: Of updates; complete once `settle` was called.
         effort: How much work a reconstruction is; None for another method.
@@ -51,16 +52,16 @@ class Request:
             given = arguments_of(self._levels, arguments["params"], arguments["global_sparsity"])
             self._arguments |= dict(zip(("params", "global_sparsity"), given, strict=True))
         self._final = max(level for level, _ in self._levels) if self._levels else fraction("sparsity", sparsity)
-        self._given = {name: arguments[name] for name in CHOSEN}
+        self.given = {name: arguments[name] for name in CHOSEN}
         self.quality = one_of("quality", arguments["quality"], tuple(PRESETS))
         others = {name: arguments[name] for name in OF_GRADIENTS if arguments[name] != OF_GRADIENTS[name]}
-        method = method_of(arguments["method"], self.quality, {**self._given, **others})
+        method = method_of(arguments["method"], self.quality, {**self.given, **others})
         if method != MAGNITUDE and data is None:
             raise ValueError(
                 "prune needs data: examples x for reconstruction, (x, y) for WoodFisher, in whatever form fit takes "
                 "them. Only method='magnitude' works without."
             )
-        preset = chosen(self.quality, self._given, None).options()
+        preset = chosen(self.quality, self.given, None).options()
         self.options = PruningOptions.of(**(PruningOptions.among(self._arguments) | {"method": method} | preset))
         check_final(self.options.mask_type, self._final)
         self.effort = effort_of(self.quality, arguments["num_examples"], method)
@@ -75,11 +76,11 @@ class Request:
         """What the preset chooses for this model and these examples, and notes on what that doesn't do."""
         loss, fisher, batchnorm = (self._arguments[name] for name in ("loss", "fisher", "reestimate_batchnorm"))
         second_order = self.options.second_order
-        most = examples_to_count(self.quality, self._given) if second_order else 0
+        most = examples_to_count(self.quality, self.given) if second_order else 0
         available = count_up_to(examples, most) if examples is not None and most else None
         problem = curvature_problem(model, loss) if second_order and fisher is None else None
         circumstances = Circumstances(self.options.method, available, problem, batchnorm is not False)
-        settings, notes = resolve(self.quality, self._given, circumstances)
+        settings, notes = resolve(self.quality, self.given, circumstances)
         self.options = replace(self.options, **settings.options())
         if self.effort is not None and loss is not None and batchnorm is False:
             notes += ("loss has no effect on a reconstruction.",)

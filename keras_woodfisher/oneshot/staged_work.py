@@ -1,5 +1,7 @@
 """The way of gradients in one shot: stages of updates, with corrections as the preset has them."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -7,6 +9,7 @@ from keras_woodfisher_backends.nest import map_arrays
 
 from keras_woodfisher.data.examples import Examples, open_examples, read_batches
 from keras_woodfisher.gradients.loss import MeanLoss
+from keras_woodfisher.gradients.sampling import NoUsableSamplesError
 from keras_woodfisher.gradients.sources import SampledGradients
 from keras_woodfisher.oneshot.presets import Settings
 from keras_woodfisher.options.pruning_options import AUTO, CALIBRATED
@@ -30,6 +33,10 @@ class StagedWork:
         loss: As in `prune`.
         finals: The sparsity of each variable.
         settings: What the preset chose.
+        given: The options that weren't left to it.
+
+    Attributes:
+        settings: What was done in the end.
 
     Raises:
         ValueError: If the model, the loss and the examples don't fit together.
@@ -44,14 +51,18 @@ class StagedWork:
         loss: Any,
         finals: list[float],
         settings: Settings,
+        given: Mapping[str, Any],
     ):
         options = pruner.options
+        self.settings = settings
+        self._may_take_gradients = settings.fisher == "ggn" and given.get("fisher") is None
+        self._source: SampledGradients | None = None
         self._finals = finals
         self._rows = options.gradients_at
         if not options.second_order or examples is None:
             self._updates = StagedUpdates(pruner, None, 1, verbose=options.verbose)
             return
-        source = SampledGradients(model, pruner.targets, options, pruner.backend, examples, loss)
+        source = self._source = SampledGradients(model, pruner.targets, options, pruner.backend, examples, loss)
         corrector = _corrector(pruner, source, settings)
         rows = options.most_gradients_between(pruner.sparsity, max(finals))
         pruner.open_source(source, rows, [(rows, pruner.kept)] if pruner.prunes(finals) else [])
@@ -59,7 +70,16 @@ class StagedWork:
 
     def run(self) -> tuple[list[StageReport], None]:
         """Prunes, and tells what each stage did."""
-        return self._updates.update(self._finals, self._rows), None
+        try:
+            return self._updates.update(self._finals, self._rows), None
+        except NoUsableSamplesError as error:
+            if self._source is None or not self._may_take_gradients:
+                raise
+            note = f"fisher='empirical' instead of 'ggn': in the first stage {error.problem}."
+        self._source.take_gradients()
+        self.settings = replace(self.settings, fisher="empirical")
+        done = self._updates.update(self._finals, self._rows)
+        return [replace(done[0], note=f"{note} {done[0].note}".strip()), *done[1:]], None
 
 
 def _corrector(pruner: Pruner, source: SampledGradients, settings: Settings) -> Corrector | None:

@@ -1,7 +1,10 @@
 """Several stages within one update, each with new gradients at the weights that the last one left."""
 
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+from keras_woodfisher.gradients.sampling import NoUsableSamplesError
 from keras_woodfisher.gradients.sources import GradientSource
 from keras_woodfisher.pruning.corrections import Corrector
 from keras_woodfisher.pruning.pruner import Pruner
@@ -50,7 +53,7 @@ class StagedUpdates:
         self._verbose = verbose
 
     def update(self, sparsity: Sequence[float], rows: Callable[[float], int], draw: int = 0) -> list[StageReport]:
-        """Prunes to a sparsity.
+        """Prunes to a sparsity; in one stage where a later one finds no gradient but zeros, as of saturated nets.
 
         Args:
             sparsity: As in `Pruner.update`.
@@ -59,16 +62,41 @@ class StagedUpdates:
 
         Returns:
             One report a stage that pruned anything.
+
+        Raises:
+            NoUsableSamplesError: If there are no gradients in the first stage.
         """
-        pruner, stages = self._pruner, self._stages
+        try:
+            return self._update(sparsity, rows, draw, self._stages)
+        except _LaterStage as later:
+            note = f"{later}. Pruned in one stage instead."
+        warnings.warn(note, stacklevel=2)
+        return [replace(done, note=note) for done in self._update(sparsity, rows, draw, 1)]
+
+    def _update(
+        self, sparsity: Sequence[float], rows: Callable[[float], int], draw: int, stages: int
+    ) -> list[StageReport]:
+        pruner = self._pruner
         ramps = [stage_sparsities(now, final, stages) for now, final in zip(pruner.reached, sparsity, strict=True)]
-        done = []
+        done: list[StageReport] = []
         with pruner.all_or_nothing():
             for stage, level in enumerate(zip(*ramps, strict=True)):
                 if not pruner.prunes(level):
                     continue
                 if self._verbose and stages > 1:
                     announce(f"stage {stage + 1} of {stages}")
-                number = draw * stages + stage
-                done.append(pruner.update(level, self._source, rows(pruner.sparsity), number, self._corrector))
+                number = draw * self._stages + stage
+                try:
+                    done.append(pruner.update(level, self._source, rows(pruner.sparsity), number, self._corrector))
+                except NoUsableSamplesError as error:
+                    if not done:
+                        raise
+                    raise _LaterStage(
+                        f"Stage {stage + 1} of {stages}, from sparsity {pruner.sparsity:.4f} on, found no gradient but "
+                        "such as are zero or not finite (the model's outputs may be saturated)"
+                    ) from error
         return done
+
+
+class _LaterStage(Exception):
+    """There are no gradients in a stage after the first."""

@@ -63,6 +63,7 @@ class StageReport:
         phases: Where time and memory went.
         epoch: When it was, in epochs since training began; None in one shot.
         slow_layers: Layers that made sampling slow, and why; None if there were none.
+        note: What went otherwise than it should have, or "".
     """
 
     sparsity: float
@@ -72,6 +73,7 @@ class StageReport:
     phases: tuple[PhaseReport, ...] = ()
     epoch: float | None = None
     slow_layers: SlowLayers | None = None
+    note: str = ""
 
 
 def merged(phases: Sequence[PhaseReport]) -> tuple[PhaseReport, ...]:

@@ -350,56 +350,7 @@ def test_the_same_examples_give_the_same_weights_whatever_holds_them(blobs, make
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=kind)
 
 
-def shuffled_anew(arrays, sizes):
-    """A stream that gives its examples in another order at each reading, as `tf.data` and loaders that shuffle do."""
-    rng = np.random.default_rng(3)
-
-    def make():
-        order = rng.permutation(ROWS)
-        return batches([part[order] for part in arrays], sizes)
-
-    return make
-
-
-@pytest.mark.parametrize("kind", ["arrays", "in order", "shuffled"])
-def test_held_out_examples_are_left_out_wherever_they_come_up(arrays, kind):
-    data = {"arrays": arrays, "in order": ReIterable(batches(arrays, [7, 9, 7]))}.get(kind)
-    data = shuffled_anew(arrays, [7, 9, 7]) if data is None else data
-    held, rest = open_examples(data).hold_out(9, 0)
-    rows = {int(row) for _, y, _ in held for row in y}
-    assert len(rows) == sum(len(y) for _, y, _ in held) == 9
-    for seed in range(3):
-        found = [int(row) for _, y, _ in rest.groups(ROWS, 1, seed) for row in y[:, 0]]
-        assert sorted([*found, *rows]) == list(range(ROWS))
-    again, left = rest.hold_out(4, 1)
-    more = {int(row) for _, y, _ in again for row in y}
-    assert len(more) == 4 and not more & rows
-    assert sum(len(y) for _, y, _ in left.groups(ROWS, 1, 0)) == ROWS - 13
-
-
-@pytest.mark.parametrize("count", [ROWS, ROWS + 5])
-@pytest.mark.parametrize("stream", [False, True])
-def test_something_has_to_be_left_when_examples_are_held_out(arrays, count, stream):
-    data = ReIterable(batches(arrays, [7, 9, 7])) if stream else arrays
-    with pytest.raises(ValueError, match=f"calibration={count} sets aside {count} examples, but data holds {ROWS}"):
-        open_examples(data).hold_out(count, 0)
-    assert open_examples(data).hold_out(ROWS - 1, 0)[0]
-
-
-def test_arrays_are_not_copied_to_hold_some_out(tmp_path):
-    np.save(tmp_path / "x.npy", np.arange(60, dtype="float32").reshape(20, 3))
-    x = np.load(tmp_path / "x.npy", mmap_mode="r")
-    _, rest = open_examples((x, np.zeros(20, "int32"))).hold_out(5, 0)
-    assert np.shares_memory(rest._batch[0], x)
-    assert rest.available == 15
-
-
-def test_endless_streams_are_given_up_where_groups_never_form(arrays):
-    x, y, _ = arrays
+def test_endless_streams_are_given_up_where_groups_never_form():
     growing = lambda: ((np.ones((2, n), "float32"), np.zeros(2, "int32")) for n in itertools.cycle([3, 4]))  # noqa: E731
     assert list(open_examples(growing).groups(2, 4, 0)) == []
     assert sum(len(part[1]) for part in open_examples(growing).groups(50, 2, 0)) == 50
-    # All that comes up again and again is held out.
-    repeated = lambda: itertools.cycle([(x[:5], y[:5])])  # noqa: E731
-    _, rest = open_examples(repeated).hold_out(9, 0)
-    assert list(rest.groups(3, 1, 0)) == []

@@ -3,9 +3,9 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 from keras_woodfisher_backends.keras_internals import RELEASE
-from sampling import CAPTURES, NAME, assert_rows, chain, mean_square, sample, truth_of
+from sampling import CAPTURES, NAME, SEED, assert_rows, chain, mean_square, rows_of, sample, truth_of
 
 
 def shared():
@@ -197,6 +197,38 @@ def test_channels_first(backend, rng, b):
         layers.Conv2DTranspose(2, 3, strides=2, data_format=order),
     ]
     assert_exact(backend, rng, branched((4, 6, 4), parts), b, captured=True)
+
+
+class Scaled(layers.Conv2D):
+    """Convolves with a kernel that is computed: no rule knows it."""
+
+    def call(self, x):
+        return ops.conv(x, ops.multiply(np.full(self.kernel.shape, 0.5, "float32"), self.kernel), padding="same")
+
+
+def of_one(rank):
+    """Convolutions of one filter, then of one channel."""
+    conv = {1: layers.Conv1D, 2: layers.Conv2D, 3: layers.Conv3D}[rank]
+    transposed = {1: layers.Conv1DTranspose, 2: layers.Conv2DTranspose, 3: layers.Conv3DTranspose}[rank]
+    own = {1: [layers.DepthwiseConv1D(3)], 2: [layers.DepthwiseConv2D(3), Scaled(1, 3, padding="same")], 3: []}[rank]
+    grouped = [conv(4, 3, groups=4)] if rank < 3 or NAME != "tensorflow" else []
+    first = [conv(1, 3, padding="same"), conv(1, 3, strides=2), transposed(1, 3), *grouped, *own]
+    return first, [conv(1, 3), transposed(3, 3), transposed(1, 3, strides=2), *own]
+
+
+# Torch alone can't differentiate some of them for a single example.
+@pytest.mark.parametrize("rank", [1, 2, 3] if NAME == "torch" else [2])
+@pytest.mark.parametrize("channels", [4, 1])
+def test_kernels_of_one_filter_or_channel(backend, rng, rank, channels):
+    shape = (*{1: (9,), 2: (7, 6), 3: (5, 4, 6)}[rank], channels)
+    model = branched(shape, of_one(rank)[channels == 1])
+    x = rng.normal(size=(3, *shape)).astype("float32")
+    y = rng.normal(size=(3, *model.output_shape[1:])).astype("float32")
+    model.compile(loss="mse")
+    grads, targets, _ = sample(backend, model, (x, y), 3)
+    # Each example twice: the mean stays the same.
+    twice = [[part[[place, place]] for part in (x, y)] for place in np.random.default_rng(SEED).permutation(3)]
+    assert_rows(grads, rows_of(model, targets, mean_square, twice), targets)
 
 
 @pytest.mark.parametrize("b", [1, 2])

@@ -210,7 +210,7 @@ def test_more_samples_than_data_says_what_fits(backend, blobs, make_mlp):
     ):
         source.check(50)
     source, _ = source_of(backend, make_mlp(), lambda: iter([blobs]), 1, b=97)
-    with pytest.raises(ValueError, match="data holds fewer than grad_batch_size=97 examples"):
+    with pytest.raises(ValueError, match="data gives no group of grad_batch_size=97 examples: it holds fewer"):
         source.check(1)
 
 

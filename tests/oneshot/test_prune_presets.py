@@ -299,3 +299,19 @@ def test_the_report_names_the_pattern(model, digits):
     report = kw.prune(model, digits, 0.5, mask_type="2:4", quality="fast", num_grads=20, verbose=0)
     assert report.settings["mask_type"] == "2:4"
     assert "mask_type" not in kw.prune(model, digits, 0.6, quality="fast", num_grads=20, verbose=0).settings
+
+
+def test_where_curvature_vanishes_gradients_are_taken(model, digits):
+    """Outputs as sure as can be: the curvature of each is zero, but wrong ones still have a gradient."""
+    last = model.layers[-1]
+    last.kernel.assign(1e5 * last.kernel)
+    before = model.get_weights()
+    with pytest.warns(UserWarning, match="gradient samples are zero or not finite and were dropped"):
+        report = kw.prune(model, digits, 0.5, method="woodfisher", stages=1, newton_steps=0, verbose=0)
+    assert report.sparsity == 0.5 and report.settings["fisher"] == "empirical"
+    assert any("instead of 'ggn': in the first stage 360 of 360 gradient samples" in note for note in report.notes)
+    model.set_weights(before)
+    with pytest.raises(ValueError, match="No usable gradient sample: 360 of 360"):
+        kw.prune(model, digits, 0.5, fisher="ggn", stages=1, verbose=0)
+    for now, then in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)

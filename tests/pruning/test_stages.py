@@ -8,6 +8,8 @@ import pytest
 from gathering import GivenGradients
 from keras import layers
 
+import keras_woodfisher as kw
+from keras_woodfisher.gradients.sampling import NoUsableSamplesError, check_samples
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.pruning.stages import StagedUpdates, stage_sparsities
@@ -82,3 +84,81 @@ def test_damp_auto_is_a_tenth_of_the_mean_diagonal():
     grads = np.random.default_rng(0).normal(size=(8, 100)).astype(np.float32)
     done = pruner.update([0.5] * 2, GivenGradients(grads), 8)
     np.testing.assert_allclose(done.damp, 0.1 * np.square(grads.astype(float)).mean(), rtol=1e-6)
+
+
+class Saturated(Drawn):
+    """No gradients at some draws."""
+
+    def __init__(self, *draws):
+        super().__init__(100)
+        self.draws = draws
+
+    def fill(self, store, kept, rows, draw, advance):
+        if draw in self.draws:
+            self.asked.append((rows, draw))
+            check_samples(0, rows, rows)
+        return super().fill(store, kept, rows, draw, advance)
+
+
+@pytest.mark.parametrize("draw", [0, 2])
+def test_without_gradients_in_a_later_stage_all_is_done_in_one(draw):
+    pruner, alone, source = pruner_of(), pruner_of(), Saturated(3 * draw + 2)
+    with pytest.warns(
+        UserWarning, match=r"Stage 3 of 3, from sparsity 0\.6600 on, found no gradient.*saturated.*in one"
+    ):
+        done = StagedUpdates(pruner, source, 3).update([0.8] * 2, lambda _: 8, draw)
+    assert [number for _, number in source.asked] == [3 * draw, 3 * draw + 1, 3 * draw + 2, 3 * draw]
+    assert [(stage.sparsity, stage.note[:14]) for stage in done] == [(0.8, "Stage 3 of 3, ")]
+    alone.update([0.8] * 2, Drawn(100), 8, 3 * draw)
+    for one, other in zip(pruner.targets, alone.targets, strict=True):
+        np.testing.assert_array_equal(one.read(), other.read())
+
+
+def test_without_gradients_in_the_first_stage_nothing_is_done():
+    pruner = pruner_of()
+    with pytest.raises(NoUsableSamplesError, match="8 of 8 are zero or not finite"):
+        StagedUpdates(pruner, Saturated(0), 3).update([0.8] * 2, lambda _: 8)
+    assert pruner.zeros == [0, 0]
+
+
+@pytest.fixture
+def saturating():
+    """A sigmoid of a difference of large numbers: without its smaller weights it is 1 everywhere, and flat."""
+    rng = np.random.default_rng(0)
+    x = 1.0 + 0.1 * rng.normal(size=(32, 1)).astype("float32") * np.ones((1, 4), "float32")
+    x += 0.005 * rng.normal(size=x.shape).astype("float32")
+    x[:, 2:] *= 2
+    model = keras.Sequential([layers.Input((4,)), layers.Dense(1, "sigmoid", use_bias=False)])
+    model.set_weights([np.array([[200.0], [210.0], [-100.0], [-105.0]], "float32")])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    return model, (x, (x[:, :1] > x[:, 1:2]).astype("float32"))
+
+
+# Scores are squares of weights then, and nothing is corrected.
+PLAIN = {"num_grads": 16, "fisher_block_size": 1, "damp": 1e9, "verbose": 0}
+SATURATED = "Stage 2 of 2, from sparsity 0.5000 on, found no gradient"
+
+
+def test_a_saturated_net_is_pruned_in_one_stage(saturating):
+    model, data = saturating
+    before = model.get_weights()
+    kw.prune(model, data, 0.75, quality="fast", stages=1, **PLAIN)
+    alone = model.get_weights()
+    model.set_weights(before)
+    with pytest.warns(UserWarning, match=SATURATED):
+        report = kw.prune(model, data, 0.75, quality="fast", stages=2, **PLAIN)
+    assert report.sparsity == 0.75 and [note[:21] for note in report.notes] == [SATURATED[:21]]
+    assert SATURATED in str(report) and report.as_dict()["stages"][0]["note"] == report.notes[0]
+    np.testing.assert_array_equal(model.get_weights()[0], alone[0])
+
+
+def test_a_net_that_saturates_while_it_trains(saturating):
+    model, data = saturating
+    pruner = kw.WoodFisherPruning(0.75, end_epoch=1, start_epoch=1, data=data, num_recomputations=2, **PLAIN)
+    with pytest.warns(UserWarning, match=SATURATED):
+        model.fit(*data, epochs=2, verbose=0, callbacks=[pruner])
+    assert pruner.report().sparsity == 0.75 and SATURATED in pruner.report().notes[0]
+    model.set_weights([np.array([[200.0], [210.0], [0.0], [-1.0]], "float32")])
+    later = kw.WoodFisherPruning(0.75, end_epoch=2, start_epoch=1, data=data, **PLAIN)
+    with pytest.raises(ValueError, match="The update at epoch 2: No usable gradient sample: 16 of 16"):
+        model.fit(*data, epochs=3, verbose=0, callbacks=[later])

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import torch
 from keras import ops
+from torch.overrides import TorchFunctionMode
 
 from keras_woodfisher_backends import devices
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
@@ -121,7 +122,7 @@ class _TorchGradients:
     def direct(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
         leaves, others = [v.detach().requires_grad_() for v in values], [v.detach() for v in others]
         rows = []
-        with full_precision.changed(), _evaluating(self._model), torch.enable_grad():
+        with full_precision.changed(), _evaluating(self._model), torch.enable_grad(), _ContiguousKernels():
             batch = map_arrays(ops.convert_to_tensor, batch)
             for index in range(arrays(batch)[0].shape[0]):
                 loss = self._loss(leaves, others, take(batch, index))
@@ -129,6 +130,25 @@ class _TorchGradients:
                 # NumPy has no bfloat16.
                 rows.append([grad.detach().float().cpu().numpy() for grad in grads])
         return [np.stack(row) for row in zip(*rows, strict=True)]
+
+
+_CONVOLUTIONS = {
+    *(torch.conv1d, torch.conv2d, torch.conv3d),
+    *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
+}
+
+
+class _ContiguousKernels(TorchFunctionMode):
+    """Lets torch differentiate convolutions of one example by kernels of one filter (of one channel, transposed).
+
+    Keras transposes kernels. Where their first axis has length 1, its stride says nothing, but torch goes by it, and on
+    the CPU it fails: "slow_conv2d: grad_weight must be contiguous".
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in _CONVOLUTIONS and len(args) > 1 and len(args[1]) == 1:
+            args = (args[0], args[1].contiguous(), *args[2:])
+        return function(*args, **(kwargs or {}))
 
 
 class _Autograd:
