@@ -12,8 +12,11 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from keras_woodfisher_backends.nest import map_arrays
 
 from keras_woodfisher.cli.arrays import Data
+from keras_woodfisher.gradients.classes import takes_classes
+from keras_woodfisher.gradients.loss import ModelLoss
 
 _USUAL = (
     "sparse_categorical_crossentropy (classes as numbers), categorical_crossentropy (one-hot), binary_crossentropy, "
@@ -71,6 +74,19 @@ def needed_loss(model: keras.Model, text: str | None, why: str, examples: Data) 
     if not model.compiled:
         raise ValueError(f"The model isn't compiled, so {why} needs --loss. The usual ones: {_USUAL}. {_NOTE}")
     return None
+
+
+def check_labels(path: str | None, model: keras.Model, loss: Any, examples: Data | None) -> None:
+    """Refuses labels that are no class of the model where the loss takes classes; the message names the file."""
+    losses = keras.tree.flatten(loss if loss is not None else model.loss if model.compiled else None)
+    if examples is None or examples.y is None or not any(takes_classes(found) for found in losses if found is not None):
+        return
+    judge = ModelLoss(model, (), loss)
+    try:
+        judge.probe(map_arrays(lambda array: array[None, :1], tuple(examples)))
+        judge.check_classes(examples.y)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _check_outputs(model: keras.Model, text: str, examples: Data) -> None:

@@ -14,7 +14,7 @@ import keras_woodfisher as kw
 from keras_woodfisher.cli import files, paths
 from keras_woodfisher.cli.answer import Answer, table
 from keras_woodfisher.cli.arrays import Data, load_data
-from keras_woodfisher.cli.losses import Evaluation, needed_loss
+from keras_woodfisher.cli.losses import Evaluation, check_labels, needed_loss
 from keras_woodfisher.oneshot.presets import CHOSEN, OF_GRADIENTS, method_of
 from keras_woodfisher.options.pruning_options import WOODFISHER
 from keras_woodfisher.options.table import on_command_line
@@ -35,6 +35,8 @@ def run(args: Namespace) -> Answer:
     held_out = load_data(args.eval, model) if args.eval else None
     batchnorm = _batchnorm(args, model)
     loss = _loss(args, model, labelled_examples(data, held_out, batchnorm.get("reestimate_batchnorm")))
+    check_labels(args.data, model, loss, data if labelled else None)
+    check_labels(args.eval, model, loss, held_out)
     keras.utils.set_random_seed(args.seed)
     measured = Evaluation(model, loss, held_out, args.batch_size or _BATCH_SIZE).measure if held_out else dict
     before = measured()

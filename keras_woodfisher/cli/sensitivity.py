@@ -9,7 +9,7 @@ import keras_woodfisher as kw
 from keras_woodfisher.cli import files, paths
 from keras_woodfisher.cli.answer import Answer
 from keras_woodfisher.cli.arrays import load_data
-from keras_woodfisher.cli.losses import needed_loss
+from keras_woodfisher.cli.losses import check_labels, needed_loss
 from keras_woodfisher.cli.prune import options_of, verbosity
 from keras_woodfisher.reports.rendering import load_pyplot
 
@@ -24,6 +24,8 @@ def run(args: Namespace) -> Answer:
     held_out = load_data(args.eval, model) if args.eval else None
     examples: Any = data or held_out
     loss = needed_loss(model, args.loss, "--data" if data else "--eval", examples)
+    check_labels(args.data, model, loss, data)
+    check_labels(args.eval, model, loss, held_out)
     report = kw.sensitivity(model, data, eval_data=held_out, loss=loss, **options_of(args), verbose=verbosity(args))
     text = str(report)
     if args.plot:

@@ -8,7 +8,7 @@ import numpy as np
 from keras_woodfisher_backends.protocol import Backend, SlowLayers
 
 from keras_woodfisher.data.batches import Batch, even_chunks
-from keras_woodfisher.data.examples import Examples
+from keras_woodfisher.data.examples import ArrayExamples, Examples
 from keras_woodfisher.gradients.footprint import Footprint, counted_outputs, sampled_footprint
 from keras_woodfisher.gradients.gauss_newton import GaussNewtonLoss
 from keras_woodfisher.gradients.loss import ModelLoss
@@ -139,6 +139,8 @@ class SampledGradients:
             )
         with counted_outputs(self._model) as outputs:
             self.loss.probe(first)
+        if isinstance(self._examples, ArrayExamples):
+            self.loss.check_classes(self._examples.labels)
         if self._curvature is not None:
             self._curvature.output_shape(first)
         self._probed = first, outputs[0]
@@ -161,7 +163,7 @@ class SampledGradients:
     def fill(
         self, store: GradientStore, kept: Sequence[np.ndarray], rows: int, draw: int, advance: Callable[[int], None]
     ) -> float:
-        groups = self._examples.groups(rows, self._options.grad_batch_size, self._stream(draw))
+        groups = self.loss.checked(self._examples.groups(rows, self._options.grad_batch_size, self._stream(draw)))
         pairs = list(zip(self.targets, kept, strict=True))
         loss, prepare = self.loss, None
         if self._curvature is not None:
@@ -212,7 +214,8 @@ class SampledGradients:
         values = tensors_of(self.targets, weights)
         sampler = self._sampler_of(self.loss)
         with self.loss.sampling_mode():
-            for batch, _ in even_chunks(self._examples.groups(examples // size, size, stream), lambda b: 1):
+            groups = self.loss.checked(self._examples.groups(examples // size, size, stream))
+            for batch, _ in even_chunks(groups, lambda b: 1):
                 rows = zip(self.targets, sampler(values, others, batch), kept, strict=True)
                 total += np.concatenate([target.flatten(row[0])[mask] for target, row, mask in rows])
                 number += 1

@@ -1,4 +1,4 @@
-"""What the system lets this process take of memory: limits of control groups (containers, SLURM, systemd) and `ulimit`."""
+"""What the system lets this process take of memory: control groups (containers, SLURM, systemd) and `ulimit`."""
 
 import re
 from collections.abc import Iterator

@@ -17,7 +17,7 @@ from keras_woodfisher.gradients.footprint import Footprint
 from keras_woodfisher.gradients.sources import GradientSource
 from keras_woodfisher.memory.device import DeviceStore
 from keras_woodfisher.memory.disk import DiskStore, disk_room
-from keras_woodfisher.memory.free_memory import SHARE, check_device_memory, free_memory
+from keras_woodfisher.memory.free_memory import SHARE, check_device_memory, tightest_limit
 from keras_woodfisher.memory.plan import DISK, MEMORY, RECOMPUTED, MemoryNeeds, MemoryPlan
 from keras_woodfisher.memory.planning import MemoryBudget, plan_memory
 from keras_woodfisher.memory.recomputed import RecomputedStore, Refill
@@ -83,14 +83,22 @@ def needs_of(
 
 def budget_of(options: PruningOptions) -> MemoryBudget:
     """What there is now."""
-    free, folder = free_memory(), tempfile.gettempdir()
-    limit, reason = int(SHARE * free), "a quarter of what is free"
+    (free, tightest), folder = tightest_limit(), tempfile.gettempdir()
+    below = f" within {tightest}" if tightest else ""
+    limit, reason = int(SHARE * free), f"a quarter of what is free{below}"
     if options.memory_limit is not None:
         limit, reason = parse_bytes("memory_limit", options.memory_limit), "memory_limit"
         if limit > free:
-            limit, reason = free, "all that is free, which is less than memory_limit"
+            limit, reason = free, f"all that is free{below}, which is less than memory_limit"
     return MemoryBudget(
-        limit, reason, folder, disk_room(folder), options.grads_device, options.grads_dtype, options.num_pages
+        limit,
+        reason,
+        folder,
+        disk_room(folder),
+        place=options.grads_device,
+        dtype=options.grads_dtype,
+        pages=options.num_pages,
+        free=free,
     )
 
 

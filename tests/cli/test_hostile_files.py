@@ -239,3 +239,18 @@ def test_a_variable_that_is_nested_deeply(cli, tmp_path):
     code, _, err = cli(f"check r.yaml model.keras --var last={'[' * 20_000}")
     assert (code, err.count("\n")) == (1, 1)
     assert "r.yaml, line 2" in err and len(err) < 500
+
+
+@pytest.mark.parametrize(("label", "said"), [(7, "7"), (3, "3"), (-1, "-1"), (1.5, "1.5")])
+def test_labels_that_are_no_class_name_the_file(cli, label, said):
+    np.savez("beyond.npz", x=X, y=np.array([0, 1, 2, 0, 1, label]))
+    message = f"beyond.npz: The labels hold the class {said}, but there are 3 outputs, for the classes 0 to 2."
+    assert message in refused(cli, "beyond.npz")
+    for words in (
+        "prune model.keras --method magnitude --sparsity 0.5 --eval beyond.npz --out p.keras --quiet",
+        "prune model.keras --data beyond.npz --sparsity 0.5 --epochs 1 --out p.keras --quiet",
+        "sensitivity model.keras --data beyond.npz --levels 0.5",
+        "sensitivity model.keras --data data.npz --eval beyond.npz --levels 0.5",
+    ):
+        code, _, err = cli(words)
+        assert (code, message in err) == (1, True), err
