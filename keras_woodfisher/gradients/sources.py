@@ -9,7 +9,7 @@ from keras_woodfisher_backends.protocol import Backend, SlowLayers
 
 from keras_woodfisher.data.batches import Batch, even_chunks
 from keras_woodfisher.data.examples import ArrayExamples, Examples
-from keras_woodfisher.gradients.footprint import Footprint, counted_outputs, sampled_footprint
+from keras_woodfisher.gradients.footprint import Footprint, PassBytes, counted_outputs, sampled_footprint
 from keras_woodfisher.gradients.gauss_newton import GaussNewtonLoss
 from keras_woodfisher.gradients.loss import ModelLoss
 from keras_woodfisher.gradients.sampling import HalvingSampler, sample_gradients
@@ -94,7 +94,7 @@ class SampledGradients:
         self._examples = examples
         self._curvature = GaussNewtonLoss(model, targets, loss) if options.fisher == "ggn" else None
         self._samplers: dict[int, HalvingSampler] = {}
-        self._probed: tuple[Any, int] | None = None
+        self._probed: tuple[Any, PassBytes] | None = None
 
     @property
     def available(self) -> int | None:
@@ -137,13 +137,13 @@ class SampledGradients:
                 f"data holds fewer than grad_batch_size={size} examples (a callable must return a fresh "
                 "iterator at each call)."
             )
-        with counted_outputs(self._model) as outputs:
+        with counted_outputs(self._model) as passed:
             self.loss.probe(first)
         if isinstance(self._examples, ArrayExamples):
             self.loss.check_classes(self._examples.labels)
         if self._curvature is not None:
             self._curvature.output_shape(first)
-        self._probed = first, outputs[0]
+        self._probed = first, passed
 
     def _fitting(self, rows: int) -> str:
         """What would fit the examples that there are."""
