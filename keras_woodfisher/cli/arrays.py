@@ -107,6 +107,8 @@ def _open(path: str) -> Iterator[zipfile.ZipFile]:
 def _headers_of(path: str) -> dict[str, _Header]:
     with _open(path) as archive:
         found = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+        if len(found) != len(archive.infolist()):
+            raise _Explained(f"{path} holds two arrays of one name. {_ANEW}")
         return {name: _header_of(path, archive, entry) for name, entry in found.items()}
 
 

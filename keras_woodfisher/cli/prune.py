@@ -37,6 +37,8 @@ def run(args: Namespace) -> Answer:
     loss = _loss(args, model, labelled_examples(data, held_out, batchnorm.get("reestimate_batchnorm")))
     check_labels(args.data, model, loss, data if labelled else None)
     check_labels(args.eval, model, loss, held_out)
+    if isinstance(again := batchnorm.get("reestimate_batchnorm"), Data):
+        check_labels(args.reestimate_batchnorm, model, loss, again)
     keras.utils.set_random_seed(args.seed)
     measured = Evaluation(model, loss, held_out, args.batch_size or _BATCH_SIZE).measure if held_out else dict
     before = measured()

@@ -14,7 +14,6 @@ from keras_woodfisher.memory.store import GradientStore
 from keras_woodfisher.model.restoring import restored
 from keras_woodfisher.model.targets import Target, find_targets
 from keras_woodfisher.options.pruning_options import PruningOptions
-from keras_woodfisher.options.sizes import size_text
 from keras_woodfisher.pruning.corrections import BlockCorrector, Corrector, RemovedWeights
 from keras_woodfisher.pruning.fisher import Advance, BlockFisher, block_slices, no_progress
 from keras_woodfisher.pruning.group_masks import grows, select
@@ -111,24 +110,14 @@ class Pruner:
         """If the work within fails or is interrupted, weights and masks are what they were."""
         pruned = self.pruned
         try:
-            with restored([target.variable for target in self.targets], only_on_failure=True):
+            with (
+                self.workspace.memory_errors(),
+                restored([target.variable for target in self.targets], only_on_failure=True),
+            ):
                 yield
-        except BaseException as error:
+        except BaseException:
             self._set(pruned)
-            if isinstance(error, Exception) and self._is_bare_out_of_memory(error):
-                plan = self.memory
-                planned = (
-                    f"{size_text(plan.total)} were planned, of {size_text(plan.limit)} ({plan.reason})" if plan else ""
-                )
-                raise MemoryError(
-                    f"There isn't memory enough: {error or type(error).__name__}. {planned}. ".replace(" . ", " ")
-                    + "Give a smaller memory_limit, fewer num_grads, or fewer weights (params, exclude)."
-                ) from error
             raise
-
-    def _is_bare_out_of_memory(self, error: Exception) -> bool:
-        """Whether memory is full, and the error comes from NumPy or a framework rather than from us, with a mend."""
-        return self.backend.is_out_of_memory(error) and not (type(error) is MemoryError and error.args)
 
     def masks(self) -> list[np.ndarray]:
         """The pruned weights of each variable, bool in the variable's shape."""

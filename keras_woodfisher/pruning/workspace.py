@@ -1,7 +1,8 @@
 """Where the work of updates is done, and where gradients are kept meanwhile: devices, and memory by a plan."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import keras
@@ -24,7 +25,7 @@ from keras_woodfisher.memory.recomputed import RecomputedStore, Refill
 from keras_woodfisher.memory.staged import HalfStore
 from keras_woodfisher.memory.store import GradientStore, MemoryStore
 from keras_woodfisher.options.pruning_options import CALIBRATED, PruningOptions
-from keras_woodfisher.options.sizes import parse_bytes
+from keras_woodfisher.options.sizes import parse_bytes, size_text
 from keras_woodfisher.pruning.fisher import block_slices
 from keras_woodfisher.pruning.groups import Structure
 from keras_woodfisher.reports.meter import Meter, say
@@ -195,6 +196,24 @@ class Workspace:
         self.kernels = [kernel.with_lanes(min(kernel.lanes, plan.lanes)) for kernel in self._kernels]
         self._announced = False
         return plan
+
+    @contextmanager
+    def memory_errors(self) -> Iterator[None]:
+        """Says what to do where memory runs out in spite of the plan, which NumPy and frameworks don't."""
+        try:
+            yield
+        except Exception as error:
+            ours = type(error) is MemoryError and error.args
+            if ours or not self.backend.is_out_of_memory(error):
+                raise
+            plan, said = self.memory, str(error).rstrip(".") or type(error).__name__
+            planned = (
+                f" {size_text(plan.total)} were planned, of {size_text(plan.limit)} ({plan.reason})." if plan else ""
+            )
+            raise MemoryError(
+                f"There isn't memory enough: {said}.{planned} Give a smaller memory_limit, fewer num_grads, or fewer "
+                "weights (params, exclude)."
+            ) from error
 
     def gradients(
         self,

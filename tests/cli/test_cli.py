@@ -386,6 +386,7 @@ PRUNE = "prune model.keras --out p.keras --data data.npz"
         (f"{PRUNE} --sparsity 90", r"must be a fraction in \[0, 1\), got 90: write 0.9 for 90 %"),
         (f"{PRUNE} --sparsity nan", "must be a fraction"),
         (f"{PRUNE} --sparsity much", "must be a number, got 'much'"),
+        (f"{PRUNE} --sparsity 80%", r"must be a number, got '80%'\. Write 0\.8 for 80 %\."),
         (f"{PRUNE} --sparsity 0.5 --num-grads 0", "must be a whole number of at least 1, got '0'"),
         (f"{PRUNE} --sparsity 0.5 --memory-limit lots", "must be a size such as 4GiB or 500MB, got 'lots'"),
         (f"{PRUNE} --sparsity 0.5 --memory-limit 0GB", "must be a size such as 4GiB or 500MB, got '0GB'"),

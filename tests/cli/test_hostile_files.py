@@ -134,6 +134,10 @@ def test_archives_that_are_damaged(cli, tmp_path):
     assert "is damaged (" in refused(cli, "end.npz")
     (tmp_path / "flipped.npz").write_bytes(whole[:300] + bytes([whole[300] ^ 1]) + whole[301:])
     assert "is damaged (Bad CRC-32 for file 'x.npy'). Write it anew" in refused(cli, "flipped.npz")
+    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile("twice.npz", "w") as archive:
+        for _ in range(2):
+            archive.writestr("x.npy", saved(X))
+    assert "holds two arrays of one name. Write it anew" in refused(cli, "twice.npz")
     (tmp_path / "array.npz").write_bytes(saved(X))
     assert "is a single array (.npy)" in refused(cli, "array.npz")
 

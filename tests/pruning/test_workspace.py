@@ -331,6 +331,8 @@ def test_memory_that_runs_out_in_spite_of_the_plan_has_a_mend(wide, monkeypatch,
     with pytest.raises(MemoryError, match=r"There isn't memory enough: .* were planned, of .*smaller memory_limit"):
         kw.prune(model, data, 0.5, quality="fast", num_grads=8, verbose=0)
     assert same(before, model.get_weights())
+    with pytest.raises(MemoryError, match="There isn't memory enough"):
+        kw.sensitivity(model, data, levels=(0.5,), num_grads=8, verbose=0)
     callback = kw.WoodFisherPruning(0.5, end_epoch=1, data=data, num_grads=8, verbose=0)
     with pytest.raises(MemoryError, match="There isn't memory enough"):
         model.fit(*data, verbose=0, callbacks=[callback])
