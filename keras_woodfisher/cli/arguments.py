@@ -10,7 +10,10 @@ from keras_woodfisher.options.option import PRUNE, SENSITIVITY, Option
 from keras_woodfisher.options.table import on_command_line
 
 BACKENDS = ("torch", "tensorflow", "jax")
-_LOSS_HELP = "a Keras loss, such as mse; NAME:from_logits where the model's outputs are logits"
+_LOSS_HELP = (
+    "a Keras loss, such as mse; NAME:from_logits where the model's outputs are logits; OUTPUT=NAME,OUTPUT=NAME for "
+    "several outputs"
+)
 
 
 class _Parser(argparse.ArgumentParser):

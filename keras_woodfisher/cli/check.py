@@ -5,6 +5,7 @@ from argparse import Namespace
 import keras_woodfisher as kw
 from keras_woodfisher.cli import files
 from keras_woodfisher.cli.answer import Answer
+from keras_woodfisher.cli.arrays import load_data
 from keras_woodfisher.cli.losses import read_loss
 
 
@@ -13,7 +14,7 @@ def run(args: Namespace) -> Answer:
     loss = read_loss(args.loss) if args.loss else None
     recipe = files.load_recipe(args.recipe, args.var)
     model = files.load_model(args.model)
-    data = files.load_data(args.data) if args.data else None
+    data = load_data(args.data, model) if args.data else None
     result = kw.check_recipe(recipe, model, args.steps_per_epoch, args.epochs, data=data, loss=loss, verbose=0)
     document = {"command": "check", "recipe": args.recipe, "model": args.model, **result.as_dict()}
     return Answer(str(result), document, code=1 if result.problems else 0)

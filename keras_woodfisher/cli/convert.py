@@ -2,13 +2,13 @@
 
 from argparse import Namespace
 
-from keras_woodfisher.cli import files
+from keras_woodfisher.cli import files, paths
 from keras_woodfisher.cli.answer import Answer
 
 
 def run(args: Namespace) -> Answer:
     """Rewrites `args.old` as `args.new`."""
-    files.check_output(args.new, (".yaml", ".yml"), args.force)
+    paths.check_output(args.new, (".yaml", ".yml"), args.force)
     recipe = files.load_recipe(args.old, None)
-    files.write(args.new, recipe.save)
+    paths.write(args.new, recipe.save)
     return Answer(f"Wrote {args.new}.", {"command": "convert", "old": args.old, "new": args.new})

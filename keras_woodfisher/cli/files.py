@@ -1,50 +1,85 @@
-"""Reads models, data and recipes, and writes results so that a failure leaves nothing half written."""
+"""Reads models and recipes; what is wrong with a file is found in its headers, as far as they tell."""
 
 import json
-import os
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
-import numpy as np
 from keras_woodfisher_backends.keras_internals.optimizers import is_for_torch_alone
 
 import keras_woodfisher as kw
+from keras_woodfisher.cli.paths import check_input
+from keras_woodfisher.memory.free_memory import free_memory
+from keras_woodfisher.options.sizes import size_text
 
-_WANTED = "x and y, and perhaps sample_weight (for several inputs x_NAME each, with the inputs' names)"
-
-
-class Data(NamedTuple):
-    """Labelled examples as `fit` takes them; x is a dictionary where the model has several inputs."""
-
-    x: Any
-    y: Any
-    sample_weight: np.ndarray | None = None
+_SAVE = "Save the model with model.save('model.keras')."
+_ANEW = "Save the model anew, or copy the file again."
+_HDF5, _CONFIG, _WEIGHTS = b"\x89HDF\r\n\x1a\n", "config.json", "model.weights.h5"
+_LONGEST_CONFIG = 64 * 2**20
+_EXPANSION, _SMALL = 200, 64 * 2**20
+"""How many times its size a part of a file may unpack to, above so many bytes; Keras doesn't compress models."""
 
 
 def load_model(path: str, compile: bool = True) -> keras.Model:
     """Loads a `.keras` file in safe mode: no code in the file is run.
 
     Raises:
-        ValueError: If it isn't a `.keras` file, or holds code or classes that can't be loaded.
+        ValueError: If it isn't a `.keras` file, is damaged, or holds code or classes that can't be loaded.
         FileNotFoundError: If there is no such file.
+        MemoryError: If the model is too large.
     """
-    _check_input(path, (".keras",))
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} isn't a .keras file (a zip archive). Save the model with model.save('model.keras').")
+    check_input(path, (".keras",), mend=_SAVE)
+    _check_archive(path)
     try:
         compilation = _foreign_compilation(path) if compile else None
         with _light_compilation():
             model = keras.models.load_model(path, compile=compile and compilation is None, safe_mode=True)
         if compilation is not None:
             model.compile_from_config(compilation)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} can't be loaded: {_why(str(error))}") from error
+    except Exception as error:
+        raise _why(path, error) from error
     return model
+
+
+def _check_archive(path: str) -> None:
+    """Looks at the names, sizes and first bytes of what a `.keras` file holds; nothing is unpacked."""
+    if not zipfile.is_zipfile(path):
+        with open(path, "rb") as file:
+            start = file.read(len(_HDF5))
+        found = f"isn't a .keras file (a zip archive). {_SAVE}"
+        if start == _HDF5:
+            found = "is an HDF5 file, the older format. Rename it to .h5, load it in Python, and save it as .keras."
+        if start.startswith(b"PK"):
+            found = f"is a part of a .keras file: its end is missing. {_ANEW}"
+        raise ValueError(f"{path} {found}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = {entry.filename: entry for entry in archive.infolist()}
+            missing = [name for name in (_CONFIG, _WEIGHTS) if name not in entries]
+            if not missing:
+                with archive.open(_WEIGHTS) as member:
+                    start = member.read(len(_HDF5))
+    except Exception as error:
+        raise ValueError(f"{path} is damaged ({error or type(error).__name__}). {_ANEW}") from error
+    if missing:
+        raise ValueError(f"{path} is a zip archive without {' and '.join(missing)}, so it holds no model. {_SAVE}")
+    for name, entry in entries.items():
+        if entry.file_size > max(_SMALL, _EXPANSION * entry.compress_size):
+            raise ValueError(
+                f"{path}: {name} would unpack to {size_text(entry.file_size)} from {size_text(entry.compress_size)}, "
+                f"as no part of a model does. {_ANEW}"
+            )
+    if entries[_CONFIG].file_size > _LONGEST_CONFIG:
+        raise ValueError(f"{path}: {_CONFIG} has {size_text(entries[_CONFIG].file_size)}, too much for one. {_ANEW}")
+    if start != _HDF5:
+        raise ValueError(f"{path}: {_WEIGHTS} in it isn't an HDF5 file. {_ANEW}")
+    size, free = sum(entry.file_size for entry in entries.values()), free_memory()
+    if size > free:
+        raise MemoryError(f"{path} holds {size_text(size)}, but {size_text(free)} of memory are free.")
 
 
 def _light_compilation() -> AbstractContextManager[None]:
@@ -61,91 +96,17 @@ def load_recipe(path: str, variables: Sequence[tuple[str, str]] | None) -> Any:
 
     Raises:
         FileNotFoundError: If there is no such file (a text that names none would count as the recipe itself).
-        RecipeError: If the recipe is wrong.
+        ValueError: If it is no file, or the recipe is wrong.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no recipe file {path}.")
-    return kw.load_recipe(path, variables={name: _json_or_text(text) for name, text in variables or ()} or None)
+    check_input(path, kind="recipe file")
+    return kw.load_recipe(Path(path), variables={name: _json_or_text(text) for name, text in variables or ()} or None)
 
 
 def _json_or_text(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
-
-
-def load_data(path: str, labels: bool = True) -> Data:
-    """Loads examples from an `.npz`; uint8 images become float32, unscaled.
-
-    Args:
-        path: The file.
-        labels: Whether labels have to be there; without them y is None.
-
-    Raises:
-        ValueError: If the file isn't an `.npz` of plain arrays with the right names and lengths.
-        FileNotFoundError: If there is no such file.
-    """
-    _check_input(path, (".npz",))
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} isn't an .npz file. Write one with numpy.savez({path!r}, x=x, y=y).")
-    with np.load(path, allow_pickle=False) as file:
-        inputs = [name for name in file.files if name.startswith("x_")]
-        named = "x" not in file.files and bool(inputs)
-        known = {*(inputs if named else ["x"]), "y", "sample_weight"}
-        if not known >= {*file.files} >= known - {"sample_weight", *([] if labels else ["y"])}:
-            raise ValueError(f"{path} holds {', '.join(file.files) or 'nothing'}. Wanted are {_WANTED}.")
-        arrays = {name: _plain_array(path, file, name) for name in file.files}
-    lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
-    if len({*lengths.values()}) != 1 or 0 in lengths.values():
-        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise ValueError(f"{path} holds arrays of different lengths, or empty ones: {listed}. Give one row an example.")
-    x = {name.removeprefix("x_"): _as_input(arrays[name]) for name in inputs} if named else _as_input(arrays["x"])
-    y = arrays.get("y")
-    whole = y is not None and y.dtype.kind in "ui"
-    return Data(x, y.astype("int32") if y is not None and whole else y, arrays.get("sample_weight"))
-
-
-def check_output(path: str, endings: Sequence[str], force: bool) -> None:
-    """Finds out before any work whether a result can be written.
-
-    Raises:
-        ValueError: If the ending is wrong.
-        FileExistsError: If the file is there and mustn't be overwritten.
-        FileNotFoundError, NotADirectoryError, PermissionError: If its folder can't take it.
-    """
-    target = Path(path)
-    if target.suffix not in endings:
-        raise ValueError(f"{path} must end in {' or '.join(endings)}.")
-    if target.is_dir():
-        raise FileExistsError(f"{path} is a folder. Name a file in it.")
-    if target.exists() and not force:
-        raise FileExistsError(f"{path} exists. Give another name, or --force to overwrite it.")
-    folder = target.parent
-    if not folder.exists():
-        raise FileNotFoundError(f"The folder {folder} of {path} doesn't exist. Create it first.")
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} isn't a folder, so {path} can't be written.")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"The folder {folder} can't be written to. Choose another place for {target.name}.")
-
-
-def write(path: str, save: Callable[[str], Any]) -> None:
-    """Calls `save` with the name of a temporary file beside `path`, and renames that file once it is whole."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
-    try:
-        save(str(temporary))
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _check_input(path: str, endings: Sequence[str]) -> None:
-    if not Path(path).exists():
-        raise FileNotFoundError(f"There is no file {path}.")
-    if Path(path).suffix not in endings or Path(path).is_dir():
-        raise ValueError(f"{path} must be a file that ends in {' or '.join(endings)}.")
 
 
 def _foreign_compilation(path: str) -> dict[str, Any] | None:
@@ -157,7 +118,7 @@ def _foreign_compilation(path: str) -> dict[str, Any] | None:
         return None
     with zipfile.ZipFile(path) as archive:
         try:
-            config = json.loads(archive.read("config.json"))["compile_config"]
+            config = json.loads(archive.read(_CONFIG))["compile_config"]
             foreign = is_for_torch_alone(config["optimizer"]["module"])
         except (KeyError, TypeError, ValueError, AttributeError):
             return None  # Keras says what is wrong with it.
@@ -166,30 +127,25 @@ def _foreign_compilation(path: str) -> dict[str, Any] | None:
     return config | {"optimizer": config["optimizer"] | {"module": "keras.optimizers", "registered_name": None}}
 
 
-def _plain_array(path: str, file: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    try:
-        return file[name]
-    except ValueError as error:
-        raise ValueError(
-            f"{name} in {path} can't be read: {error} Save plain arrays of numbers; pickled objects are refused."
-        ) from None
-
-
-def _as_input(array: np.ndarray) -> np.ndarray:
-    return array.astype("float32") if array.dtype == np.uint8 else array
-
-
-def _why(message: str) -> str:
-    """The one sentence of Keras's message that tells what to do."""
+def _why(path: str, error: Exception) -> Exception:
+    """What to tell of an error while loading: what is wrong with the file, and what to do."""
+    # Keras says last what happened, after the configuration.
+    message = " ".join((str(error).rpartition("Exception encountered:")[2] or str(error)).partition("\n\n")[0].split())
     if "Lambda" in message and "safe_mode" in message:
-        return (
-            "it holds a Lambda layer, whose Python code could do anything when it is loaded (safe mode). If you trust "
-            "the file, load it in Python with safe_mode=False and call keras_woodfisher.prune."
+        return ValueError(
+            f"{path} can't be loaded: it holds a Lambda layer, whose Python code could do anything when it is loaded "
+            "(safe mode). If you trust the file, load it in Python with safe_mode=False and call "
+            "keras_woodfisher.prune."
         )
     missing = re.search(r"Could not locate (class|function) '([^']+)'", message)
     if missing:
-        return (
-            f"it uses the {missing[1]} {missing[2]!r} of somebody's own, which this command can't import. "
-            "Load it in Python where that is defined, and call keras_woodfisher.prune."
+        return ValueError(
+            f"{path} can't be loaded: it uses the {missing[1]} {missing[2]!r} of somebody's own, which this command "
+            "can't import. Load it in Python where that is defined, and call keras_woodfisher.prune."
         )
-    return message.partition("\n\n")[0][:300]
+    said = f"{type(error).__name__}: {message[:300]}".rstrip(" :.")
+    if isinstance(error, MemoryError) or "allocate" in message:
+        return MemoryError(f"{path} can't be loaded: its model takes more memory than there is ({said}).")
+    if isinstance(error, RecursionError):
+        return ValueError(f"{path} can't be loaded: its {_CONFIG} is nested too deeply. {_ANEW}")
+    return ValueError(f"{path} can't be loaded: it is damaged, or another release of Keras wrote it ({said}). {_ANEW}")

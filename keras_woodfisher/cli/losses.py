@@ -1,17 +1,22 @@
 """The loss that commands use and measure: the compiled one, or that of `--loss`.
 
-`--loss` names a Keras loss, `NAME:from_logits` where the model's outputs are logits.
+`--loss` names a Keras loss, `NAME:from_logits` where the model's outputs are logits; of several outputs it is the loss
+of each, or `OUTPUT=NAME,OUTPUT=NAME` gives each its own.
 """
 
 import difflib
 import inspect
+import re
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+from keras_woodfisher_backends.nest import map_arrays
 
-from keras_woodfisher.cli.files import Data
+from keras_woodfisher.cli.arrays import Data
+from keras_woodfisher.gradients.classes import takes_classes
+from keras_woodfisher.gradients.loss import ModelLoss
 
 _USUAL = (
     "sparse_categorical_crossentropy (classes as numbers), categorical_crossentropy (one-hot), binary_crossentropy, "
@@ -22,16 +27,30 @@ _NOTE = f"Write NAME{_LOGITS} where the model's outputs are logits."
 
 
 def read_loss(text: str) -> Any:
-    """The Keras loss that `--loss` names.
+    """The Keras loss that `--loss` names, or a dictionary of them by output.
 
     Raises:
         ValueError: If there is no such loss, or it doesn't take logits.
     """
+    if not _by_output(text):
+        return _read_one(text)
+    return {output: _read_one(name) for output, name in _by_output(text).items()}
+
+
+def _by_output(text: str) -> dict[str, str]:
+    """The text of each output's loss; empty where it is one for all."""
+    if not re.match(r"[^:=]+=", text):
+        return {}
+    pairs = (part.strip().partition("=") for part in text.split(","))
+    return {output: name for output, _, name in pairs}
+
+
+def _read_one(text: str) -> Any:
     name, logits, rest = text.partition(_LOGITS)
     if rest or (":" in name):
         raise ValueError(f"--loss {text}: only {_LOGITS} may follow a name.")
     try:
-        loss = keras.losses.get(name)
+        loss = keras.losses.get(name or "(nothing)")
     except ValueError:
         near = difflib.get_close_matches(name, dir(keras.losses), n=1)
         hint = f" The nearest is {near[0]}." if near else ""
@@ -57,6 +76,19 @@ def needed_loss(model: keras.Model, text: str | None, why: str, examples: Data) 
     return None
 
 
+def check_labels(path: str | None, model: keras.Model, loss: Any, examples: Data | None) -> None:
+    """Refuses labels that are no class of the model where the loss takes classes; the message names the file."""
+    losses = keras.tree.flatten(loss if loss is not None else model.loss if model.compiled else None)
+    if examples is None or examples.y is None or not any(takes_classes(found) for found in losses if found is not None):
+        return
+    judge = ModelLoss(model, (), loss)
+    try:
+        judge.probe(map_arrays(lambda array: array[None, :1], tuple(examples)))
+        judge.check_classes(examples.y)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def _check_outputs(model: keras.Model, text: str, examples: Data) -> None:
     """Refuses logits where the loss takes probabilities, and classes where it takes one label an output.
 
@@ -64,26 +96,38 @@ def _check_outputs(model: keras.Model, text: str, examples: Data) -> None:
     """
     x, y, _ = examples
     outputs = model(keras.tree.map_structure(lambda array: array[:16], x), training=False)
-    for output in keras.tree.flatten(outputs):
-        values = ops.convert_to_numpy(output)
-        if not text.startswith(("sparse", "ctc")) and y[0].size != values[0].size:
-            raise ValueError(
-                f"--loss {text} wants one label an output, got labels of shape {y[:1].shape[1:]} for outputs of shape "
-                f"{values.shape[1:]}. Where labels are classes as numbers, use sparse_categorical_crossentropy."
-            )
-        of_probabilities = not text.endswith(_LOGITS) and _with_logits(text) is not None
-        if of_probabilities and (np.nanmin(values) < -1e-3 or np.nanmax(values) > 1 + 1e-3):
-            raise ValueError(
-                f"--loss {text} takes probabilities, but the model's outputs go from {np.nanmin(values):.3g} to "
-                f"{np.nanmax(values):.3g}: they are logits. Write --loss {text}{_LOGITS}."
-            )
+    flat, labels = keras.tree.flatten(outputs), keras.tree.flatten(y)
+    names = list(getattr(model, "output_names", None) or [""])
+    if isinstance(outputs, dict):
+        names = keras.tree.flatten({name: name for name in outputs})
+    texts = _by_output(text)
+    if texts and {*texts} != {*names}:
+        raise ValueError(f"--loss {text} names {', '.join(texts)}; the model's outputs are {', '.join(names)}.")
+    if len(flat) != len(labels):
+        raise ValueError(f"--loss {text} needs labels of each output: the model has {len(flat)}, got {len(labels)}.")
+    for name, output, label in zip(names, flat, labels, strict=True):
+        _check_output(texts.get(name, text), ops.convert_to_numpy(output), label)
+
+
+def _check_output(text: str, values: np.ndarray, labels: np.ndarray) -> None:
+    if not text.startswith(("sparse", "ctc")) and labels[0].size != values[0].size:
+        raise ValueError(
+            f"--loss {text} wants one label an output, got labels of shape {labels.shape[1:]} for outputs of shape "
+            f"{values.shape[1:]}. Where labels are classes as numbers, use sparse_categorical_crossentropy."
+        )
+    of_probabilities = not text.endswith(_LOGITS) and _with_logits(text) is not None
+    if of_probabilities and (np.nanmin(values) < -1e-3 or np.nanmax(values) > 1 + 1e-3):
+        raise ValueError(
+            f"--loss {text} takes probabilities, but the model's outputs go from {np.nanmin(values):.3g} to "
+            f"{np.nanmax(values):.3g}: they are logits. Write --loss {text}{_LOGITS}."
+        )
 
 
 class Evaluation:
     """Measures a model again and again.
 
     A compiled model's own loss and metrics are used, and accuracy where it has none but its loss is that of a
-    classifier. With a loss of `--loss` it is that loss and accuracy.
+    classifier with one output. With a loss of `--loss` it is that loss and accuracy.
     """
 
     def __init__(self, model: keras.Model, loss: Any, data: Data, batch_size: int):
@@ -92,9 +136,10 @@ class Evaluation:
         self._own = model if loss is None else None
         self._judge: keras.Model | None = None
         loss = model.loss if loss is None else loss
-        if self._own is None or _is_classification(loss):
+        several = len(getattr(model, "output_names", None) or ()) > 1
+        if self._own is None or (_is_classification(loss) and not several):
             self._judge = _Judge(model)
-            self._judge.compile(loss=loss, metrics=_metrics(loss))
+            self._judge.compile(loss=loss, metrics=[] if several else _metrics(loss))
 
     def measure(self) -> dict[str, float]:
         """Loss and metrics now, by name."""
@@ -115,6 +160,7 @@ class _Judge(keras.Model):
     def __init__(self, inner: keras.Model):
         super().__init__(name="evaluation")
         self.inner = inner
+        self.output_names = getattr(inner, "output_names", None)
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         return self.inner(inputs, training=training)

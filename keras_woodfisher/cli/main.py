@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with redirect_stdout(sys.stderr), _short_warnings():
             answer = _run(args)
-        sys.stdout.write(f"{as_json(answer.data) if args.json else answer.text}\n")
+        _write(sys.stdout, as_json(answer.data) if args.json else answer.text)
         sys.stdout.flush()
         return answer.code
     except KeyboardInterrupt:
@@ -96,4 +96,10 @@ def _one_line(error: Exception) -> str:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"keras-woodfisher: {text}\n")
+    _write(sys.stderr, f"keras-woodfisher: {text}")
+
+
+def _write(stream: Any, text: str) -> None:
+    """Writes a line; what the encoding doesn't have, as in names of files that aren't UTF-8, is escaped."""
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")

@@ -11,9 +11,10 @@ from typing import Any
 import keras
 
 import keras_woodfisher as kw
-from keras_woodfisher.cli import files
+from keras_woodfisher.cli import files, paths
 from keras_woodfisher.cli.answer import Answer, table
-from keras_woodfisher.cli.losses import Evaluation, needed_loss
+from keras_woodfisher.cli.arrays import Data, load_data
+from keras_woodfisher.cli.losses import Evaluation, check_labels, needed_loss
 from keras_woodfisher.oneshot.presets import CHOSEN, OF_GRADIENTS, method_of
 from keras_woodfisher.options.pruning_options import WOODFISHER
 from keras_woodfisher.options.table import on_command_line
@@ -31,14 +32,18 @@ _LEARNING_RATE = 1e-4
 def run(args: Namespace) -> Answer:
     """Prunes `args.model` into `args.out`."""
     start = time.perf_counter()
-    files.check_output(args.out, (".keras",), args.force)
+    paths.check_output(args.out, (".keras",), args.force, paths.size_of(args.model))
     recipe = files.load_recipe(args.recipe, args.var) if args.recipe else None
     model = files.load_model(args.model)
     labelled = recipe is not None or bool(args.epochs) or _takes_gradients(args)
-    data = files.load_data(args.data, labelled) if args.data else None
-    held_out = files.load_data(args.eval) if args.eval else None
-    batchnorm = _batchnorm(args)
+    data = load_data(args.data, model, labelled) if args.data else None
+    held_out = load_data(args.eval, model) if args.eval else None
+    batchnorm = _batchnorm(args, model)
     loss = _loss(args, model, labelled_examples(data, held_out, batchnorm.get("reestimate_batchnorm")))
+    check_labels(args.data, model, loss, data if labelled else None)
+    check_labels(args.eval, model, loss, held_out)
+    if isinstance(again := batchnorm.get("reestimate_batchnorm"), Data):
+        check_labels(args.reestimate_batchnorm, model, loss, again)
     keras.utils.set_random_seed(args.seed)
     measured = Evaluation(model, loss, held_out, args.batch_size or _BATCH_SIZE).measure if held_out else dict
     before = measured()
@@ -49,13 +54,13 @@ def run(args: Namespace) -> Answer:
     else:
         report = _one_shot(args, model, data, loss, batchnorm)
     after = measured()
-    files.write(args.out, model.save)
+    paths.write(args.out, model.save)
     return _answer(args, report, (before, after), time.perf_counter() - start)
 
 
-def labelled_examples(*found: Any) -> files.Data | None:
+def labelled_examples(*found: Any) -> Data | None:
     """The first examples that have labels."""
-    return next((data for data in found if isinstance(data, files.Data) and data.y is not None), None)
+    return next((data for data in found if isinstance(data, Data) and data.y is not None), None)
 
 
 def verbosity(args: Namespace) -> int:
@@ -65,7 +70,7 @@ def verbosity(args: Namespace) -> int:
     return 1 if sys.stderr.isatty() else 2
 
 
-def _loss(args: Namespace, model: keras.Model, examples: files.Data | None) -> Any:
+def _loss(args: Namespace, model: keras.Model, examples: Data | None) -> Any:
     """The loss to use instead of the compiled one, if any; options that would be without effect are refused."""
     if args.epochs and model.compiled and (args.loss or args.learning_rate):
         option = "--loss" if args.loss else "--learning-rate"
@@ -96,10 +101,10 @@ def options_of(args: Namespace) -> dict[str, Any]:
     return given | _params_of(args) | {"seed": args.seed}
 
 
-def _batchnorm(args: Namespace) -> dict[str, Any]:
+def _batchnorm(args: Namespace, model: keras.Model) -> dict[str, Any]:
     """Whether statistics are measured anew, and on what."""
     wanted = args.reestimate_batchnorm
-    return {} if wanted is None else {"reestimate_batchnorm": wanted is True or files.load_data(wanted)}
+    return {} if wanted is None else {"reestimate_batchnorm": wanted is True or load_data(wanted, model)}
 
 
 def _params_of(args: Namespace) -> dict[str, Any]:
@@ -119,7 +124,7 @@ def _fine_tune(
     if not model.compiled:
         model.compile(keras.optimizers.Adam(args.learning_rate or _LEARNING_RATE), loss)
     if recipe is not None:
-        steps = math.ceil(len(data.y) / batch_size)
+        steps = math.ceil(data.examples / batch_size)
         check = kw.check_recipe(recipe, model, steps, args.epochs, data=data, loss=loss, verbose=0)
         if check.problems:
             raise ValueError("The recipe doesn't fit: " + " ".join(map(str, check.problems)))

@@ -6,9 +6,10 @@ from typing import Any
 import keras
 
 import keras_woodfisher as kw
-from keras_woodfisher.cli import files
+from keras_woodfisher.cli import files, paths
 from keras_woodfisher.cli.answer import Answer
-from keras_woodfisher.cli.losses import needed_loss
+from keras_woodfisher.cli.arrays import load_data
+from keras_woodfisher.cli.losses import check_labels, needed_loss
 from keras_woodfisher.cli.prune import options_of, verbosity
 from keras_woodfisher.reports.rendering import load_pyplot
 
@@ -16,17 +17,19 @@ from keras_woodfisher.reports.rendering import load_pyplot
 def run(args: Namespace) -> Answer:
     """Measures `args.model`, which isn't changed."""
     if args.plot:
-        files.check_output(args.plot, (".png", ".svg", ".pdf"), args.force)
+        paths.check_output(args.plot, (".png", ".svg", ".pdf"), args.force)
         load_pyplot()
     model = files.load_model(args.model)
-    data = files.load_data(args.data) if args.data else None
-    held_out = files.load_data(args.eval) if args.eval else None
+    data = load_data(args.data, model) if args.data else None
+    held_out = load_data(args.eval, model) if args.eval else None
     examples: Any = data or held_out
     loss = needed_loss(model, args.loss, "--data" if data else "--eval", examples)
+    check_labels(args.data, model, loss, data)
+    check_labels(args.eval, model, loss, held_out)
     report = kw.sensitivity(model, data, eval_data=held_out, loss=loss, **options_of(args), verbose=verbosity(args))
     text = str(report)
     if args.plot:
-        files.write(args.plot, report.plot().figure.savefig)
+        paths.write(args.plot, report.plot().figure.savefig)
         text += f"\n\nWrote {args.plot}."
     document = {"command": "sensitivity", "model": args.model, "backend": keras.backend.backend(), "plot": args.plot}
     return Answer(text, {**document, **report.as_dict()})

@@ -68,11 +68,14 @@ def as_numpy(leaf: Any) -> np.ndarray:
     if isinstance(leaf, (int, float, bool)):
         raise TypeError(f"data holds the plain number {leaf!r}, perhaps within lists. Convert lists by numpy.asarray.")
     array = np.asarray(leaf)
-    if array.dtype.kind in "OSU":
+    if array.dtype.name == "bfloat16":  # JAX's, which NumPy doesn't know
+        return array.astype("float32")
+    if array.dtype.kind not in "biuf":
         raise TypeError(
-            f"data holds a {type(leaf).__name__} of {array.dtype}, which isn't a dense array of numbers. "
+            f"data holds a {type(leaf).__name__} of {array.dtype}, which isn't a dense array of real numbers. "
             "Convert it first; text is to be tokenised outside the model."
         )
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     return array.astype(keras.config.floatx()) if array.dtype == np.float64 else array
 
 

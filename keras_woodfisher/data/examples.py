@@ -128,6 +128,11 @@ class ArrayExamples:
         self._rows = np.arange(found.pop()) if rows is None else rows
         self.available: int | None = len(self._rows)
 
+    @property
+    def labels(self) -> Any:
+        """All labels, those that aren't drawn from too."""
+        return self._batch[1]
+
     def groups(self, count: int, size: int, seed: Any) -> Iterator[Batch]:
         drawn = self._rows[np.random.default_rng(seed).permutation(len(self._rows))[: count * size]]
         groups = drawn[: len(drawn) // size * size].reshape(-1, size)

@@ -1,5 +1,6 @@
 """The memory that taking gradient samples needs, as far as it follows from a model."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from keras_woodfisher_backends.protocol import Backend
 from keras_woodfisher.data.batches import chunk_size
 from keras_woodfisher.data.examples import GROUPS_AT_A_TIME
 from keras_woodfisher.model.targets import Target
+
+_LOSS = 8
+"""A loss forward and back over the bytes of its predictions (a focal loss has 7 results in between)."""
 
 _OUTPUTS = 2.5
 """A pass forward and back over the bytes of all layers' outputs (at most 2.3 on three backends and three models)."""
@@ -37,7 +41,26 @@ class Footprint:
     ring: int = 0
 
 
-def sampled_footprint(targets: list[Target], backend: Backend, rows: int, first: Any, outputs: int) -> Footprint:
+@dataclass
+class PassBytes:
+    """Bytes of one pass forward, in float32, from which those of a pass forward and back follow.
+
+    Attributes:
+        outputs: Of the outputs of all layers and operations, and of what activations within layers keep.
+        widest: Of the shifted copies that the gradient of a convolution's kernel makes of its input, at the most.
+        predictions: Of the model's own outputs, which the loss works on.
+    """
+
+    outputs: int = 0
+    widest: int = 0
+    predictions: int = 0
+
+    @property
+    def total(self) -> int:
+        return int(_OUTPUTS * self.outputs) + self.widest + _LOSS * self.predictions
+
+
+def sampled_footprint(targets: list[Target], backend: Backend, rows: int, first: Any, passed: PassBytes) -> Footprint:
     """The footprint of samples that are taken of data.
 
     Args:
@@ -45,13 +68,13 @@ def sampled_footprint(targets: list[Target], backend: Backend, rows: int, first:
         backend: Tells how many samples a chunk should hold.
         rows: The most samples (m).
         first: A group of b examples, leaves (1, b, ...).
-        outputs: Bytes of the outputs of all layers for that group.
+        passed: Bytes of a pass over that group.
     """
     sizes = [target.size for target in targets]
     leaves = arrays(first)
     chunk = min(rows, chunk_size(backend, [target.variable for target in targets], leaves[0].shape[1]))
     # All gradients in the framework and on the host, and of one variable at a time what they are made of.
-    sample = 4 * (2 * sum(sizes) + 2 * max(sizes)) + int(_OUTPUTS * outputs)
+    sample = 4 * (2 * sum(sizes) + 2 * max(sizes)) + passed.total
     # Groups that are gathered from arrays at a time are there twice: as they come, and joined with what was left over.
     return Footprint(chunk, sample, 2 * min(rows, GROUPS_AT_A_TIME) * sum(leaf.nbytes for leaf in leaves))
 
@@ -66,27 +89,44 @@ BUFFERED_CHUNK = 16
 
 
 @contextmanager
-def counted_outputs(model: keras.Model) -> Iterator[list[int]]:
-    """Adds up, in a list of one number, the bytes that all layers put out meanwhile, in float32."""
-    total = [0]
-    layers = [layer for layer in layers_of(model) if not isinstance(layer, keras.Model)]
-    layers = [layer for layer in layers if "call" not in vars(layer)]
+def counted_outputs(model: keras.Model) -> Iterator[PassBytes]:
+    """Adds up what all layers, and the operations between them, put out meanwhile."""
+    passed, every = PassBytes(), layers_of(model)
+    # Of a functional model's graph, those that are no layers.
+    every += [operation for part in every for operation in getattr(part, "operations", ())]
+    counted = {id(part): part for part in every if not isinstance(part, keras.Model) and "call" not in vars(part)}
+    if "call" not in vars(model):
+        counted[id(model)] = model
     try:
-        for layer in layers:
-            _count(layer, total)
-        yield total
+        for part in counted.values():
+            _count(part, passed, part is model)
+        yield passed
     finally:
-        for layer in layers:
-            vars(layer).pop("call", None)
+        for part in counted.values():
+            vars(part).pop("call", None)
 
 
-def _count(layer: Any, total: list[int]) -> None:
-    original = layer.call
+def _count(part: Any, passed: PassBytes, whole: bool) -> None:
+    original = part.call
+    activation = getattr(part, "activation", None)
+    # Neither of these two keeps what it got.
+    kept = callable(activation) and activation not in (keras.activations.linear, keras.activations.relu)
+    within = 1 if kept and not isinstance(part, keras.layers.Activation) else 0
+    kernel = getattr(part, "kernel_size", None)
+    copies = 0 if whole or kernel is None else math.prod(kernel[1:])
 
     def call(*args: Any, **kwargs: Any) -> Any:
         outputs = original(*args, **kwargs)
-        total[0] += sum(4 * int(np.prod(leaf.shape)) for leaf in tree.flatten(outputs) if hasattr(leaf, "shape"))
+        if whole:
+            passed.predictions += _float32_bytes(outputs)
+        else:
+            passed.outputs += (1 + within) * _float32_bytes(outputs)
+        passed.widest = max(passed.widest, copies * _float32_bytes(args))
         return outputs
 
     # Past Keras's __setattr__, which would track it.
-    vars(layer)["call"] = call
+    vars(part)["call"] = call
+
+
+def _float32_bytes(nest: Any) -> int:
+    return sum(4 * int(np.prod(leaf.shape)) for leaf in tree.flatten(nest) if hasattr(leaf, "shape"))

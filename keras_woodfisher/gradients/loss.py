@@ -19,6 +19,7 @@ from keras_woodfisher_backends.keras_internals.models import (
 from keras_woodfisher_backends.nest import arrays, map_arrays, take
 
 from keras_woodfisher.data.batches import Batch
+from keras_woodfisher.gradients.classes import ClassOutput, check_classes, class_outputs
 from keras_woodfisher.gradients.probing import check_examples_alone, check_shapes, depends
 from keras_woodfisher.model.targets import Target
 
@@ -41,6 +42,7 @@ class ModelLoss:
         chosen = {id(v) for v in self._targets}
         self._others = [v for v in {id(v): v for v in model.variables}.values() if id(v) not in chosen]
         self._trainer = model if loss is None else _trainer_with(loss, model)
+        self._classes: list[ClassOutput] | None = None
         if loss is None and not has_loss(model):
             raise ValueError(
                 f"The model {model.name!r} isn't compiled with a loss, so there is nothing to take gradients of. "
@@ -90,6 +92,7 @@ class ModelLoss:
                 # Not stateless: the variables of a loss can't be made otherwise.
                 value = ops.convert_to_numpy(self._measure(first, prediction))
         except Exception as error:
+            self.check_classes(batch[1])
             if None in self._reductions():
                 raise ValueError(
                     "The loss has reduction='none', so it gives a number for each example, and there is none to "
@@ -101,6 +104,7 @@ class ModelLoss:
             for variable in self._model.metrics_variables:
                 # Those of a loss that was built just now begin at zero.
                 variable.assign(metrics.get(id(variable), np.zeros(variable.shape)))
+        self.check_classes(batch[1])
         if np.ndim(value) != 0:
             raise ValueError(
                 f"The loss of one group of examples has shape {np.shape(value)}, but must be a scalar. "
@@ -123,6 +127,17 @@ class ModelLoss:
             values = self.values()
             check_examples_alone(lambda x: self.predict(*values, (x, None, None)), self.measure, groups)
 
+    def check_classes(self, labels: Any) -> None:
+        """Refuses labels that are no class of the model, as soon as a loss was computed (else a ValueError)."""
+        if self._classes:
+            check_classes(self._classes, labels, getattr(self._trainer, "output_names", None))
+
+    def checked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches, if their labels are classes of the model, where they are to be."""
+        for batch in batches:
+            self.check_classes(batch[1])
+            yield batch
+
     @contextmanager
     def sampling_mode(self) -> Iterator[None]:
         """The mode in which samples are taken: float32, and nothing but the loss; then all is put back.
@@ -143,7 +158,11 @@ class ModelLoss:
 
     def _measure(self, batch: Batch, prediction: Any) -> Any:
         x, y, weight = batch
-        return ops.cast(compute_loss(self._trainer, x, y, prediction, weight), "float32")
+        try:
+            return ops.cast(compute_loss(self._trainer, x, y, prediction, weight), "float32")
+        finally:
+            # Of a loss that fails, too: labels may be why.
+            self._classes = class_outputs(self._trainer, prediction)
 
 
 def has_loss(model: keras.Model) -> bool:
@@ -200,10 +219,14 @@ class MeanLoss:
         total = number = 0.0
         with self._loss.sampling_mode(), forward_only():
             _, others = self._loss.values()
-            for batch in batches:
+            for batch in self._loss.checked(batches):
                 tensors = map_arrays(ops.convert_to_tensor, batch)
                 size = len(arrays(batch)[0])
-                value = float(ops.convert_to_numpy(self._of_batch(list(values), others, tensors)))
+                try:
+                    value = float(ops.convert_to_numpy(self._of_batch(list(values), others, tensors)))
+                finally:
+                    # The classes are known now.
+                    self._loss.check_classes(batch[1])
                 total += value if self._loss.summed else size * value
                 number += size
         if not number:

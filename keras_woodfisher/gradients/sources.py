@@ -9,8 +9,8 @@ from keras_woodfisher_backends.nest import take
 from keras_woodfisher_backends.protocol import Backend, SlowLayers
 
 from keras_woodfisher.data.batches import Batch, even_chunks
-from keras_woodfisher.data.examples import Examples
-from keras_woodfisher.gradients.footprint import Footprint, counted_outputs, sampled_footprint
+from keras_woodfisher.data.examples import ArrayExamples, Examples
+from keras_woodfisher.gradients.footprint import Footprint, PassBytes, counted_outputs, sampled_footprint
 from keras_woodfisher.gradients.gauss_newton import GaussNewtonLoss
 from keras_woodfisher.gradients.loss import ModelLoss
 from keras_woodfisher.gradients.sampling import HalvingSampler, sample_gradients
@@ -98,7 +98,7 @@ class SampledGradients:
         self._examples = examples
         self._curvature = GaussNewtonLoss(model, targets, loss) if options.fisher == "ggn" else None
         self._samplers: dict[int, HalvingSampler] = {}
-        self._probed: tuple[Any, int] | None = None
+        self._probed: tuple[Any, PassBytes] | None = None
 
     @property
     def available(self) -> int | None:
@@ -146,13 +146,15 @@ class SampledGradients:
                 "in a row, or a callable doesn't return a fresh iterator at each call. Lower grad_batch_size, or give "
                 "more data."
             )
-        with counted_outputs(self._model) as outputs:
+        with counted_outputs(self._model) as passed:
             depends = self.loss.probe(first)
+        if isinstance(self._examples, ArrayExamples):
+            self.loss.check_classes(self._examples.labels)
         if not depends:
             self.loss.check_size(self._alike(_COMPARED))
         if self._curvature is not None:
             self._curvature.output_shape(first)
-        self._probed = first, outputs[0]
+        self._probed = first, passed
 
     def _alike(self, number: int) -> list[Batch]:
         """The first groups of one shape."""
@@ -179,7 +181,7 @@ class SampledGradients:
     def fill(
         self, store: GradientStore, kept: Sequence[np.ndarray], rows: int, draw: int, advance: Callable[[int], None]
     ) -> float:
-        groups = self._examples.groups(rows, self._options.grad_batch_size, self._stream(draw))
+        groups = self.loss.checked(self._examples.groups(rows, self._options.grad_batch_size, self._stream(draw)))
         pairs = list(zip(self.targets, kept, strict=True))
         loss, prepare = self.loss, None
         if self._curvature is not None:
@@ -230,7 +232,8 @@ class SampledGradients:
         values = tensors_of(self.targets, weights)
         sampler = self._sampler_of(self.loss)
         with self.loss.sampling_mode():
-            for batch, _ in even_chunks(self._examples.groups(examples // size, size, stream), lambda b: 1):
+            groups = self.loss.checked(self._examples.groups(examples // size, size, stream))
+            for batch, _ in even_chunks(groups, lambda b: 1):
                 rows = zip(self.targets, sampler(values, others, batch), kept, strict=True)
                 total += np.concatenate([target.flatten(row[0])[mask] for target, row, mask in rows])
                 number += 1

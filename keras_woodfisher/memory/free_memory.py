@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 
+from keras_woodfisher.memory.limits import PROC, Limit, limits
 from keras_woodfisher.options.sizes import size_text
 
 SHARE = 0.25
@@ -37,25 +38,18 @@ def check_device_memory(rows: int, columns: int, device: str, free: int | None, 
         )
 
 
-def free_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that this process may still take: what the host has free, or less where a container's limit is tighter.
+def tightest_limit(proc: Path = PROC) -> Limit:
+    """What this process may still take, and what it is that allows no more: the host's free memory, or a limit.
 
     Args:
-        groups: Where Linux tells the limits of control groups (version 2 or 1).
+        proc: Where Linux tells about the process.
     """
-    free = psutil.virtual_memory().available
-    for limit, usage, stat, cache in (
-        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
-    ):
-        try:
-            # "max", no number, where there is no limit. Files that are merely cached give way.
-            allowed, used = (int((groups / name).read_text()) for name in (limit, usage))
-            counters = dict(line.split() for line in (groups / stat).read_text().splitlines())
-        except (OSError, ValueError):
-            continue
-        free = min(free, max(0, allowed - used + int(counters.get(cache, 0))))
-    return free
+    return min([Limit(psutil.virtual_memory().available, ""), *limits(proc)])
+
+
+def free_memory(proc: Path = PROC) -> int:
+    """Bytes that this process may still take."""
+    return tightest_limit(proc).free
 
 
 def give_back_memory(to_system: bool = True) -> None:

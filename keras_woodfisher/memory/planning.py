@@ -1,5 +1,6 @@
 """Chooses a memory plan: a pure function of what is needed and what there is."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -25,6 +26,7 @@ class MemoryBudget:
         place: `"cpu"` (in memory, or on disk where that is too small), `"disk"`, or the name of a device.
         dtype: Of the gradients.
         pages: The least number of pages where one block spans everything.
+        free: Bytes that there are, whatever limit is given.
     """
 
     limit: int
@@ -34,6 +36,7 @@ class MemoryBudget:
     place: str = "cpu"
     dtype: str = "float32"
     pages: int = 1
+    free: int = sys.maxsize
 
     @property
     def itemsize(self) -> int:
@@ -194,7 +197,8 @@ def _refusal(needs: MemoryNeeds, budget: MemoryBudget) -> str:
             f"{wanted} needs at least {size_text(smallest.total)} of memory, but {size_text(budget.limit)} may be used "
             f"({budget.reason}). "
         )
-        remedies.append(f'memory_limit="{-(-smallest.total // 2**20)} MiB"')
+        if smallest.total <= budget.free:
+            remedies.append(f'memory_limit="{-(-smallest.total // 2**20)} MiB"')
     size = budget.itemsize * needs.samples * needs.columns
     if budget.place in ("cpu", DISK) and size > budget.disk:
         text += (

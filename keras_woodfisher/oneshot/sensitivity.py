@@ -132,7 +132,7 @@ def sensitivity(  # noqa: PLR0913
         changes: Any = reconstructed_changes(model, pruner, examples, meter)
     else:
         changes = single_changes(pruner, source, rows, meter)
-    with changes as (change, samples):
+    with pruner.workspace.memory_errors(), changes as (change, samples):
         for level in wanted:
             outcome = change(level)
             with meter.phase(f"loss at {level:g}", len(pruner.targets), "variable") as advance:

@@ -2,6 +2,7 @@
 
 import math
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -38,10 +39,25 @@ def finite_float32(name: str, value: Any, **bounds: Any) -> float:
     return value if value < LARGEST_FLOAT32 else number(name, value, below=LARGEST_FLOAT32)
 
 
+def number_mend(text: Any) -> str:
+    """How to write the number that a text was meant to be, or "".
+
+    >>> number_mend("80%"), number_mend("0,8"), number_mend("0.8"), number_mend("much")
+    ('Write 0.8 for 80 %.', 'Write 0.8.', 'Write it without quotation marks.', '')
+    """
+    found = re.fullmatch(r"\s*(\d+(?:[.,]\d+)?)\s*(%?)\s*", text) if isinstance(text, str) and len(text) < 30 else None
+    if found is None:
+        return ""
+    value = float(found[1].replace(",", "."))
+    if found[2]:
+        return f"Write {value / 100:g} for {value:g} %."
+    return f"Write {value:g}." if "," in found[1] else "Write it without quotation marks."
+
+
 def fraction(name: str, value: Any) -> float:
     """Checks a sparsity (TypeError if it isn't a number, ValueError if it isn't in [0, 1))."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a fraction in [0, 1), got {value!r}.")
+        raise TypeError(f"{name} must be a fraction in [0, 1), got {value!r}. {number_mend(value)}".rstrip())
     value = float(value)
     if not 0.0 <= value < 1.0:
         mend = f" write {value / 100:g} for {value:g} %." if 1.0 < value < 100.0 else ""

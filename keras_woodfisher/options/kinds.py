@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from keras_woodfisher.options.checks import count, flag, names, one_of
+from keras_woodfisher.options.checks import count, flag, names, number_mend, one_of
 from keras_woodfisher.options.mask_types import NAMED, checked_mask
 from keras_woodfisher.options.sizes import parse_bytes
 
@@ -45,7 +45,8 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ArgumentTypeError(f"must be a number, got {text!r}") from None
+        mend = number_mend(text)
+        raise ArgumentTypeError(f"must be a number, got {text!r}{f'. {mend}' if mend else ''}") from None
 
 
 def _size_text(text: str) -> str:

@@ -110,7 +110,10 @@ class Pruner:
         """If the work within fails or is interrupted, weights and masks are what they were."""
         pruned = self.pruned
         try:
-            with restored([target.variable for target in self.targets], only_on_failure=True):
+            with (
+                self.workspace.memory_errors(),
+                restored([target.variable for target in self.targets], only_on_failure=True),
+            ):
                 yield
         except BaseException:
             self._set(pruned)

@@ -1,7 +1,8 @@
 """Where the work of updates is done, and where gradients are kept meanwhile: devices, and memory by a plan."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import keras
@@ -17,14 +18,14 @@ from keras_woodfisher.gradients.footprint import Footprint
 from keras_woodfisher.gradients.sources import GradientSource
 from keras_woodfisher.memory.device import DeviceStore
 from keras_woodfisher.memory.disk import DiskStore, disk_room
-from keras_woodfisher.memory.free_memory import SHARE, check_device_memory, free_memory
+from keras_woodfisher.memory.free_memory import SHARE, check_device_memory, tightest_limit
 from keras_woodfisher.memory.plan import DISK, MEMORY, RECOMPUTED, MemoryNeeds, MemoryPlan
 from keras_woodfisher.memory.planning import MemoryBudget, plan_memory
 from keras_woodfisher.memory.recomputed import RecomputedStore, Refill
 from keras_woodfisher.memory.staged import HalfStore
 from keras_woodfisher.memory.store import GradientStore, MemoryStore
 from keras_woodfisher.options.pruning_options import CALIBRATED, PruningOptions
-from keras_woodfisher.options.sizes import parse_bytes
+from keras_woodfisher.options.sizes import parse_bytes, size_text
 from keras_woodfisher.pruning.fisher import block_slices
 from keras_woodfisher.pruning.groups import Structure
 from keras_woodfisher.reports.meter import Meter, say
@@ -83,14 +84,22 @@ def needs_of(
 
 def budget_of(options: PruningOptions) -> MemoryBudget:
     """What there is now."""
-    free, folder = free_memory(), tempfile.gettempdir()
-    limit, reason = int(SHARE * free), "a quarter of what is free"
+    (free, tightest), folder = tightest_limit(), tempfile.gettempdir()
+    below = f" within {tightest}" if tightest else ""
+    limit, reason = int(SHARE * free), f"a quarter of what is free{below}"
     if options.memory_limit is not None:
         limit, reason = parse_bytes("memory_limit", options.memory_limit), "memory_limit"
         if limit > free:
-            limit, reason = free, "all that is free, which is less than memory_limit"
+            limit, reason = free, f"all that is free{below}, which is less than memory_limit"
     return MemoryBudget(
-        limit, reason, folder, disk_room(folder), options.grads_device, options.grads_dtype, options.num_pages
+        limit,
+        reason,
+        folder,
+        disk_room(folder),
+        place=options.grads_device,
+        dtype=options.grads_dtype,
+        pages=options.num_pages,
+        free=free,
     )
 
 
@@ -187,6 +196,24 @@ class Workspace:
         self.kernels = [kernel.with_lanes(min(kernel.lanes, plan.lanes)) for kernel in self._kernels]
         self._announced = False
         return plan
+
+    @contextmanager
+    def memory_errors(self) -> Iterator[None]:
+        """Says what to do where memory runs out in spite of the plan, which NumPy and frameworks don't."""
+        try:
+            yield
+        except Exception as error:
+            ours = type(error) is MemoryError and error.args
+            if ours or not self.backend.is_out_of_memory(error):
+                raise
+            plan, said = self.memory, str(error).rstrip(".") or type(error).__name__
+            planned = (
+                f" {size_text(plan.total)} were planned, of {size_text(plan.limit)} ({plan.reason})." if plan else ""
+            )
+            raise MemoryError(
+                f"There isn't memory enough: {said}.{planned} Give a smaller memory_limit, fewer num_grads, or fewer "
+                "weights (params, exclude)."
+            ) from error
 
     def gradients(
         self,

@@ -1,5 +1,6 @@
 """The command line, mostly in this process through `main`; what it prunes is compared with `prune` itself."""
 
+import errno
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from keras_woodfisher_backends.keras_internals import RELEASE
 
 import keras_woodfisher as kw
 from keras_woodfisher.cli import files
+from keras_woodfisher.cli.arrays import load_data
 
 NAME = keras.backend.backend()
 OTHER = "torch" if NAME == "jax" else "jax"
@@ -264,7 +266,7 @@ def test_a_recipe_in_one_shot_does_what_its_apply_does(cli, old):
     assert json.loads(out)["report"]["pruned"] == zeros("p.keras") == 168
     assert json.loads(out)["report"]["samples"] == 16
     model = keras.models.load_model("model.keras")
-    kw.load_recipe("old.md", {"goal": 0.7}).apply(model, files.load_data("data.npz"), verbose=0)
+    kw.load_recipe("old.md", {"goal": 0.7}).apply(model, load_data("data.npz"), verbose=0)
     np.testing.assert_allclose(kernels("p.keras")[0], ops.convert_to_numpy(model.get_layer("hidden").kernel), rtol=1e-6)
 
 
@@ -294,7 +296,7 @@ def test_check_prints_the_plan_and_exits_with_0(cli, old):
     code, out, err = cli("check old.md model.keras --steps-per-epoch 2 --data data.npz")
     assert code == 0, err
     model = keras.models.load_model("model.keras")
-    plan = kw.check_recipe(old, model, 2, data=files.load_data("data.npz"))
+    plan = kw.check_recipe(old, model, 2, data=load_data("data.npz"))
     # The times are measured anew.
     # What is measured, and what is free at the moment, isn't the same twice.
     same, again = (
@@ -384,6 +386,7 @@ PRUNE = "prune model.keras --out p.keras --data data.npz"
         (f"{PRUNE} --sparsity 90", r"must be a fraction in \[0, 1\), got 90: write 0.9 for 90 %"),
         (f"{PRUNE} --sparsity nan", "must be a fraction"),
         (f"{PRUNE} --sparsity much", "must be a number, got 'much'"),
+        (f"{PRUNE} --sparsity 80%", r"must be a number, got '80%'\. Write 0\.8 for 80 %\."),
         (f"{PRUNE} --sparsity 0.5 --num-grads 0", "must be a whole number of at least 1, got '0'"),
         (f"{PRUNE} --sparsity 0.5 --memory-limit lots", "must be a size such as 4GiB or 500MB, got 'lots'"),
         (f"{PRUNE} --sparsity 0.5 --memory-limit 0GB", "must be a size such as 4GiB or 500MB, got '0GB'"),
@@ -429,10 +432,48 @@ def test_an_output_that_cannot_be_written_ends_it_before_any_work(cli, monkeypat
     assert err.count("\n") == 1
 
 
-def test_a_folder_without_permission_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
-    with pytest.raises(PermissionError, match=r"can't be written to. Choose another place for p.keras"):
-        files.check_output(str(tmp_path / "p.keras"), (".keras",), force=False)
+def test_a_full_disk_is_found_before_any_work(cli, monkeypatch, tmp_path):
+    def full(file, start, size):
+        raise OSError(errno.ENOSPC, "No space left on device", None)
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(files, "load_model", None)
+    code, _, err = cli("prune model.keras --sparsity 0.5 --method magnitude --out p.keras")
+    assert code == 1
+    assert re.search(r"The folder \. can't be written to \(No space left on device, .*Choose another place for p", err)
+    assert not list(tmp_path.glob(".p*")), "nothing is left"
+
+
+def test_a_folder_that_takes_no_file_is_found_before_any_work(cli, monkeypatch):
+    # Root may write anywhere but here.
+    monkeypatch.setattr(files, "load_model", None)
+    code, _, err = cli("prune model.keras --sparsity 0.5 --method magnitude --out /proc/p.keras")
+    assert code == 1
+    assert err.startswith("keras-woodfisher: error: The folder /proc can't be written to (")
+    assert err.endswith("Choose another place for p.keras.\n")
+
+
+@pytest.mark.parametrize("name", ["a" * 249, "\N{SNOWMAN}" * 80])
+def test_names_as_long_as_a_folder_allows(cli, name):
+    assert cli(f"prune model.keras --sparsity 0.5 --method magnitude --out {name}.keras --quiet")[0] == 0
+    assert zeros(f"{name}.keras") == 120
+    code, _, err = cli(f"prune model.keras --sparsity 0.5 --method magnitude --out {name}too-long-by-far.keras --quiet")
+    assert code == 1 and "File name too long" in err
+
+
+def test_a_link_that_leads_nowhere_is_a_file_that_is_there(cli, tmp_path):
+    (tmp_path / "link.keras").symlink_to("nowhere.keras")
+    command = "prune model.keras --sparsity 0.5 --method magnitude --out link.keras"
+    assert "link.keras exists. Give another name, or --force" in cli(command)[2]
+    assert (tmp_path / "link.keras").is_symlink()
+    assert cli(f"{command} --force")[0] == 0
+    assert zeros("link.keras") == 120 and not (tmp_path / "nowhere.keras").exists()
+
+
+def test_what_is_no_file_is_not_overwritten(cli, tmp_path):
+    os.mkfifo(tmp_path / "pipe.keras")
+    code, _, err = cli("prune model.keras --sparsity 0.5 --method magnitude --out pipe.keras --force")
+    assert (code, "pipe.keras is a named pipe. Give another name." in err) == (1, True)
 
 
 def test_force_overwrites(cli, tmp_path):
@@ -479,27 +520,27 @@ def test_wrong_data_is_explained(tmp_path, monkeypatch, arrays, message):
     monkeypatch.chdir(tmp_path)
     np.savez("bad.npz", **arrays)
     with pytest.raises(ValueError, match=message):
-        files.load_data("bad.npz")
+        load_data("bad.npz")
 
 
 def test_files_that_are_no_data(tmp_path):
     (tmp_path / "text.npz").write_text("x")
     with pytest.raises(ValueError, match=r"isn't an .npz file. Write one with numpy.savez"):
-        files.load_data(str(tmp_path / "text.npz"))
+        load_data(str(tmp_path / "text.npz"))
     with pytest.raises(FileNotFoundError, match=r"There is no file .*none.npz"):
-        files.load_data(str(tmp_path / "none.npz"))
+        load_data(str(tmp_path / "none.npz"))
     np.save(tmp_path / "x.npy", X)
     with pytest.raises(ValueError, match=r"x.npy must be a file that ends in .npz"):
-        files.load_data(str(tmp_path / "x.npy"))
+        load_data(str(tmp_path / "x.npy"))
 
 
 def test_images_become_floats_unscaled_and_labels_integers(tmp_path):
     path = tmp_path / "images.npz"
     np.savez(path, x=np.full((2, 3), 255, "uint8"), y=np.array([1, 2], "uint8"))
-    data = files.load_data(str(path))
+    data = load_data(str(path))
     assert (data.x.dtype, data.x.max(), data.y.dtype, data.sample_weight) == (np.float32, 255.0, np.int32, None)
     np.savez(path, x_image=np.zeros((2, 3), "uint8"), x_tokens=np.ones((2, 5), "int32"), y=np.array([0.5, 1.5]))
-    data = files.load_data(str(path))
+    data = load_data(str(path))
     assert {name: array.dtype for name, array in data.x.items()} == {"image": np.float32, "tokens": np.int32}
     assert data.y.dtype == np.float64
 

@@ -5,6 +5,7 @@ import tempfile
 import keras
 import numpy as np
 import pytest
+from exhausted import full
 from gathering import GivenGradients
 from keras import ops
 from keras_woodfisher_backends import get_backend
@@ -12,8 +13,9 @@ from keras_woodfisher_backends.kernel.threads import blas_threads
 
 import keras_woodfisher as kw
 from keras_woodfisher.data.examples import open_examples
-from keras_woodfisher.gradients.footprint import buffered_footprint, counted_outputs
+from keras_woodfisher.gradients.footprint import PassBytes, buffered_footprint, counted_outputs
 from keras_woodfisher.gradients.sources import SampledGradients
+from keras_woodfisher.memory.limits import Limit
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.pruning.workspace import Workspace
@@ -210,7 +212,7 @@ def test_rows_that_are_dropped_are_the_same_in_each_pass(wide, monkeypatch):
 def test_a_limit_above_what_is_free_is_what_is_free(wide, monkeypatch):
     model, data = wide
     free = limit_for("disk", model, data)
-    monkeypatch.setattr("keras_woodfisher.pruning.workspace.free_memory", lambda: free)
+    monkeypatch.setattr("keras_woodfisher.pruning.workspace.tightest_limit", lambda: Limit(free, ""))
     _, plan = pruned(wide, memory_limit="1 TiB")
     assert (plan.limit, plan.storage) == (free, "disk")
     assert plan.reason == "all that is free, which is less than memory_limit"
@@ -284,14 +286,61 @@ def test_devices_that_do_not_exist(wide):
 
 def test_the_footprint_counts_what_layers_put_out(wide, backend):
     model, data = wide
-    with counted_outputs(model) as total:
+    with counted_outputs(model) as passed:
         model(data[0][:3])
-    assert total == [4 * 3 * (WIDE + WIDE + 7)]
-    assert not any("call" in vars(layer) for layer in model.layers)
+    assert passed == PassBytes(outputs=4 * 3 * (WIDE + WIDE + 7), widest=0, predictions=4 * 3 * 7)
+    assert not any("call" in vars(layer) for layer in [model, *model.layers])
     pruner = Pruner(model, PruningOptions(verbose=0))
     source = SampledGradients(model, pruner.targets, PruningOptions(verbose=0), backend, open_examples(data))
     source.check(ROWS)
     found = source.footprint(ROWS)
     assert found.chunk == min(ROWS, backend.chunk_groups(1))
-    assert found.sample == 4 * (2 * WEIGHTS + 2 * WIDE * WIDE) + int(2.5 * 4 * (2 * WIDE + 7))
+    assert found.sample == 4 * (2 * WEIGHTS + 2 * WIDE * WIDE) + int(2.5 * 4 * (2 * WIDE + 7)) + 8 * 4 * 7
     assert found.reading == 2 * ROWS * (12 + 1) * 4
+
+
+def test_the_footprint_counts_operations_activations_and_shifted_copies():
+    given = keras.Input((6, 5, 2))
+    conv = keras.layers.Conv2D(3, (4, 2), padding="same", activation="swish")(given)  # 90 numbers, kept twice
+    gate = keras.ops.sigmoid(conv)  # 90, and no layer
+    added = conv * gate + 1.0  # 90 each
+    inner = keras.Sequential([keras.Input((6, 5, 3)), keras.layers.Flatten(), keras.layers.Dense(4, "relu")])
+    model = keras.Model(given, inner(added))
+    with counted_outputs(model) as passed:
+        model(np.ones((2, 6, 5, 2), "float32"))
+    outputs = 2 * 90 + 90 + 90 + 90 + 90 + 4
+    # A kernel of 2 columns makes 2 shifted copies of the 60 numbers of an input.
+    assert passed == PassBytes(outputs=4 * 2 * outputs, widest=4 * 2 * 2 * 60, predictions=4 * 2 * 4)
+    assert passed.total == int(2.5 * passed.outputs) + passed.widest + 8 * passed.predictions
+    assert not any("call" in vars(part) for part in [model, *model.operations, *inner.layers])
+
+
+class Full(MemoryError):
+    """As NumPy raises."""
+
+
+@pytest.mark.parametrize("error", [Full("Unable to allocate 2.05 GiB"), full(), MemoryError()])
+def test_memory_that_runs_out_in_spite_of_the_plan_has_a_mend(wide, monkeypatch, error):
+    model, data = wide
+    before = model.get_weights()
+
+    def fails(*args):
+        raise error
+
+    monkeypatch.setattr("keras_woodfisher.pruning.workspace.open_store", fails)
+    with pytest.raises(MemoryError, match=r"There isn't memory enough: .* were planned, of .*smaller memory_limit"):
+        kw.prune(model, data, 0.5, quality="fast", num_grads=8, verbose=0)
+    assert same(before, model.get_weights())
+    with pytest.raises(MemoryError, match="There isn't memory enough"):
+        kw.sensitivity(model, data, levels=(0.5,), num_grads=8, verbose=0)
+    callback = kw.WoodFisherPruning(0.5, end_epoch=1, data=data, num_grads=8, verbose=0)
+    with pytest.raises(MemoryError, match="There isn't memory enough"):
+        model.fit(*data, verbose=0, callbacks=[callback])
+
+
+def test_no_limit_is_proposed_that_there_is_no_memory_for(wide, monkeypatch):
+    model, data = wide
+    monkeypatch.setattr("keras_woodfisher.pruning.workspace.tightest_limit", lambda: Limit(2**16, "`ulimit -v`"))
+    with pytest.raises(MemoryError, match=r"may be used \(a quarter of what is free within `ulimit -v`\)") as caught:
+        kw.prune(model, data, 0.5, quality="fast", num_grads=ROWS, verbose=0)
+    assert "memory_limit=" not in str(caught.value)

@@ -42,6 +42,13 @@ def compiled_losses(model: Any) -> list[Any] | None:
     return None if compiled is None else [loss for loss in tree.flatten(compiled._user_loss) if loss is not None]
 
 
+def output_losses(model: Any) -> list[tuple[tuple[Any, ...], Any, str]]:
+    """Each loss of a compiled model with the path to its output and its name; none before the first was computed."""
+    compiled = model._compile_loss
+    built = compiled._flat_losses if compiled is not None else None
+    return [(tuple(loss.path), loss.loss, loss.name) for loss in built or ()]
+
+
 def compiled_loss_weights(model: Any) -> list[float]:
     """The weights of the losses that a model is compiled with, as far as there are any."""
     weights = tree.flatten(model._compile_loss._user_loss_weights)

@@ -1,5 +1,6 @@
 """The kinds of values that fields of modifiers hold, in every form that recipes write them in."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -85,6 +86,8 @@ def check_patterns(value: Any) -> Any:
     """The names, if every pattern among them is valid."""
     for item in (value,) if isinstance(value, str) else value:
         check_pattern(item)
+        if re.fullmatch("__.*__", item) and item.upper() not in (ALL, ALL_PRUNABLE):
+            raise ValueError(f"must be {ALL} or {ALL_PRUNABLE}, the only keywords: {item!r} is none")
     return value
 
 

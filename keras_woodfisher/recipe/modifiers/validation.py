@@ -7,13 +7,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from keras_woodfisher.options.checks import number_mend
 from keras_woodfisher.recipe.modifiers import pruning as modifiers
 from keras_woodfisher.recipe.modifiers import reconstruction, training
 from keras_woodfisher.recipe.modifiers.fields import LAST_POSITION
+from keras_woodfisher.recipe.modifiers.others import OTHERS, THEIR_FIELDS
 from keras_woodfisher.recipe.modifiers.pruning import Modifier
 from keras_woodfisher.recipe.modifiers.reconstruction import ReconstructionModifier
 from keras_woodfisher.recipe.modifiers.training import LastingModifier
-from keras_woodfisher.recipe.syntax.errors import RecipeError, short_repr, short_text, shorten_quotations
+from keras_woodfisher.recipe.syntax.errors import LONGEST, RecipeError, short_repr, short_text, shorten_quotations
 from keras_woodfisher.recipe.syntax.outline import Entry, Outline
 
 TAGS: dict[str, type[Modifier]] = {
@@ -88,8 +90,7 @@ def _modifier(entry: Entry, source: str) -> Modifier:
         return RecipeError(shorten_quotations(message), line=line, field=name, source=source)
 
     for name, known in _unknown(kind, entry.fields):
-        near = difflib.get_close_matches(name.rpartition(".")[2], known, n=1)
-        hint = f" Do you mean {near[0]}?" if near else ""
+        hint = _meant(name.rpartition(".")[2], known)
         raise error(f"there is no such field.{hint} There are: {', '.join(known)}.", name)
     try:
         return kind(**entry.fields).normal()
@@ -97,6 +98,15 @@ def _modifier(entry: Entry, source: str) -> Modifier:
         raise error(*_first(problem, entry.fields)) from None
     except (TypeError, ValueError, OverflowError) as problem:
         raise error(str(problem), _named_in(str(problem), entry.fields)) from None
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    """The field that was probably meant: that of LLM Compressor's under our name, or the nearest."""
+    plain = re.sub(r"[^a-z0-9]", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    if (ours := THEIR_FIELDS.get(name)) in known:
+        return f" It is LLM Compressor's name; here it is {ours}."
+    near = difflib.get_close_matches(plain, known, n=1) if len(name) <= LONGEST else []
+    return f" Do you mean {near[0]}?" if near else ""
 
 
 def _unknown(kind: type[Modifier], fields: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
@@ -125,7 +135,9 @@ def _first(problem: ValidationError, fields: Mapping[str, Any]) -> tuple[str, st
     if whole := next((rule for rule in rules if rule.startswith("The ")), None):
         return whole, field
     wanted = "; or ".join(_SUBJECT.sub("", rule) for rule in rules)
-    return f"got {short_repr(received)}, but it {wanted}.", field
+    texts = (received, *received) if isinstance(received, Mapping) else (received,)
+    mend = next(filter(None, map(number_mend, texts)), "") if "valid number" in wanted else ""
+    return f"got {short_repr(received)}, but it {wanted}. {mend}".rstrip(), field
 
 
 def _named_in(message: str, fields: Mapping[str, Any]) -> str:
@@ -138,22 +150,36 @@ def _named_in(message: str, fields: Mapping[str, Any]) -> str:
     return places[min(named, key=lambda name: (message.index(name), -len(name)))] if named else ""
 
 
-_OTHERS = ("PruningModifier", "CyclicLearningRateModifier", "LearningRateFinalModifier", "OBSXPruningModifier")
-"""Names of other kinds that look like known ones."""
-
-
 def _unknown_tag(tag: str) -> str:
-    stems = {_stem(known): known for known in TAGS}
-    near = difflib.get_close_matches(_stem(tag), stems, n=1, cutoff=0.8) if tag not in _OTHERS else []
-    if near:
-        problem = f"there is no modifier !{short_text(tag)}. Do you mean !{stems[near[0]]}? "
+    """What to do about a tag that none of ours has: the nearest name, or whose it is."""
+    name = tag.rpartition(".")[2]  # as `!sparseml.pytorch.optim.MFACPruningModifier`
+    if (foreign := {other.lower(): other for other in OTHERS}.get(name.lower())) is not None:
+        problem = f"!{foreign} is outside this project, which prunes and schedules training. {OTHERS[foreign]}"
+    elif near := _nearest(name):
+        problem = f"there is no modifier !{short_text(tag)}. Do you mean !{near}? "
         problem += "Another kind is outside this project."
     else:
         problem = f"!{short_text(tag)} is outside this project, which prunes and schedules training. Remove it."
     return f"{problem} There are: {', '.join(TAGS)}."
 
 
+def _nearest(name: str) -> str:
+    """The tag that was probably meant, by its whole name or by what tells it from others; "" if none is near."""
+    if len(name) > LONGEST:
+        return ""
+    for form, cutoff in ((str.lower, 0.87), (_stem, 0.8), (_words, 0.95)):
+        forms = {form(known): known for known in TAGS}
+        if near := difflib.get_close_matches(form(name), forms, n=1, cutoff=cutoff):
+            return forms[near[0]]
+    return ""
+
+
+def _words(tag: str) -> str:
+    """The words of a tag, whatever their order."""
+    return " ".join(sorted(re.findall("[A-Z]+(?![a-z])|[A-Z][a-z]+", tag)))
+
+
 def _stem(tag: str) -> str:
-    """What tells one kind of modifier from another."""
-    short = tag.removesuffix("Modifier")
-    return short.removesuffix("Pruning") or short
+    """What tells one kind of modifier from another, in lower case."""
+    short = tag.lower().replace("_", "").removesuffix("modifier")
+    return short.removesuffix("pruning") or short

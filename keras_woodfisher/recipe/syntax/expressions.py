@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from keras_woodfisher.options.checks import number_mend
 from keras_woodfisher.recipe.syntax.errors import MOST_BITS, RecipeError, short_repr, short_text
 
 LONGEST_EXPRESSION = 1000
@@ -183,9 +184,9 @@ def _value(node: ast.expr, values: Mapping[str, Any]) -> int | float:
 def _number(name: str, values: Mapping[str, Any]) -> int | float:
     value = values[name]
     if isinstance(value, bool) or not isinstance(value, int | float):
+        mend = number_mend(value) or "A text or list can only be given as a whole, as in eval(name)."
         raise RecipeError(
-            f"Arithmetic needs numbers, but the variable {short_repr(name)} is {short_repr(value)}. "
-            "A text or list can only be given as a whole, as in eval(name)."
+            f"Arithmetic needs numbers, but the variable {short_repr(name)} is {short_repr(value)}. {mend}"
         )
     return finite(value)
 

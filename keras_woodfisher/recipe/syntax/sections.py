@@ -90,27 +90,51 @@ def _sort_keys(mapping: Pairs, stage: str) -> _Level:
         # Nothing stands for an empty list; other scalars are variables.
         elif GROUP in name and (isinstance(node, Items) or is_null(node)):
             if node.tag:
-                raise RecipeError(_no_group(name, describe(node)), line=key.line, field=name)
+                raise RecipeError(_no_group(name, node), line=key.line, field=name)
             level.groups.append((name, node if isinstance(node, Items) else Items((), node.line)))
+        elif _is_list_of_modifiers(node):
+            raise RecipeError(
+                f"{short_repr(name)} holds modifiers, but the name of a group must contain {GROUP!r}. Rename it.",
+                line=key.line,
+                field=name,
+            )
         elif not isinstance(node, Pairs):
             level.variables[name] = node
         elif stage or node.tag or not any(isinstance(key.value, str) and GROUP in key.value for key, _ in node.pairs):
-            raise RecipeError(_misplaced(name, stage), line=key.line, field=name)
+            raise RecipeError(_misplaced(name, node, stage), line=key.line, field=name)
         else:
             level.stages[name] = node
             level.stage_line = key.line
     return level
 
 
-def _misplaced(name: str, stage: str) -> str:
+def _misplaced(name: str, node: Pairs, stage: str) -> str:
     if GROUP in name:
-        return _no_group(name, "a mapping")
+        return _no_group(name, node)
     place = f"the stage {short_repr(stage)}" if stage else "the recipe"
-    return f"{short_repr(name)} is a mapping in {place}, but no group of modifiers is in it. {SHAPE}."
+    near = [key.value for key, value in node.pairs if isinstance(key.value, str) and _is_list_of_modifiers(value)]
+    hint = f" Does {short_repr(near[0])} stand for a group? Its name must contain {GROUP!r}." if near else ""
+    if name.endswith("Modifier"):
+        hint = f" Modifiers stand in a group: write `{GROUP}:`, and below it `- !{short_text(name)}` with its fields."
+    return f"{short_repr(name)} is a mapping in {place}, but no group of modifiers is in it.{hint} {SHAPE}."
 
 
-def _no_group(name: str, found: str) -> str:
-    return f"{short_repr(name)} must hold a list of modifiers, each beginning with `- `, got {found}."
+def _no_group(name: str, node: Node) -> str:
+    found = "a mapping" if isinstance(node, Pairs) else describe(node)
+    text = f"{short_repr(name)} must hold a list of modifiers, each beginning with `- `, got {found}."
+    if not isinstance(node, Pairs) or not node.pairs or node.tag:
+        return text
+    first = short_text(str(node.pairs[0][0].value))
+    return (
+        f"{text} That is how LLM Compressor, and SparseML from release 1.6 on, write recipes, and this package reads "
+        f"those of SparseML up to 1.5. Write `- !{first}` with its fields indented below it, if it is one of this "
+        "package's modifiers."
+    )
+
+
+def _is_list_of_modifiers(node: Node) -> bool:
+    """Whether a value looks like a group, whatever its key is."""
+    return isinstance(node, Items) and any("modif" in (item.tag or "").lower() for item in node.items)
 
 
 def _override(levels: Sequence[dict[str, Node]], overrides: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ No tag builds anything, scalars are those of YAML 1.2, and nothing grows beyond 
 
 import math
 import re
+import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ class _TreeComposer(Reader, Scanner, Parser, Composer):
     """
 
     def __init__(self, text: str) -> None:
+        self._text = text
         self._newlines = [index for index, char in enumerate(text) if char == "\n"]
         self._count = 0
         self._depth = 0
@@ -119,6 +121,8 @@ class _TreeComposer(Reader, Scanner, Parser, Composer):
         line = self._line(node.start_mark.index)
         text = node.value if node.style is None else join_surrogates(node.value)
         tree.check_text(text, line)
+        if node.style is None:
+            self._refuse_lookalikes(node.start_mark.index, node.end_mark.index)
         value = scalar_value(text, line) if node.style is None else text
         return (_MergeKey if node.style is None and text == MERGE else Scalar)(value, line, node.tag)
 
@@ -158,6 +162,7 @@ class _TreeComposer(Reader, Scanner, Parser, Composer):
             length += 1
         tag = self.prefix(length)
         self.forward(length)
+        self._refuse_lookalikes(start.index, start.index + length)
         if length > tree.LONGEST_KEY or not tag[1:].removesuffix(":").replace(".", "_").isidentifier():
             raise RecipeError(
                 f"Only modifiers have a tag, as in `- !EpochRangeModifier`, got {short_repr(tag)}. Leave it out; "
@@ -166,9 +171,22 @@ class _TreeComposer(Reader, Scanner, Parser, Composer):
             )
         return yaml.TagToken((None, tag.removesuffix(":")), start, self.get_mark())
 
+    def _refuse_lookalikes(self, start: int, end: int) -> None:
+        """Refuses what looks like a character of YAML, or like nothing, in an unquoted text."""
+        if found := _LOOKALIKE.search(self._text, start, end):
+            name = unicodedata.name(found[0], "a control character").lower()
+            raise RecipeError(
+                f"Here is a {name} (U+{ord(found[0]):04X}), as web pages and word processors write it. Write an "
+                "ordinary space, hyphen, colon, comma or quotation mark, or quote the text if it belongs there.",
+                line=self._line(found.start()),
+            )
+
     def _line(self, index: int) -> int:
         # PyYAML counts other characters as line ends too; editors don't.
         return bisect_left(self._newlines, index) + 1
+
+    def _line_end(self, index: int) -> int:
+        return (self._text + "\n").index("\n", min(index, len(self._text)))
 
     @contextmanager
     def _yaml_errors(self) -> Iterator[None]:
@@ -177,6 +195,11 @@ class _TreeComposer(Reader, Scanner, Parser, Composer):
             yield
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
+            if mark:
+                # What comes after one, perhaps on the next line, is often no YAML.
+                first = self._text.rfind("\n", 0, min(mark.index, (error.context_mark or mark).index))
+                first = self._text.rfind("\n", 0, max(first, 0)) + 1
+                self._refuse_lookalikes(first, self._line_end(mark.index))
             context = f"{error.context}: " if error.context else ""
             hint = next((hint for found, hint in _HINTS.items() if found in (error.problem or "")), "")
             message = f"This isn't YAML: {context}{error.problem}. {hint}".rstrip()
@@ -190,6 +213,12 @@ class _TreeComposer(Reader, Scanner, Parser, Composer):
                 line=self._line(self.index),
             ) from None
 
+
+_LOOKALIKE = re.compile(
+    "[\x85\xa0\xad\u1680\u2000-\u200f\u2028-\u202f\u205f-\u2064\u3000\ufeff"
+    "\u2010-\u2015\u2018-\u201f\u2212\uff0c\uff0d\uff1a]"
+)
+"""Blanks and characters of no width; hyphens, quotation marks, and wide punctuation."""
 
 _TAG_ENDS = "\0 \t\r\n\x85\u2028\u2029,[]{}"
 
