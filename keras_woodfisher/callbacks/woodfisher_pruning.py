@@ -13,6 +13,7 @@ from keras_woodfisher.callbacks.mask_constraint import WeightMasks
 from keras_woodfisher.callbacks.pruning_run import Run, sparsity_of
 from keras_woodfisher.callbacks.pruning_task import Task
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate
+from keras_woodfisher.model.weight_copies import copies_follow
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.reports.meter import announce, say
 from keras_woodfisher.reports.pruning_report import PruningReport
@@ -270,10 +271,11 @@ class WoodFisherPruning(MaskCallback):
             return
         refresh(self)
         if prunes:
-            run.update(due, rows, self._progress, position)
-            if weight_masks is not None:
-                weight_masks.hold(run.pruner.masks())
-                weight_masks.constrain()
+            with copies_follow(model_of(self), [target.variable for target in run.targets]):
+                run.update(due, rows, self._progress, position)
+                if weight_masks is not None:
+                    weight_masks.hold(run.pruner.masks())
+                    weight_masks.constrain()
             if self.options.verbose:
                 announce(f"epoch {position:.3g}, sparsity {self.sparsity:.4f}")
         run.done = due
