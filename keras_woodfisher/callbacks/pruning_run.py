@@ -11,6 +11,7 @@ from keras_woodfisher.callbacks.pruning_task import Task
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate, Ramps, check_buffer
 from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.gradients.buffer import BufferedGradients
+from keras_woodfisher.gradients.loss import check_loss
 from keras_woodfisher.gradients.sources import GradientSource, SampledGradients
 from keras_woodfisher.model.targets import Target, finals_of
 from keras_woodfisher.pruning.masks import zeros_of
@@ -80,6 +81,12 @@ class Run:
             self.source = self.buffer = BufferedGradients(self._model, self.targets, options.most_gradients, backend)
             uses = uses or [(options.most_gradients, 1)]
         else:
+            if loss is None:
+                check_loss(
+                    self._model,
+                    "Compile it with one, or leave out `data`: then the gradients of training are buffered, whatever "
+                    "makes its loss (add_loss, a train_step).",
+                )
             examples = open_examples(self.task.data)
             self.source = SampledGradients(self._model, self.targets, options, backend, examples, loss)
         self.pruner.open_source(self.source, options.most_gradients, uses)

@@ -130,6 +130,9 @@ class WoodFisherPruning(MaskCallback):
         """A callback with the arguments of `get_config`."""
         return cls(**config, data=data)
 
+    def _shared(self) -> list[Any]:
+        return [self.task.data]
+
     @property
     def options(self) -> PruningOptions:
         """How its updates work."""
@@ -259,12 +262,17 @@ class WoodFisherPruning(MaskCallback):
 
     def _prune_if_due(self, position: float, last: bool = False) -> None:
         """Makes the update that is due; `last` where training ends and nothing can wait."""
+        with self._leaving_nothing():
+            self._prune(position, last)
+
+    def _prune(self, position: float, last: bool) -> None:
         run, weight_masks = self.run, self.weight_masks
         due = run.due(position)
         if due is None:
             return
         if run.done is None and weight_masks is not None and weight_masks.is_shared():
             # Another callback may have pruned the same variables before this one's turn.
+            refresh(self)
             run.find_zeros()
         rows, prunes = run.rows(), run.prunes(due)
         if prunes and run.waits(rows, self._progress.total) and not last:

@@ -15,7 +15,7 @@ from keras_woodfisher.gradients.footprint import Footprint, buffered_footprint
 from keras_woodfisher.gradients.sampling import check_samples, usable_rows
 from keras_woodfisher.memory.free_memory import check_device_memory
 from keras_woodfisher.memory.store import GradientStore
-from keras_woodfisher.model.optimizer_variables import HiddenVariables, built_optimizer
+from keras_woodfisher.model.optimizer_variables import HiddenVariables
 from keras_woodfisher.model.targets import Target
 
 
@@ -36,7 +36,7 @@ class GradientBuffer:
         self._model = model
         self._targets = list(targets)
         self._backend = backend
-        self._hidden = HiddenVariables.of(built_optimizer(model))
+        self._hidden = HiddenVariables.of(model)
         width = sum(t.size for t in targets)
         self._rows = self._hidden.add((capacity, width), "float32", "gradients")
         self._seen = self._hidden.add((), "int", "gradients_seen")

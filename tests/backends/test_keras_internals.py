@@ -75,7 +75,7 @@ PARTS = [
     Part("_model_variables_moving_average", "optimizer", "follow_averages, weight_slots, MOVING_AVERAGES"),
     Part("_accumulated_gradients", "optimizer", "GRADIENT_SUMS"),
     Part("keras.src.backend.torch.", "module of Adam", "is_for_torch_alone", on="torch"),
-    Part("_model", "callback", "model_of"),
+    Part("_model", "callback", "model_of, without_model"),
     Part("_jax_state", "model", "keep_edits, assign_between_steps", on="jax"),
     Part("_jax_state_synced", "model", "assign_between_steps", on="jax"),
     Part("_functional", "model", "Graphs"),
