@@ -178,6 +178,8 @@ class WoodFisherPruning(MaskCallback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         super().on_train_batch_end(batch, logs)
+        with self._leaving_nothing():
+            self.run.check_first_step()
         if self._progress.is_last_batch() and self._progress.is_last_epoch():
             self._prune_if_due(self._progress.epoch + 1.0, last=True)
         self._log(logs)

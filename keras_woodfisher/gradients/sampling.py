@@ -100,6 +100,7 @@ def sample_gradients(
     """
     values, others = sampler.loss.values()
     dropped, total = 0, 0.0
+    still = [target.name for target, mask in kept if mask.any()]
     with sampler.loss.sampling_mode():
         for batch, number in even_chunks(groups, lambda b: min(store.chunk, sampler.chunk(values, b))):
             rows = sampler(values, others, batch if prepare is None else prepare(batch))
@@ -109,6 +110,8 @@ def sample_gradients(
                 flat = target.flatten(np.asarray(row[:number], np.float32))
                 stop = start + int(np.count_nonzero(mask))
                 into[:, start:stop] = flat if mask.all() else flat[:, mask]
+                if target.name in still and into[:, start:stop].any():
+                    still.remove(target.name)
                 start = stop
             good, squares = usable_rows(into)
             dropped += number - int(good.sum())
@@ -118,6 +121,7 @@ def sample_gradients(
             store.keep(good)
             advance(number)
     check_samples(len(store), dropped, wanted)
+    warn_of_still(still)
     return total
 
 
@@ -133,8 +137,19 @@ def usable_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return good, squares
 
 
-def check_samples(kept: int, dropped: int, wanted: int) -> None:
-    """Warns of samples that are missing, and refuses to go on without any.
+def warn_of_still(names: Sequence[str]) -> None:
+    """Warns of variables, by name, that no gradient sample depends on."""
+    if names:
+        warnings.warn(
+            f"No gradient sample depends on {', '.join(names)}: by this loss they are worth nothing, and are pruned "
+            "first. If something else needs them (an output without a loss, a network that another optimizer trains), "
+            "put them in `exclude`.",
+            stacklevel=2,
+        )
+
+
+def check_samples(kept: int, dropped: int, wanted: int, where: str = "on this data") -> None:
+    """Warns of samples that are missing, and refuses to go on without any; `where` is what their loss is measured on.
 
     Raises:
         ValueError: If there is no sample.
@@ -147,7 +162,7 @@ def check_samples(kept: int, dropped: int, wanted: int) -> None:
     if not kept:
         raise ValueError(
             f"No usable gradient sample: {dropped} of {dropped} are zero or not finite. "
-            "Look at the loss on this data: it must be finite, and depend on the weights to prune."
+            f"Look at the loss {where}: it must be finite, and depend on the weights to prune."
         )
     if dropped:
         warnings.warn(
