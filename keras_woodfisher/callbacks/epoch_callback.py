@@ -5,9 +5,10 @@ from typing import Any, Self
 
 import keras
 from keras_woodfisher_backends.keras_internals.optimizers import is_multi_optimizer
-from keras_woodfisher_backends.keras_internals.training import model_of
+from keras_woodfisher_backends.keras_internals.training import leaving_nothing, model_of
 
 from keras_woodfisher.callbacks.progress import Progress
+from keras_woodfisher.callbacks.unused_copies import CopiedUnused
 from keras_woodfisher.model.optimizer_variables import built_optimizer, check_compiled, inner_optimizer, parts_of
 from keras_woodfisher.options.checks import as_json, number
 
@@ -15,7 +16,7 @@ TOLERANCE = 1e-9
 """Positions that differ by less are the same: `2.3` and `2 + 3 / 10` need not be."""
 
 
-class ScheduledCallback(keras.callbacks.Callback):
+class ScheduledCallback(CopiedUnused):
     """Tells where training stands before each batch, and where it ended.
 
     Positions are exact to the step where the number of steps is known. In the first epoch of a generator of unknown
@@ -47,10 +48,12 @@ class ScheduledCallback(keras.callbacks.Callback):
         return cls(**config)
 
     def on_train_begin(self, logs: Any = None) -> None:
+        super().on_train_begin(logs)
         self._progress = Progress(self.params)
         self._reached = -math.inf
-        self.check(model_of(self))
-        self._prepare()
+        with leaving_nothing(self):
+            self.check(model_of(self))
+            self._prepare()
 
     def check(self, model: keras.Model) -> None:
         """Refuses a model that it can't work on. Nothing is changed.
@@ -66,7 +69,8 @@ class ScheduledCallback(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self._reached = self._progress.before(batch)
-        self._apply(self._reached)
+        with leaving_nothing(self):
+            self._apply(self._reached)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         # From several threads, so in any order.

@@ -76,13 +76,14 @@ class KeepZeros(MaskCallback):
         if self.weight_masks is None or not (starts or ends):
             return
         refresh(self)
-        if starts:
-            self._holds = True
-            self.weight_masks.hold(self._zeros())
-        if ends:
-            self._released = True
-            self.weight_masks.release()
-        keep_edits(model_of(self))
+        with self._leaving_nothing():
+            if starts:
+                self._holds = True
+                self.weight_masks.hold(self._zeros())
+            if ends:
+                self._released = True
+                self.weight_masks.release()
+            keep_edits(model_of(self))
 
     def check(self, model: keras.Model, epochs: int | None = None) -> list[Target]:
         """The variables that it holds. Nothing is trained or changed.

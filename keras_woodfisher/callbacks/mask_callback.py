@@ -1,19 +1,28 @@
 """What the callbacks that hold zeros, `KeepZeros` and `WoodFisherPruning`, have in common."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import keras
 import numpy as np
 from keras_woodfisher_backends.keras_internals.optimizers import is_for_torch_alone
-from keras_woodfisher_backends.keras_internals.training import callbacks_beside, keep_edits, model_of, refresh
+from keras_woodfisher_backends.keras_internals.training import (
+    callbacks_beside,
+    keep_edits,
+    leaving_nothing,
+    model_of,
+    refresh,
+)
 
 from keras_woodfisher.callbacks.callback_list import warn
 from keras_woodfisher.callbacks.mask_constraint import WeightMasks
 from keras_woodfisher.callbacks.progress import Progress
+from keras_woodfisher.callbacks.unused_copies import CopiedUnused
 from keras_woodfisher.model.optimizer_variables import check_compiled
 
 
-class MaskCallback(keras.callbacks.Callback):
+class MaskCallback(CopiedUnused):
     """Attaches masks when training begins, fills them before the first batch, and lets go at the end."""
 
     may_come_before_pruning = True
@@ -32,19 +41,17 @@ class MaskCallback(keras.callbacks.Callback):
         return cls(**config)
 
     def on_train_begin(self, logs: Any = None) -> None:
+        super().on_train_begin(logs)
         self._progress = Progress(self.params)
         model = self.model
         self._let_go()
-        check_trainable_here(model)
         self._started = self._released = self._warned = False
-        try:
+        with self._leaving_nothing():
+            check_trainable_here(model)
             self.weight_masks = self._prepare(model)
             before, after = callbacks_beside(self)
             others = [c.weight_masks for c in [*before, *after] if isinstance(c, MaskCallback)]
             self.weight_masks.attach([masks for masks in others if masks is not None])
-        except BaseException:
-            self._let_go()
-            raise
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._progress.begin_epoch(epoch)
@@ -53,12 +60,9 @@ class MaskCallback(keras.callbacks.Callback):
         # Only now: a BackupAndRestore further down the list has restored its weights by then.
         self._started = True
         refresh(self)
-        try:
+        with self._leaving_nothing():
             self.weight_masks.hold(self._start(epoch))
             self.weight_masks.apply()
-        except BaseException:
-            self._let_go()
-            raise
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         # A loop of the user's own may not tell of epochs.
@@ -70,7 +74,8 @@ class MaskCallback(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if self.weight_masks is not None and self._started and not self._released:
-            self._apply_again(self.weight_masks)
+            with self._leaving_nothing():
+                self._apply_again(self.weight_masks)
         self._progress.end_epoch(self._stopped)
 
     @property
@@ -98,6 +103,17 @@ class MaskCallback(keras.callbacks.Callback):
             # Averages (use_ema) or restored weights may have replaced the masked ones.
             self.weight_masks.apply()
         self._let_go()
+
+    @contextmanager
+    def _leaving_nothing(self) -> Iterator[None]:
+        """See `leaving_nothing`; after a failure the callback knows, too."""
+        with leaving_nothing(self):
+            try:
+                yield
+            except BaseException:
+                refresh(self)
+                self._let_go()
+                raise
 
     def _let_go(self) -> None:
         """Takes everything out of the model and its optimizer; the variables must be up to date."""

@@ -9,7 +9,7 @@ from keras import ops
 from keras_woodfisher_backends.keras_internals.optimizers import follow_averages, trained_variables, unfollow_averages
 from keras_woodfisher_backends.keras_internals.training import forget, undo_at_next_fit
 
-from keras_woodfisher.model.optimizer_variables import HiddenVariables, built_optimizer, parts_of, slots_of
+from keras_woodfisher.model.optimizer_variables import HiddenVariables, parts_of, slots_of
 from keras_woodfisher.model.targets import Target
 
 
@@ -64,9 +64,8 @@ class WeightMasks:
         Raises:
             ValueError: If one of `others` prunes one of the variables at the same time.
         """
-        optimizer = built_optimizer(self._model)
         self._remove_interrupted(others)
-        self._hidden = HiddenVariables.of(optimizer)
+        self._hidden = HiddenVariables.of(self._model)
         undo_at_next_fit(self._model, self.detach)
         for target in self._targets:
             shape = tuple(target.variable.shape)

@@ -11,8 +11,15 @@ from keras_woodfisher.callbacks.pruning_task import Task
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate, Ramps, check_buffer
 from keras_woodfisher.data.examples import Examples, open_examples
 from keras_woodfisher.gradients.buffer import BufferedGradients
+from keras_woodfisher.gradients.loss import check_loss
 from keras_woodfisher.gradients.sampling import NoUsableSamplesError
 from keras_woodfisher.gradients.sources import GradientSource, SampledGradients
+from keras_woodfisher.gradients.trained import (
+    check_trained,
+    of_other_optimizers,
+    refuse_untrained,
+    trains_as_keras_does,
+)
 from keras_woodfisher.model.targets import Target, finals_of
 from keras_woodfisher.options.mask_types import UNSTRUCTURED
 from keras_woodfisher.pruning.collapse import Collapse, emptied_at
@@ -54,6 +61,7 @@ class Run:
         self.buffer: BufferedGradients | None = None
         self.done: float | None = None
         self._first_epoch = 0
+        self._stepped = False
         self._stages: list[StageReport] = []
         self._examples: Examples | None = None
         self._collapse: Collapse | None = None
@@ -84,9 +92,16 @@ class Run:
             return
         uses = [(update.num_grads, update.kept) for update in updates if update.num_grads]
         if self.task.buffers:
+            check_trained(self._model, self.targets, self.task.chosen_by_name)
             self.source = self.buffer = BufferedGradients(self._model, self.targets, options.most_gradients, backend)
             uses = uses or [(options.most_gradients, 1)]
         else:
+            if loss is None:
+                check_loss(
+                    self._model,
+                    "Compile it with one, or leave out `data`: then the gradients of training are buffered, whatever "
+                    "makes its loss (add_loss, a train_step).",
+                )
             self._examples = open_examples(self.task.data)
             self.source = SampledGradients(self._model, self.targets, options, backend, self._examples, loss)
         self.pruner.open_source(self.source, options.most_gradients, uses)
@@ -117,6 +132,21 @@ class Run:
         self.find_zeros()
         if self.buffer is not None:
             self._check_buffer(progress, siblings)
+
+    def check_first_step(self) -> None:
+        """To be called after each step: the first one tells which variables the compiled optimizer trains.
+
+        Raises:
+            ValueError: If it doesn't train one of those to prune, and gradients are buffered.
+        """
+        if self._stepped or self.buffer is None or self.buffer.ring is None or not self.buffer.ring.trained:
+            return
+        self._stepped = True
+        untrained = self.buffer.untrained()
+        if not trains_as_keras_does(self._model):
+            # It may train some variables in later steps.
+            untrained = of_other_optimizers(self._model, untrained)
+        refuse_untrained(untrained)
 
     def find_zeros(self) -> None:
         """Takes the zeros that are there as pruned, and begins the ramps with them where the task says so."""

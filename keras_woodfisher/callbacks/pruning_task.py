@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate, check_buffer
+from keras_woodfisher.model.targets import ALL, ALL_PRUNABLE
 from keras_woodfisher.options.checks import as_json, flag
 from keras_woodfisher.options.mask_types import check_final
 from keras_woodfisher.options.pruning_options import CALIBRATED, PruningOptions
@@ -68,6 +69,11 @@ class Task:
     def buffers(self) -> bool:
         """Whether the gradients of training are used."""
         return self.options.second_order and self.data is None
+
+    @property
+    def chosen_by_name(self) -> bool:
+        """Whether the user named variables to prune, or to leave out."""
+        return self.options.params not in (ALL, ALL_PRUNABLE) or bool(self.options.exclude)
 
     def first_final_epoch(self, epochs: int | None) -> int:
         """The index of the first epoch at whose end the final sparsity is reached."""

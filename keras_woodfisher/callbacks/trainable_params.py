@@ -9,6 +9,7 @@ from keras_woodfisher_backends.keras_internals.training import (
     callbacks_beside,
     forget,
     keep_edits,
+    leaving_nothing,
     model_of,
     refresh,
     undo_at_next_fit,
@@ -185,9 +186,10 @@ class TrainableParams(ScheduledCallback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_begin(epoch, logs)
-        self._check()
-        # Early, so that a pruning callback finds trained what it prunes at the first batch.
-        self._change(float(epoch), unfreeze_only=True)
+        with leaving_nothing(self):
+            self._check()
+            # Early, so that a pruning callback finds trained what it prunes at the first batch.
+            self._change(float(epoch), unfreeze_only=True)
 
     def on_train_end(self, logs: Any = None) -> None:
         refresh(self)

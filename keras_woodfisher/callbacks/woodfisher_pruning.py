@@ -13,6 +13,7 @@ from keras_woodfisher.callbacks.mask_constraint import WeightMasks
 from keras_woodfisher.callbacks.pruning_run import Run, sparsity_of
 from keras_woodfisher.callbacks.pruning_task import Task
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate
+from keras_woodfisher.model.weight_copies import copies_follow
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.collapse import emptied_text
 from keras_woodfisher.reports.meter import announce, say
@@ -131,6 +132,9 @@ class WoodFisherPruning(MaskCallback):
         """A callback with the arguments of `get_config`."""
         return cls(**config, data=data)
 
+    def _shared(self) -> list[Any]:
+        return [self.task.data]
+
     @property
     def options(self) -> PruningOptions:
         """How its updates work."""
@@ -176,6 +180,8 @@ class WoodFisherPruning(MaskCallback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         super().on_train_batch_end(batch, logs)
+        with self._leaving_nothing():
+            self.run.check_first_step()
         if self._progress.is_last_batch() and self._progress.is_last_epoch():
             self._prune_if_due(self._progress.epoch + 1.0, last=True)
         self._log(logs)
@@ -262,24 +268,30 @@ class WoodFisherPruning(MaskCallback):
 
     def _prune_if_due(self, position: float, last: bool = False) -> None:
         """Makes the update that is due; `last` where training ends and nothing can wait."""
+        with self._leaving_nothing():
+            self._prune(position, last)
+
+    def _prune(self, position: float, last: bool) -> None:
         run, weight_masks = self.run, self.weight_masks
         due = run.due(position)
         if due is None:
             return
         if run.done is None and weight_masks is not None and weight_masks.is_shared():
             # Another callback may have pruned the same variables before this one's turn.
+            refresh(self)
             run.find_zeros()
         rows, prunes = run.rows(), run.prunes(due)
         if prunes and run.waits(rows, self._progress.total) and not last:
             return
         refresh(self)
         if prunes:
-            run.update(due, rows, self._progress, position)
-            for text in run.news():
-                warn(text)
-            if weight_masks is not None:
-                weight_masks.hold(run.pruner.masks())
-                weight_masks.constrain()
+            with copies_follow(model_of(self), [target.variable for target in run.targets]):
+                run.update(due, rows, self._progress, position)
+                for text in run.news():
+                    warn(text)
+                if weight_masks is not None:
+                    weight_masks.hold(run.pruner.masks())
+                    weight_masks.constrain()
             if self.options.verbose:
                 announce(f"epoch {position:.3g}, sparsity {self.sparsity:.4f}")
         run.done = due

@@ -12,10 +12,11 @@ from keras_woodfisher_backends.keras_internals.training import forget, undo_at_n
 from keras_woodfisher_backends.protocol import Backend
 
 from keras_woodfisher.gradients.footprint import Footprint, buffered_footprint
-from keras_woodfisher.gradients.sampling import check_samples, usable_rows
+from keras_woodfisher.gradients.sampling import check_samples, usable_rows, warn_of_still
+from keras_woodfisher.gradients.trained import refuse_untrained
 from keras_woodfisher.memory.free_memory import check_device_memory
 from keras_woodfisher.memory.store import GradientStore
-from keras_woodfisher.model.optimizer_variables import HiddenVariables, built_optimizer
+from keras_woodfisher.model.optimizer_variables import HiddenVariables
 from keras_woodfisher.model.targets import Target
 
 
@@ -36,7 +37,7 @@ class GradientBuffer:
         self._model = model
         self._targets = list(targets)
         self._backend = backend
-        self._hidden = HiddenVariables.of(built_optimizer(model))
+        self._hidden = HiddenVariables.of(model)
         width = sum(t.size for t in targets)
         self._rows = self._hidden.add((capacity, width), "float32", "gradients")
         self._seen = self._hidden.add((), "int", "gradients_seen")
@@ -69,6 +70,11 @@ class GradientBuffer:
             part = ops.slice(ops.convert_to_tensor(self._rows), (slot, 0), (number, self._rows.shape[1]))
             yield ops.convert_to_numpy(part)
             place += number
+
+    @property
+    def trained(self) -> set[int]:
+        """Variables of which a step had a gradient since buffering began, by id."""
+        return _Apply.of(self._hidden.optimizer).trained
 
     def detach(self) -> None:
         """Takes the hook and the ring out of the optimizer."""
@@ -104,6 +110,7 @@ class _Apply:
     def __init__(self, optimizer: Any):
         self._optimizer = optimizer
         self.buffers: list[GradientBuffer] = []
+        self.trained: set[int] = set()
 
     @classmethod
     def of(cls, optimizer: Any) -> "_Apply":
@@ -125,6 +132,7 @@ class _Apply:
         variables = trained_variables(optimizer) if trainable_variables is None else list(trainable_variables)
         if grads:
             by_variable = {id(v): g for v, g in zip(variables, grads, strict=True)}
+            self.trained |= {key for key, grad in by_variable.items() if grad is not None}
             for buffer in self.buffers:
                 buffer.keep(optimizer, by_variable)
         return type(optimizer).apply(optimizer, grads, variables)
@@ -162,6 +170,11 @@ class BufferedGradients:
             width, free = sum(target.size for target in self._targets), self._backend.free_memory(gpus[0])
             check_device_memory(self._capacity, width, gpus[0], free)
 
+    def untrained(self) -> list[Target]:
+        """The variables of which no step had a gradient yet."""
+        trained = set() if self.ring is None else self.ring.trained
+        return [target for target in self._targets if id(target.variable) not in trained]
+
     def footprint(self, rows: int) -> Footprint:
         return buffered_footprint(self._targets, self._capacity)
 
@@ -171,24 +184,29 @@ class BufferedGradients:
         filled = 0 if self.ring is None else self.ring.filled
         if self.ring is None or filled == 0:
             raise RuntimeError(
-                "No gradient has been buffered yet: no training step came before this update. "
-                "Set a later start_epoch, or give data=."
+                "No gradient has been buffered yet: no training step came before this update, or none that the "
+                "compiled optimizer made. Set a later start_epoch, or give data=."
             )
+        refuse_untrained(self.untrained())
         if filled < rows:
             warnings.warn(
                 f"Only {filled} of num_grads={rows} gradients have been buffered; they are used.",
                 stacklevel=2,
             )
         columns, dropped, total = np.concatenate(kept), 0, 0.0
+        edges = np.cumsum([int(mask.sum()) for mask in kept])
+        still = np.diff(edges, prepend=0) > 0
         for part in self.ring.latest(rows, store.chunk):
             into = store.room(len(part))
             np.compress(columns, part, axis=1, out=into)
+            still &= [not rows.any() for rows in np.split(into, edges[:-1], axis=1)]
             good, squares = usable_rows(into)
             store.keep(good)
             total += float(squares[good].sum())
             dropped += int((~good).sum())
             advance(len(part))
-        check_samples(len(store), dropped, min(filled, rows))
+        check_samples(len(store), dropped, min(filled, rows), where="of training")
+        warn_of_still([target.name for target, unmoved in zip(self._targets, still, strict=True) if unmoved])
         return total
 
     def detach(self) -> None:

@@ -43,11 +43,9 @@ class ModelLoss:
         self._others = [v for v in {id(v): v for v in model.variables}.values() if id(v) not in chosen]
         self._trainer = model if loss is None else _trainer_with(loss, model)
         self._classes: list[ClassOutput] | None = None
-        if loss is None and not has_loss(model):
-            raise ValueError(
-                f"The model {model.name!r} isn't compiled with a loss, so there is nothing to take gradients of. "
-                "Compile it, or give `loss=`; where a custom train_step computes its own loss, override "
-                "compute_loss, or leave out `data` to buffer the gradients of training."
+        if loss is None:
+            check_loss(
+                model, "Compile it, or give `loss=`; where add_loss or a train_step makes it, override compute_loss."
             )
 
     @property
@@ -169,6 +167,18 @@ def has_loss(model: keras.Model) -> bool:
     """Whether a model is compiled with a loss, or computes one of its own."""
     overridden = type(model).compute_loss is not keras.Model.compute_loss
     return model.compiled and (compiled_losses(model) is not None or overridden)
+
+
+def check_loss(model: keras.Model, mend: str) -> None:
+    """Refuses a model without a loss of its own, and says what the caller can do.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    if not has_loss(model):
+        raise ValueError(
+            f"The model {model.name!r} isn't compiled with a loss, so there is nothing to take gradients of. {mend}"
+        )
 
 
 def may_have_loss(model: keras.Model) -> bool:

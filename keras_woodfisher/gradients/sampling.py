@@ -100,6 +100,7 @@ def sample_gradients(
     """
     values, others = sampler.loss.values()
     dropped, total, size = 0, 0.0, 0
+    still = [target.name for target, mask in kept if mask.any()]
     with sampler.loss.sampling_mode():
         for batch, number in even_chunks(groups, lambda b: min(store.chunk, sampler.chunk(values, b))):
             rows = sampler(values, others, batch if prepare is None else prepare(batch))
@@ -109,6 +110,8 @@ def sample_gradients(
                 flat = target.flatten(np.asarray(row[:number], np.float32))
                 stop = start + int(np.count_nonzero(mask))
                 into[:, start:stop] = flat if mask.all() else flat[:, mask]
+                if target.name in still and into[:, start:stop].any():
+                    still.remove(target.name)
                 start = stop
             good, squares = usable_rows(into)
             dropped += number - int(good.sum())
@@ -119,6 +122,7 @@ def sample_gradients(
             advance(number)
             size = arrays(batch)[0].shape[1]
     check_samples(len(store), dropped, wanted, size)
+    warn_of_still(still)
     return total
 
 
@@ -134,23 +138,34 @@ def usable_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return good, squares
 
 
-class NoUsableSamplesError(ValueError):
-    """All gradient samples are zero or not finite."""
-
-    def __init__(self, number: int, hint: str = ""):
-        self.problem = f"{number} of {number} gradient samples are zero or not finite"
-        super().__init__(
-            f"No usable gradient sample: {number} of {number} are zero or not finite. Look at the loss on this data: "
-            f"it must be finite, and depend on the weights to prune, as it doesn't where outputs are saturated.{hint}"
-        )
-
-
 _LARGER = (
     " Where it compares the examples of a batch with each other, samples need more of them than grad_batch_size={}."
 )
 
 
-def check_samples(kept: int, dropped: int, wanted: int, size: int | None = None) -> None:
+class NoUsableSamplesError(ValueError):
+    """All gradient samples are zero or not finite."""
+
+    def __init__(self, number: int, where: str = "on this data", hint: str = ""):
+        self.problem = f"{number} of {number} gradient samples are zero or not finite"
+        super().__init__(
+            f"No usable gradient sample: {number} of {number} are zero or not finite. Look at the loss {where}: "
+            f"it must be finite, and depend on the weights to prune, as it doesn't where outputs are saturated.{hint}"
+        )
+
+
+def warn_of_still(names: Sequence[str]) -> None:
+    """Warns of variables, by name, that no gradient sample depends on."""
+    if names:
+        warnings.warn(
+            f"No gradient sample depends on {', '.join(names)}: by this loss they are worth nothing, and are pruned "
+            "first. If something else needs them (an output without a loss, a network that another optimizer trains), "
+            "put them in `exclude`.",
+            stacklevel=2,
+        )
+
+
+def check_samples(kept: int, dropped: int, wanted: int, size: int | None = None, where: str = "on this data") -> None:
     """Warns of samples that are missing, and refuses to go on without any.
 
     Args:
@@ -168,7 +183,7 @@ def check_samples(kept: int, dropped: int, wanted: int, size: int | None = None)
             "at each call."
         )
     if not kept:
-        raise NoUsableSamplesError(dropped, "" if size is None else _LARGER.format(size))
+        raise NoUsableSamplesError(dropped, where, "" if size is None else _LARGER.format(size))
     if dropped:
         warnings.warn(
             f"{dropped} of {dropped + kept} gradient samples are zero or not finite and were dropped.",

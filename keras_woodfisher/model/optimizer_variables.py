@@ -20,37 +20,44 @@ from keras_woodfisher_backends.keras_internals import optimizers as internals
 
 _ATTRIBUTE = "_keras_woodfisher_hidden"
 _SAVING = ("save_own_variables", "load_own_variables")
+_SHOWING = ("summary", "get_state_tree")
+"""Of a model: what tells of its optimizer's variables."""
 
 
 class HiddenVariables:
-    """The hidden variables of one optimizer. Use `HiddenVariables.of(optimizer)`.
+    """The hidden variables of a model's optimizer. Use `HiddenVariables.of(model)`.
 
     They belong to the inner optimizer, where there is one: on the outer `LossScaleOptimizer` they would be cut
     off from the step inside its conditional.
     """
 
-    def __init__(self, optimizer: Any):
+    def __init__(self, model: keras.Model):
+        optimizer = model.optimizer
         self.optimizer = inner_optimizer(optimizer)
         self._holders = list({id(o): o for o in (optimizer, self.optimizer)}.values())
+        # One that the user put in place stays.
+        own = [name for name in _SHOWING if name not in vars(model)]
+        self._hiding = [*((holder, _SAVING) for holder in self._holders), (model, own)]
         # Never touched: TensorFlow can't export a list of its own from which something was taken.
         self._stock = internals.all_variables(self.optimizer)
         self._variables: list[Any] = []
         self._added = 0
 
     @classmethod
-    def of(cls, optimizer: Any) -> "HiddenVariables":
-        """The one instance that an optimizer has."""
-        hidden = vars(optimizer).get(_ATTRIBUTE)
-        return cls(optimizer) if hidden is None else hidden
+    def of(cls, model: keras.Model) -> "HiddenVariables":
+        """The one instance that a compiled model's optimizer has, which is built."""
+        hidden = vars(built_optimizer(model)).get(_ATTRIBUTE)
+        return cls(model) if hidden is None else hidden
 
     def add(self, shape: tuple[int, ...], dtype: str, name: str) -> Any:
         """Creates a variable of zeros that the train step carries and saving leaves out."""
         if not self._variables:
+            # Past Keras's __setattr__, which would track them.
             for holder in self._holders:
-                # Past Keras's __setattr__, which would track them.
                 vars(holder)[_ATTRIBUTE] = self
-                for method in _SAVING:
-                    vars(holder)[method] = partial(self._without, holder, method)
+            for owner, methods in self._hiding:
+                for method in methods:
+                    vars(owner)[method] = partial(self._without, owner, method)
         # `Model.get_state_tree` wants names that are unique.
         name = f"keras_woodfisher_{name}_{self._added}"
         variable = keras.Variable(initializer="zeros", shape=shape, dtype=dtype, trainable=False, name=name)
@@ -66,19 +73,21 @@ class HiddenVariables:
         self._show()
         if not self._variables:
             for holder in self._holders:
-                for attribute in (_ATTRIBUTE, *_SAVING):
-                    vars(holder).pop(attribute, None)
+                vars(holder).pop(_ATTRIBUTE, None)
+            for owner, methods in self._hiding:
+                for method in methods:
+                    vars(owner).pop(method, None)
 
     def _show(self) -> None:
         internals.set_all_variables(
             self.optimizer, [*self._stock, *self._variables] if self._variables else self._stock
         )
 
-    def _without(self, holder: Any, method: str, store: Any) -> None:
-        """The optimizer's own method, run while the hidden variables are out of its list."""
+    def _without(self, owner: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+        """The own method of an optimizer or model, run while the hidden variables are out of the optimizer's list."""
         internals.set_all_variables(self.optimizer, self._stock)
         try:
-            getattr(type(holder), method)(holder, store)
+            return getattr(type(owner), method)(owner, *args, **kwargs)
         finally:
             self._show()
 
@@ -163,7 +172,7 @@ class OptimizerSlots:
         inner = inner_optimizer(optimizer)
         holders = list({id(o): o for o in (optimizer, inner, *parts_of(inner))}.values())
         self._slots = [_Slots(holder) for holder in holders if holder.built]
-        self._hidden = HiddenVariables.of(optimizer)
+        self._hidden = HiddenVariables.of(model)
         self._added: list[Any] = []
         known = {id(v) for v in internals.trained_variables(optimizer)}
         unknown = [v for v in extra if id(v) not in known]

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import keras
 
 from keras_woodfisher.data.examples import open_examples
+from keras_woodfisher.model.weight_copies import copies_follow
 from keras_woodfisher.oneshot.batchnorm import reestimation_of
 from keras_woodfisher.oneshot.reconstruction.pruning import ReconstructionWork
 from keras_woodfisher.oneshot.request import Request
@@ -154,7 +155,7 @@ def prune(  # noqa: PLR0913
     if request.effort is not None and reestimation is not None:
         warnings.warn(_DONT_REESTIMATE, stacklevel=2)
     batchnorm = None
-    with pruner.all_or_nothing():
+    with pruner.all_or_nothing(), copies_follow(model, [target.variable for target in pruner.targets]):
         done, reconstruction = work.run()
         if isinstance(work, StagedWork):
             settings = work.settings

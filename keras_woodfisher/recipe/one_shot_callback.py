@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-import keras
-from keras_woodfisher_backends.keras_internals.training import refresh
+from keras_woodfisher_backends.keras_internals.training import leaving_nothing, refresh
 
+from keras_woodfisher.callbacks.unused_copies import CopiedUnused
 from keras_woodfisher.oneshot.prune import prune
 from keras_woodfisher.reports.pruning_report import PruningReport
 
 
-class OneShotPruning(keras.callbacks.Callback):
+class OneShotPruning(CopiedUnused):
     """Prunes before the first batch of the first epoch; training that goes on at a later epoch isn't pruned again.
 
     Args:
@@ -40,10 +40,15 @@ class OneShotPruning(keras.callbacks.Callback):
         return self._report
 
     def on_train_begin(self, logs: Any = None) -> None:
+        super().on_train_begin(logs)
         self._began = False
         self._report = None
 
+    def _shared(self) -> list[Any]:
+        return [self._data]
+
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         if not self._began and epoch == 0:
-            self._report = prune(refresh(self), self._data, verbose=self._verbose, **self._arguments)
+            with leaving_nothing(self):
+                self._report = prune(refresh(self), self._data, verbose=self._verbose, **self._arguments)
         self._began = True

@@ -55,6 +55,25 @@ def compiled_loss_weights(model: Any) -> list[float]:
     return [float(weight) for weight in weights if weight is not None]
 
 
+def trained_outputs(model: Any) -> list[Any] | None:
+    """The symbolic outputs of a functional model that have a loss with a weight; None where that isn't known."""
+    compiled = model._compile_loss
+    graph = getattr(model, "_functional", None) or model
+    outputs = getattr(graph, "_outputs_struct", None)
+    if compiled is None or outputs is None:
+        return None
+    losses, weights, flat = compiled._user_loss, compiled._user_loss_weights, tree.flatten(outputs)
+    if isinstance(losses, dict):
+        named = outputs if isinstance(outputs, dict) else dict(zip(model.output_names, flat, strict=True))
+        places = [(named.get(name), loss, (weights or {}).get(name)) for name, loss in losses.items()]
+    elif isinstance(losses, (list, tuple)) and len(losses) == len(flat):
+        places = list(zip(flat, losses, weights or [None] * len(flat), strict=True))
+    else:
+        # One loss is for every output.
+        return None if tree.is_nested(losses) else flat
+    return [output for output, loss, weight in places if loss is not None and (weight is None or weight)]
+
+
 def compute_loss(model: Any, x: Any, y: Any, prediction: Any, weight: Any) -> Any:
     """The loss of a model in inference, its own `compute_loss` included, whatever arguments that takes."""
     return model._compute_loss(x=x, y=y, y_pred=prediction, sample_weight=weight, training=False)

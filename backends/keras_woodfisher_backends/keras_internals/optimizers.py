@@ -4,10 +4,12 @@ What replaces a list or a method of an optimizer is written past Keras's `__seta
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import keras
+from keras import ops
 
 _ALL, _TRAINED, _INDICES = "_variables", "_trainable_variables", "_trainable_variables_indices"
 _DECAYED = "_weight_decay_by_var_key"
@@ -16,6 +18,9 @@ _DECAYED = "_weight_decay_by_var_key"
 _AVERAGING = "_update_model_variables_moving_average"
 MOVING_AVERAGES, GRADIENT_SUMS = "_model_variables_moving_average", "_accumulated_gradients"
 """Of `slot_lists`: the averages of weights (`use_ema`), and sums of gradients that weren't used yet."""
+
+_LINEARS = "_linears"
+"""Of `slot_lists` of Ftrl: what it computes weights from."""
 
 
 def trained_variables(optimizer: Any) -> list[Any]:
@@ -63,6 +68,51 @@ def slots_of(optimizer: Any, variable: Any) -> list[tuple[Any, float]]:
         for slot, begin in slots
         if slot is not None and slot is not variable and slot.shape == variable.shape
     ]
+
+
+def weight_slots(optimizer: Any) -> list[str]:
+    """Of `slot_lists`, the averages of weights (`use_ema`), what begins as a copy of them, and what they come from."""
+    lists = slot_lists(optimizer)
+    own = {MOVING_AVERAGES, _LINEARS} if isinstance(optimizer, keras.optimizers.Ftrl) else {MOVING_AVERAGES}
+    probe = keras.Variable([[1.0, -2.0], [3.0, -4.0]], name="probe")
+    # An optimizer that can't be made again can't be asked.
+    with suppress(TypeError, ValueError):
+        fresh = type(optimizer).from_config(optimizer.get_config())
+        fresh.build([probe])
+        begun = {name: slots[0] for name, slots in slot_lists(fresh).items() if slots[0] is not None}
+        own |= {name for name, slot in begun.items() if slot.shape == probe.shape and bool(ops.all(slot == probe))}
+    return [name for name in lists if name in own]
+
+
+def follow_change(optimizer: Any, names: Sequence[str], variable: Any, before: Any) -> None:
+    """Has what an optimizer keeps of a weight follow a change that no step made.
+
+    An average becomes the one of weights that had always been changed so, and so do slow weights of whatever kind;
+    where a step computes weights from its state alone (Ftrl), that becomes the state of the new ones.
+
+    Args:
+        optimizer: A built optimizer that trains the variable.
+        names: From `weight_slots`.
+        variable: With its new value; what is zero now has zeros there.
+        before: What it was.
+    """
+    index = optimizer._get_variable_index(variable)
+    dtype = keras.backend.result_type(variable.dtype, "float32")
+    old, new = ops.cast(before, dtype), ops.cast(variable, dtype)
+    for name in names:
+        slot = vars(optimizer)[name][index]
+        if slot is None or slot.shape != variable.shape:
+            continue
+        value = _ftrl_linear(optimizer, index, new) if name == _LINEARS else ops.cast(slot, dtype) + new - old
+        slot.assign(ops.where(new == old, ops.cast(slot, dtype), ops.where(new == 0, ops.zeros_like(new), value)))
+
+
+def _ftrl_linear(ftrl: Any, index: int, weight: Any) -> Any:
+    """The state from which Ftrl computes a weight (McMahan et al. 2013, algorithm 1, solved for z)."""
+    rate, dtype = ops.cast(ftrl.learning_rate, weight.dtype), weight.dtype
+    curvature = ops.power(ops.cast(ftrl._accumulators[index], dtype), -ftrl.learning_rate_power) / rate
+    ridge = 2.0 * ftrl.l2_regularization_strength + ftrl.beta / rate
+    return -weight * (curvature + ridge) - ftrl.l1_regularization_strength * ops.sign(weight)
 
 
 def training_state(optimizer: Any) -> dict[str, Any]:

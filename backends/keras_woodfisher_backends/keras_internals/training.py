@@ -5,6 +5,7 @@ On JAX a step's values live in lists that `fit` hands from step to step, while t
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -38,6 +39,13 @@ def forget(model: keras.Model, undo: Callable[[], None]) -> None:
             hook.give_back()
 
 
+def undo_now(model: keras.Model) -> None:
+    """Undoes at once what the next `fit` of a model would; on JAX its variables must be up to date."""
+    hook = vars(model).get("fit")
+    if isinstance(hook, _Fit):
+        hook.undo()
+
+
 class _Fit:
     """A model's `fit` that first undoes what an interrupted one left."""
 
@@ -47,9 +55,12 @@ class _Fit:
         self.undos: list[Callable[[], None]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.undo()
+        return (self._own or partial(type(self._model).fit, self._model))(*args, **kwargs)
+
+    def undo(self) -> None:
         for undo in list(self.undos):
             undo()
-        return (self._own or partial(type(self._model).fit, self._model))(*args, **kwargs)
 
     def give_back(self) -> None:
         """Takes this hook off the model, which may have had a `fit` of its own."""
@@ -68,9 +79,27 @@ def refresh(callback: keras.callbacks.Callback) -> keras.Model:
     return callback.model
 
 
+@contextmanager
+def leaving_nothing(callback: keras.callbacks.Callback) -> Iterator[None]:
+    """If the work within fails, all that this package put into a callback's model is taken out again.
+
+    Keras tells a callback nothing when `fit` ends with an exception: neither this one, nor others that stand beside it.
+    """
+    try:
+        yield
+    except BaseException:
+        undo_now(refresh(callback))
+        raise
+
+
 def model_of(callback: keras.callbacks.Callback) -> keras.Model:
     """A callback's model as it is: amid an epoch on JAX its variables are empty, which costs nothing."""
     return callback._model
+
+
+def without_model(state: dict[str, Any]) -> dict[str, Any]:
+    """A callback's attributes with those that Keras sets as they are before any `fit`."""
+    return {**state, "params": None, "_model": None}
 
 
 def keep_edits(model: keras.Model) -> None:

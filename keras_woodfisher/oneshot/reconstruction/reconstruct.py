@@ -9,6 +9,7 @@ import numpy as np
 from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.model.restoring import restored
 from keras_woodfisher.model.targets import Target, find_targets
+from keras_woodfisher.model.weight_copies import copies_follow
 from keras_woodfisher.oneshot.reconstruction.allocation import GivenMasks
 from keras_woodfisher.oneshot.reconstruction.pruning import Examined, effort_of
 from keras_woodfisher.options.pruning_options import RECONSTRUCT, PruningOptions
@@ -82,7 +83,8 @@ def reconstruct(  # noqa: PLR0913
     meter = Meter(pruner.backend, pruner.backend.devices(), options.verbose)
     work = Examined(dense, pruner, open_examples(data), effort.num_examples)
     done, report = work.reconstruct(GivenMasks(masks), "given", meter)
-    with restored([target.variable for target in targets], only_on_failure=True):
+    variables = [target.variable for target in targets]
+    with restored(variables, only_on_failure=True), copies_follow(model, variables):
         for target, kernel in zip(targets, done, strict=True):
             if not np.isfinite(kernel).all():
                 raise FloatingPointError(f"The new weights of {target.name!r} aren't finite; nothing was changed.")
