@@ -1,6 +1,7 @@
 """What the callbacks that hold zeros, `KeepZeros` and `WoodFisherPruning`, have in common."""
 
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,29 +11,30 @@ from keras_woodfisher_backends.keras_internals.training import callbacks_beside,
 from keras_woodfisher.callbacks.callback_list import warn
 from keras_woodfisher.callbacks.mask_constraint import WeightMasks
 from keras_woodfisher.callbacks.progress import Progress
+from keras_woodfisher.callbacks.resuming import ResumableCallback
 from keras_woodfisher.model.optimizer_variables import check_compiled
+from keras_woodfisher.model.targets import Target
+from keras_woodfisher.options.checks import count
 
 
-class MaskCallback(keras.callbacks.Callback):
-    """Attaches masks when training begins, fills them before the first batch, and lets go at the end."""
+class MaskCallback(ResumableCallback):
+    """Attaches masks when training begins, fills them before the first batch, and lets go at the end.
 
-    may_come_before_pruning = True
+    Args:
+        total_epochs: Epochs of the whole training, where a `fit` is only a part of it.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, total_epochs: int | None = None) -> None:
         super().__init__()
+        self._total_epochs = None if total_epochs is None else count("total_epochs", total_epochs)
         self.weight_masks: WeightMasks | None = None
         self._started = False
         self._released = False
         self._warned = False
-        self._progress = Progress(None)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        """A callback with the arguments of `get_config`."""
-        return cls(**config)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._progress = Progress(self.params)
+        super().on_train_begin(logs)
+        self._progress = Progress(self.params, self._total_epochs)
         model = self.model
         self._let_go()
         check_trainable_here(model)
@@ -54,7 +56,13 @@ class MaskCallback(keras.callbacks.Callback):
         self._started = True
         refresh(self)
         try:
-            self.weight_masks.hold(self._start(epoch))
+            super().on_epoch_begin(epoch, logs)
+            if self._known is None:
+                self.weight_masks.hold(self._start(epoch))
+            else:
+                self._released = bool(self._known["released"])
+                self.weight_masks.go_on(unpacked(self._known["masks"], self.weight_masks.shapes))
+                self._go_on(self._known)
             self.weight_masks.apply()
         except BaseException:
             self._let_go()
@@ -97,7 +105,16 @@ class MaskCallback(keras.callbacks.Callback):
         if not self._released:
             # Averages (use_ema) or restored weights may have replaced the masked ones.
             self.weight_masks.apply()
+        super().on_train_end(logs)
         self._let_go()
+
+    def identity(self) -> dict[str, Any]:
+        shapes = [] if self.weight_masks is None else self.weight_masks.shapes
+        return {"variables": [list(shape) for shape in shapes]}
+
+    def knowledge(self) -> dict[str, np.ndarray]:
+        masks = [] if self.weight_masks is None else self.weight_masks.pruned()
+        return {"masks": packed(masks), "released": np.array(self._released)}
 
     def _let_go(self) -> None:
         """Takes everything out of the model and its optimizer; the variables must be up to date."""
@@ -112,6 +129,31 @@ class MaskCallback(keras.callbacks.Callback):
     def _start(self, epoch: int) -> list[np.ndarray]:
         """The zeros to hold from the first batch on, each in its variable's shape."""
         raise NotImplementedError
+
+    def _go_on(self, known: Mapping[str, np.ndarray]) -> None:
+        """Takes over what an earlier run knew, instead of `_start`."""
+
+
+def warn_of_dead(targets: Sequence[Target], zeros: Sequence[np.ndarray]) -> None:
+    """Warns of variables that are held at zero as a whole: nothing in them tells pruning from beginning."""
+    dead = [target.name for target, here in zip(targets, zeros, strict=True) if here.all()]
+    if dead:
+        warn(
+            f"All weights of {', '.join(dead)} are zero, and others of the model are sparse: they count as pruned, and "
+            "stay zero. If they aren't trained yet, put them in `exclude`."
+        )
+
+
+def packed(masks: Sequence[np.ndarray]) -> np.ndarray:
+    """Masks of any shapes, eight weights a byte."""
+    return np.packbits(np.concatenate([mask.reshape(-1) for mask in masks]))
+
+
+def unpacked(bits: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    """The inverse of `packed`."""
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    parts = np.split(np.unpackbits(bits, count=sum(sizes)).astype(bool), np.cumsum(sizes)[:-1])
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def check_trainable_here(model: keras.Model) -> None:

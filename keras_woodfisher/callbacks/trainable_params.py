@@ -1,10 +1,11 @@
 """A callback that freezes and unfreezes variables, and the schedule that several of one `fit` share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 from keras_woodfisher_backends.keras_internals.training import (
     callbacks_beside,
     forget,
@@ -15,6 +16,7 @@ from keras_woodfisher_backends.keras_internals.training import (
 )
 
 from keras_woodfisher.callbacks.epoch_callback import TOLERANCE, ScheduledCallback, end_of, start_of
+from keras_woodfisher.callbacks.resuming import ResumableCallback
 from keras_woodfisher.callbacks.woodfisher_pruning import WoodFisherPruning
 from keras_woodfisher.model.optimizer_variables import OptimizerSlots, check_growth
 from keras_woodfisher.model.targets import ALL, Target, all_targets, named_targets
@@ -107,16 +109,37 @@ class TrainableSchedule:
         self._carried_out = periods
         return [(v, value) for v, value in wanted if v.trainable != value]
 
-    def change(self, changes: Sequence[tuple[Any, bool]]) -> None:
-        """Freezes and unfreezes variables between two steps; on JAX they must be up to date."""
+    def change(self, changes: Sequence[tuple[Any, bool]], as_they_are: bool = False) -> None:
+        """Freezes and unfreezes variables between two steps; on JAX they must be up to date.
+
+        For `as_they_are` see `OptimizerSlots.show`.
+        """
         self.prepare()
         assert self._slots is not None
         for variable, value in changes:
             variable.trainable = value
-        self._slots.show(self._model.trainable_variables)
+        self._slots.show(self._model.trainable_variables, as_they_are)
         self._rebuild()
         self._model.make_train_function(force=True)
         keep_edits(self._model)
+
+    def knowledge(self) -> dict[str, np.ndarray]:
+        """What training that goes on has to know: what is trained, and state that files leave out."""
+        trained = np.array([variable.trainable for variable, _ in self._found.values()])
+        slots = [] if self._slots is None else self._slots.added
+        return {"trained": trained} | {f"slot_{n}": keras.ops.convert_to_numpy(v) for n, v in enumerate(slots)}
+
+    def go_on(self, known: Mapping[str, np.ndarray]) -> None:
+        """Takes over what an earlier run knew."""
+        pairs = zip(self._found.values(), known["trained"], strict=True)
+        self.change([(variable, bool(now)) for (variable, _), now in pairs if variable.trainable != now], True)
+        assert self._slots is not None
+        for number, slot in enumerate(self._slots.added):
+            slot.assign(known[f"slot_{number}"])
+
+    def leads(self, period: TrainablePeriod | None) -> bool:
+        """Whether a period is the first one; what is known of all is saved with it."""
+        return self._periods[0] is period
 
     def detach(self) -> None:
         """Gives everything back; on JAX the variables must be up to date."""
@@ -186,14 +209,26 @@ class TrainableParams(ScheduledCallback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_begin(epoch, logs)
         self._check()
+        if self._known is not None and self._schedule is not None and self._schedule.leads(self._period):
+            self._schedule.go_on(self._known)
+        self._known = None
         # Early, so that a pruning callback finds trained what it prunes at the first batch.
         self._change(float(epoch), unfreeze_only=True)
 
     def on_train_end(self, logs: Any = None) -> None:
         refresh(self)
+        ResumableCallback.on_train_end(self, logs)
         if self._schedule is not None and self._period is not None:
             self._schedule.leave(self._period)
         self._schedule = None
+
+    def identity(self) -> dict[str, Any]:
+        shapes = [] if self._period is None else [list(variable.shape) for variable in self._period.variables]
+        return {name: self._config[name] for name in ("trainable", "start_epoch", "end_epoch")} | {"variables": shapes}
+
+    def knowledge(self) -> dict[str, np.ndarray]:
+        schedule = self._schedule
+        return schedule.knowledge() if schedule is not None and schedule.leads(self._period) else {}
 
     def check(self, model: keras.Model) -> None:
         super().check(model)

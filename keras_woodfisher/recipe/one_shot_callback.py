@@ -3,22 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
-import keras
 from keras_woodfisher_backends.keras_internals.training import refresh
 
+from keras_woodfisher.callbacks.resuming import ResumableCallback
 from keras_woodfisher.oneshot.prune import prune
 
 
-class OneShotPruning(keras.callbacks.Callback):
-    """Prunes before the first batch of the first epoch; training that goes on at a later epoch isn't pruned again.
+class OneShotPruning(ResumableCallback):
+    """Prunes before the first batch of the first epoch; training that goes on isn't pruned again.
 
     Args:
         data: Examples, as in `prune`.
         verbose: As in `prune`.
         arguments: Further ones of `prune`.
     """
-
-    may_come_before_pruning = True
 
     def __init__(self, data: Any, verbose: int, arguments: Mapping[str, Any]):
         super().__init__()
@@ -28,9 +26,12 @@ class OneShotPruning(keras.callbacks.Callback):
         self._began = False
 
     def on_train_begin(self, logs: Any = None) -> None:
+        super().on_train_begin(logs)
         self._began = False
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        if not self._began and epoch == 0:
+        super().on_epoch_begin(epoch, logs)
+        # A backup amid the first epoch begins it again.
+        if not self._began and epoch == 0 and self._known is None:
             prune(refresh(self), self._data, verbose=self._verbose, **self._arguments)
         self._began = True
