@@ -10,12 +10,13 @@ from typing import Any, Self
 import keras
 import numpy as np
 from keras.callbacks import BackupAndRestore
-from keras_woodfisher_backends.keras_internals.backups import before_backups, stock_backups
 from keras_woodfisher_backends.keras_internals.training import (
+    before_backups,
     callbacks_beside,
     forget,
     model_of,
     refresh,
+    stock_backups,
     undo_at_next_fit,
 )
 

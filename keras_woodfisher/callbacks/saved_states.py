@@ -96,7 +96,8 @@ class StateFolder:
             "parts": [{"kind": p.kind, "identity": p.identity, "arrays": list(p.arrays)} for p in state.parts],
         }
         arrays: dict[str, Any] = {
-            f"{n}.{name}": a for n, part in enumerate(state.parts) for name, a in part.arrays.items()}
+            f"{n}.{name}": a for n, part in enumerate(state.parts) for name, a in part.arrays.items()
+        }
         text = np.frombuffer(json.dumps(about).encode(), np.uint8)
         handle, name = tempfile.mkstemp(dir=self.path, suffix=".part")
         try:

@@ -48,7 +48,7 @@ class TrainableSchedule:
     def __init__(self, model: keras.Model):
         self._model = model
         self._periods: list[TrainablePeriod] = []
-        self._carried_out: list[TrainablePeriod] = []
+        self._carried_out: list[TrainablePeriod] | None = []
         self._found: dict[int, tuple[Any, bool]] = {}
         self._slots: OptimizerSlots | None = None
 
@@ -136,6 +136,7 @@ class TrainableSchedule:
         assert self._slots is not None
         for number, slot in enumerate(self._slots.added):
             slot.assign(known[f"slot_{number}"])
+        self._carried_out = None
 
     def leads(self, period: TrainablePeriod | None) -> bool:
         """Whether a period is the first one; what is known of all is saved with it."""

@@ -82,9 +82,19 @@ class Script(NamedTuple):
 
 def recipe(model):
     modifiers = [
-        {"MFACPruningModifier": PRUNING | {"num_grads": 6, "params": ["hidden/kernel"], "end_epoch": 2.5, "use_gradient_buffering": True}},
+        {
+            "MFACPruningModifier": PRUNING
+            | {"num_grads": 6, "params": ["hidden/kernel"], "end_epoch": 2.5, "use_gradient_buffering": True}
+        },
         {"GMPruningModifier": PRUNING | {"params": ["out/kernel"], "end_epoch": 4.0, "leave_enabled": False}},
-        {"TrainableParamsModifier": {"params": ["norm/gamma"], "trainable": False, "start_epoch": 1.0, "end_epoch": 3.0}},
+        {
+            "TrainableParamsModifier": {
+                "params": ["norm/gamma"],
+                "trainable": False,
+                "start_epoch": 1.0,
+                "end_epoch": 3.0,
+            }
+        },
         {"LearningRateFunctionModifier": RATE | {"start_epoch": 0.0, "end_epoch": 3.0}},
         {"SetLearningRateModifier": {"learning_rate": 0.02, "start_epoch": 3.25}},
         {"SetWeightDecayModifier": {"weight_decay": 0.01, "start_epoch": 1.0}},
@@ -132,9 +142,7 @@ KINDS = {
             woodfisher(0.8, start_epoch=2, end_epoch=4, init_sparsity=0.5),
         ]
     ),
-    "2:4": Script(
-        lambda model: [woodfisher(0.5, end_epoch=4, data=(X, Y), mask_type="2:4", exclude=["out/kernel"])]
-    ),
+    "2:4": Script(lambda model: [woodfisher(0.5, end_epoch=4, data=(X, Y), mask_type="2:4", exclude=["out/kernel"])]),
     "unknown length": Script(lambda model: [woodfisher(0.8, end_epoch=3.75, data=(X, Y))], data=stream),
     "TrainableParams": Script(
         lambda model: [
@@ -233,7 +241,7 @@ def train(script, backup, moment=None, **more):
     """One process: the script from its beginning, until it is done or killed."""
     keras.utils.set_random_seed(0)
     model = script.model()
-    before, after = [], []
+    before = []
     with ExitStack() as stack:
         if isinstance(moment, keras.callbacks.Callback):
             before.append(moment)
