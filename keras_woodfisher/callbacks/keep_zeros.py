@@ -8,7 +8,8 @@ import keras
 import numpy as np
 from keras_woodfisher_backends.keras_internals.training import keep_edits, model_of, refresh
 
-from keras_woodfisher.callbacks.mask_callback import MaskCallback, warn_of_dead
+from keras_woodfisher.callbacks.callback_list import warn_of_dead
+from keras_woodfisher.callbacks.mask_callback import MaskCallback
 from keras_woodfisher.callbacks.mask_constraint import WeightMasks
 from keras_woodfisher.model.targets import Target, find_targets
 from keras_woodfisher.options.checks import as_json, names, number

@@ -13,7 +13,6 @@ from keras_woodfisher.callbacks.mask_constraint import WeightMasks
 from keras_woodfisher.callbacks.progress import Progress
 from keras_woodfisher.callbacks.resuming import ResumableCallback
 from keras_woodfisher.model.optimizer_variables import check_compiled
-from keras_woodfisher.model.targets import Target
 from keras_woodfisher.options.checks import count
 
 
@@ -57,8 +56,11 @@ class MaskCallback(ResumableCallback):
         refresh(self)
         try:
             super().on_epoch_begin(epoch, logs)
-            if self._known is None:
+            if self._known is None and epoch == 0:
                 self.weight_masks.hold(self._start(epoch))
+            elif self._known is None:
+                # An earlier run has held them.
+                self.weight_masks.go_on(self._start(epoch))
             else:
                 self._released = bool(self._known["released"])
                 self.weight_masks.go_on(unpacked(self._known["masks"], self.weight_masks.shapes))
@@ -132,16 +134,6 @@ class MaskCallback(ResumableCallback):
 
     def _go_on(self, known: Mapping[str, np.ndarray]) -> None:
         """Takes over what an earlier run knew, instead of `_start`."""
-
-
-def warn_of_dead(targets: Sequence[Target], zeros: Sequence[np.ndarray]) -> None:
-    """Warns of variables that are held at zero as a whole: nothing in them tells pruning from beginning."""
-    dead = [target.name for target, here in zip(targets, zeros, strict=True) if here.all()]
-    if dead:
-        warn(
-            f"All weights of {', '.join(dead)} are zero, and others of the model are sparse: they count as pruned, and "
-            "stay zero. If they aren't trained yet, put them in `exclude`."
-        )
 
 
 def packed(masks: Sequence[np.ndarray]) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_woodfisher.callbacks.callback_list import warn_of_dead
 from keras_woodfisher.callbacks.progress import Progress
 from keras_woodfisher.callbacks.pruning_task import Task
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate, Ramps, check_buffer
@@ -118,6 +119,13 @@ class Run:
             self.done, self.released = end, True
         elif self.buffer is not None:
             self._check_buffer(progress, siblings)
+
+    def held(self) -> list[np.ndarray]:
+        """The weights to hold from the first batch on, bool in their variables' shapes."""
+        if self.released:
+            return [np.zeros(tuple(target.variable.shape), bool) for target in self.targets]
+        warn_of_dead(self.targets, self.pruner.pruned)
+        return self.pruner.masks()
 
     def find_zeros(self) -> None:
         """Takes the zeros that are there as pruned, and begins the ramps with them where the task says so."""

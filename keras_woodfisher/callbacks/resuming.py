@@ -173,7 +173,8 @@ class Resuming:
             if lost:
                 warn(
                     f"Training goes on at epoch {epoch}, and nothing was saved of {' and '.join(lost)}, so that it "
-                    "differs from an unbroken run. Have BackupAndRestore in the list of callbacks, or BackupPruning."
+                    "differs from an unbroken run. Have BackupAndRestore or BackupPruning in the list of callbacks; "
+                    "or, in one process, the same callbacks with total_epochs in each fit."
                 )
         return None
 

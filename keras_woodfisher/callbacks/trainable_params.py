@@ -110,10 +110,7 @@ class TrainableSchedule:
         return [(v, value) for v, value in wanted if v.trainable != value]
 
     def change(self, changes: Sequence[tuple[Any, bool]], as_they_are: bool = False) -> None:
-        """Freezes and unfreezes variables between two steps; on JAX they must be up to date.
-
-        For `as_they_are` see `OptimizerSlots.show`.
-        """
+        """Freezes and unfreezes variables between two steps (see `OptimizerSlots.show`); on JAX after `refresh`."""
         self.prepare()
         assert self._slots is not None
         for variable, value in changes:
@@ -131,8 +128,8 @@ class TrainableSchedule:
 
     def go_on(self, known: Mapping[str, np.ndarray]) -> None:
         """Takes over what an earlier run knew."""
-        pairs = zip(self._found.values(), known["trained"], strict=True)
-        self.change([(variable, bool(now)) for (variable, _), now in pairs if variable.trainable != now], True)
+        pairs = zip(self._found.values(), known["trained"].tolist(), strict=True)
+        self.change([(variable, now) for (variable, _), now in pairs if variable.trainable != now], as_they_are=True)
         assert self._slots is not None
         for number, slot in enumerate(self._slots.added):
             slot.assign(known[f"slot_{number}"])
@@ -169,7 +166,7 @@ class TrainableParams(ScheduledCallback):
 
     Layers stay what they are: a BatchNormalization of a frozen layer (`layer.trainable = False`) uses its moving
     averages whatever its weights do. A variable that the optimizer didn't know gets fresh state when training begins,
-    which isn't saved.
+    which the model's files leave out; `BackupAndRestore` and `BackupPruning` keep it for training that goes on.
 
         >>> before = model.get_layer("hidden").get_weights()
         >>> frozen = kw.TrainableParams(["re:hidden/.*"], trainable=False)

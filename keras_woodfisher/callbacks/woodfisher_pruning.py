@@ -8,7 +8,7 @@ import numpy as np
 from keras_woodfisher_backends.keras_internals.training import callbacks_beside, keep_edits, model_of, refresh
 
 from keras_woodfisher.callbacks.callback_list import warn, warn_about_others
-from keras_woodfisher.callbacks.mask_callback import MaskCallback, warn_of_dead
+from keras_woodfisher.callbacks.mask_callback import MaskCallback
 from keras_woodfisher.callbacks.mask_constraint import WeightMasks
 from keras_woodfisher.callbacks.pruning_run import Run, sparsity_of
 from keras_woodfisher.callbacks.pruning_task import Task
@@ -149,20 +149,13 @@ class WoodFisherPruning(MaskCallback):
 
     @property
     def sparsity(self) -> float:
-        """The fraction of pruned weights over the chosen variables, now.
-
-        Raises:
-            RuntimeError: Before training has begun.
-        """
+        """The fraction of pruned weights over the chosen variables, now; a RuntimeError before training has begun."""
         return self.run.pruner.sparsity
 
     def report(self) -> PruningReport:
         """What the updates of this training run, or of the last one, did and chose; `print` it.
 
-        Variables are counted as they are now.
-
-        Raises:
-            RuntimeError: Before training has begun.
+        Variables are counted as they are now. Before training has begun it is a RuntimeError.
         """
         return self.run.report()
 
@@ -257,9 +250,7 @@ class WoodFisherPruning(MaskCallback):
     def _start(self, epoch: int) -> list[np.ndarray]:
         self.run.begin(self._progress, [other.run for other in self._siblings])
         self._released = self.run.released
-        zeros = self.run.pruner.pruned
-        warn_of_dead(self.run.targets, zeros)
-        return [np.zeros_like(mask) if self._released else mask for mask in self.run.pruner.masks()]
+        return self.run.held()
 
     def _go_on(self, known: Mapping[str, np.ndarray]) -> None:
         self.run.go_on(known)
