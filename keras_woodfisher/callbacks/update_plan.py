@@ -163,11 +163,12 @@ def _beginning(ramp: Schedule, zeros: int, size: int, done: float | None) -> flo
     if done is None:
         return found
     passed = replace(ramp, init=0.0, final=1.0).sparsity(done)
-    if passed >= 1.0:
+    from_none = passed * ramp.final * size
+    # Counts are rounded; with fewer zeros no such ramp can have come by.
+    if passed >= 1.0 or zeros < from_none - 1.0:
         return found
-    # Zeros are whole weights.
-    start = round((found - passed * ramp.final) / (1.0 - passed) * size) / size
-    return start if 0.0 <= start <= found else found
+    start = round((zeros - from_none) / (1.0 - passed))
+    return min(max(start, 0), zeros) / size
 
 
 def _slot(position: float, steps: int | None, epochs: int | None, first_epoch: int) -> tuple[int, int | None]:

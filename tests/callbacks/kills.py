@@ -63,6 +63,14 @@ def arrays():
 
 def stream():
     """Batches of which nobody knows how many there are."""
+    if keras.backend.backend() == "torch":
+        from torch.utils.data import DataLoader, IterableDataset
+
+        class Batches(IterableDataset):
+            def __iter__(self):
+                return zip(np.split(X, STEPS), np.split(Y, STEPS), strict=True)
+
+        return {"x": DataLoader(Batches(), batch_size=None), "shuffle": False}
     import tensorflow as tf
 
     return {"x": tf.data.Dataset.from_tensor_slices((X, Y)).batch(BATCH).filter(lambda x, y: True)}
@@ -138,8 +146,8 @@ KINDS = {
     "KeepZeros": Script(lambda model: [kw.KeepZeros(start_epoch=1, end_epoch=3)], lambda: network(sparsity=0.5)),
     "two pruners in turn": Script(
         lambda model: [
-            woodfisher(0.5, end_epoch=2, data=(X, Y), params=["hidden/kernel", "out/kernel"]),
-            woodfisher(0.8, start_epoch=2, end_epoch=4, init_sparsity=0.5),
+            woodfisher(0.5, end_epoch=1, data=(X, Y), params=["hidden/kernel", "out/kernel"]),
+            woodfisher(0.8, start_epoch=1, end_epoch=4, init_sparsity=0.55, num_grads=4),
         ]
     ),
     "2:4": Script(lambda model: [woodfisher(0.5, end_epoch=4, data=(X, Y), mask_type="2:4", exclude=["out/kernel"])]),
@@ -152,7 +160,7 @@ KINDS = {
         ],
         lambda: network(keras.optimizers.Adam(0.01, use_ema=True, ema_overwrite_frequency=None), frozen=True),
     ),
-    "recipe": Script(recipe, lambda: network(keras.optimizers.AdamW(0.01, weight_decay=0.004))),
+    "recipe": Script(recipe, lambda: network(keras.optimizers.AdamW(0.01, weight_decay=0.004)), stream),
     "reconstruction": Script(reconstruction),
     "Muon": Script(
         lambda model: [woodfisher(0.8, start_epoch=1.5, end_epoch=2, leave_enabled=False)],
