@@ -47,7 +47,7 @@ class TrainableSchedule:
 
     def __init__(self, model: keras.Model):
         self._model = model
-        self._periods: list[TrainablePeriod] = []
+        self.periods: list[TrainablePeriod] = []
         self._carried_out: list[TrainablePeriod] | None = []
         self._found: dict[int, tuple[Any, bool]] = {}
         self._slots: OptimizerSlots | None = None
@@ -64,15 +64,15 @@ class TrainableSchedule:
 
     def join(self, period: TrainablePeriod) -> None:
         """Adds a period before training."""
-        self._periods.append(period)
-        self._periods.sort(key=lambda p: p.start)
+        self.periods.append(period)
+        self.periods.sort(key=lambda p: p.start)
         for variable in period.variables:
             self._found.setdefault(id(variable), (variable, variable.trainable))
 
     def leave(self, period: TrainablePeriod) -> None:
         """Takes a period away; after the last one the model and its optimizer are what they were."""
-        self._periods = [known for known in self._periods if known is not period]
-        if not self._periods:
+        self.periods = [known for known in self.periods if known is not period]
+        if not self.periods:
             self.detach()
 
     def prepare(self) -> None:
@@ -82,25 +82,25 @@ class TrainableSchedule:
             ValueError: If it can't be.
         """
         if self._slots is None:
-            wanted = {id(v) for period in self._periods if period.trainable for v in period.variables}
+            wanted = {id(v) for period in self.periods if period.trainable for v in period.variables}
             extra = [v for v in self._model.variables if v.trainable or id(v) in wanted]
             self._slots = OptimizerSlots(self._model, extra)
 
     def trainable_at(self, variable: Any, position: float) -> bool:
         """Whether a variable is trained at a position."""
         found = self._found.get(id(variable), (variable, variable.trainable))
-        wanted = [p.trainable for p in self._periods if p.holds(position) and any(v is variable for v in p.variables)]
+        wanted = [p.trainable for p in self.periods if p.holds(position) and any(v is variable for v in p.variables)]
         return wanted[-1] if wanted else found[1]
 
     def frozen_at(self, variable: Any, start: float, end: float) -> float | None:
         """Where a variable isn't trained between two positions, the end excluded unless it is the start; or None."""
-        edges = (edge for period in self._periods for edge in (period.start, period.end))
+        edges = (edge for period in self.periods for edge in (period.start, period.end))
         positions = [start, *(edge for edge in edges if start < edge < end)]
         return next((p for p in positions if not self.trainable_at(variable, p)), None)
 
     def due(self, position: float, unfreeze_only: bool = False) -> list[tuple[Any, bool]]:
         """The variables to change at a position, with what they become."""
-        periods = [period for period in self._periods if period.holds(position)]
+        periods = [period for period in self.periods if period.holds(position)]
         if periods == self._carried_out:
             return []
         wanted = [(v, self.trainable_at(v, position)) for v, _ in self._found.values()]
@@ -134,10 +134,6 @@ class TrainableSchedule:
         for number, slot in enumerate(self._slots.added):
             slot.assign(known[f"slot_{number}"])
         self._carried_out = None
-
-    def leads(self, period: TrainablePeriod | None) -> bool:
-        """Whether a period is the first one; what is known of all is saved with it."""
-        return self._periods[0] is period
 
     def detach(self) -> None:
         """Gives everything back; on JAX the variables must be up to date."""
@@ -207,7 +203,7 @@ class TrainableParams(ScheduledCallback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_begin(epoch, logs)
         self._check()
-        if self._known is not None and self._schedule is not None and self._schedule.leads(self._period):
+        if self._known and self._schedule is not None:
             self._schedule.go_on(self._known)
         self._known = None
         # Early, so that a pruning callback finds trained what it prunes at the first batch.
@@ -221,12 +217,12 @@ class TrainableParams(ScheduledCallback):
         self._schedule = None
 
     def identity(self) -> dict[str, Any]:
-        shapes = [] if self._period is None else [list(variable.shape) for variable in self._period.variables]
-        return {name: self._config[name] for name in ("trainable", "start_epoch", "end_epoch")} | {"variables": shapes}
+        variables = () if self._period is None else self._period.variables
+        return {**self._config, "params": None, "variables": [list(variable.shape) for variable in variables]}
 
     def knowledge(self) -> dict[str, np.ndarray]:
         schedule = self._schedule
-        return schedule.knowledge() if schedule is not None and schedule.leads(self._period) else {}
+        return schedule.knowledge() if schedule is not None and schedule.periods[0] is self._period else {}
 
     def check(self, model: keras.Model) -> None:
         super().check(model)

@@ -153,10 +153,7 @@ class WoodFisherPruning(MaskCallback):
         return self.run.pruner.sparsity
 
     def report(self) -> PruningReport:
-        """What the updates of this training run, or of the last one, did and chose; `print` it.
-
-        Variables are counted as they are now. Before training has begun it is a RuntimeError.
-        """
+        """What the updates of the present training run, or of the last one, did, and the zeros now; `print` it."""
         return self.run.report()
 
     def on_train_begin(self, logs: Any = None) -> None:

@@ -3,13 +3,17 @@
 As a program it prints the table of all kinds of run and all moments (the tests take a part of it):
 
     KERAS_BACKEND=jax python tests/callbacks/kills.py
+    KERAS_BACKEND=jax python tests/callbacks/kills.py --real 10    # processes, killed at random times
 """
 
 import argparse
+import subprocess
+import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -301,14 +305,62 @@ def compared(script, unbroken, moment, folder):
     return "; ".join(texts)
 
 
+class Slow(keras.callbacks.Callback):
+    """Gives the killer time to hit."""
+
+    may_come_before_pruning = True
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch == 0:
+            print("epoch", flush=True)
+        time.sleep(0.05)
+
+
+def child(kind, folder):
+    """The script, in a process of its own; what comes out is written at its end."""
+    script = KINDS[kind]
+    slow = script._replace(callbacks=lambda model: [Slow(), *script.callbacks(model)])
+    values, _ = train(slow, keras.callbacks.BackupAndRestore(str(folder / "backup")))
+    np.savez(folder / "out.npz", *values)
+
+
+def killed_for_real(kind, unbroken, rng, folder):
+    """Starts it again and again; each process but the last is killed (SIGKILL) at a random time of its training."""
+    command = [sys.executable, __file__, "--child", folder, "--kinds", kind]
+    kills = 0
+    while not (folder / "out.npz").exists():
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            process.stdout.readline()
+            if kills < 3:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(rng.uniform(0.0, 2.0))
+                process.kill()
+                kills += 1
+            if kills == 3 and process.wait() > 0:
+                return f"failed: {process.stderr.read().decode()[-300:]}"
+    with np.load(folder / "out.npz") as file:
+        return "" if all(np.array_equal(a, b) for a, b in zip(unbroken[0], file.values(), strict=True)) else "differs"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS), metavar="KIND")
     parser.add_argument("--moments", nargs="*", default=list(MOMENTS), choices=list(MOMENTS), metavar="MOMENT")
+    parser.add_argument("--real", type=int, default=0, metavar="N", help="runs of each kind that are killed thrice")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
+    if args.child:
+        child(args.kinds[0], args.child)
+        return
     for kind in args.kinds:
         unbroken = train(KINDS[kind], None)
+        for number in range(args.real):
+            with tempfile.TemporaryDirectory() as folder:
+                text = killed_for_real(kind, unbroken, np.random.default_rng(number), Path(folder))
+            print(f"{keras.backend.backend()} | {kind} | killed thrice | {text or 'bit-identical'}", flush=True)
+        if args.real:
+            continue
         for moment in args.moments:
             with tempfile.TemporaryDirectory() as folder:
                 try:
