@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from keras_woodfisher.callbacks import (
+        BackupPruning,
         KeepZeros,
         LearningRateFunction,
         LearningRateSchedule,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BackupPruning",
     "BatchNormReport",
     "KeepZeros",
     "LayerReport",
@@ -59,8 +61,8 @@ __all__ = [
 
 _HOMES = {
     "callbacks": (
-        "KeepZeros LearningRateFunction LearningRateSchedule SetLearningRate SetWeightDecay TrainableParams "
-        "WoodFisherPruning"
+        "BackupPruning KeepZeros LearningRateFunction LearningRateSchedule SetLearningRate SetWeightDecay "
+        "TrainableParams WoodFisherPruning"
     ),
     "oneshot": "prune reconstruct reestimate_batchnorm sensitivity",
     "recipe": "Recipe RecipeCheck RecipeError check_recipe load_recipe recipe_schema",

@@ -1,11 +1,15 @@
 """The other callbacks of a `fit`: Keras tells a callback nothing of them, though some get in its way."""
 
 import warnings
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
+import numpy as np
 from keras.callbacks import EarlyStopping, History, ModelCheckpoint, ProgbarLogger
 from keras_woodfisher_backends.keras_internals.training import callers
+
+from keras_woodfisher.model.targets import Target
 
 _INSIDE = ("keras", "keras_woodfisher", "keras_woodfisher_backends")
 
@@ -15,6 +19,21 @@ def warn(message: str) -> None:
     names = (frame.f_globals.get("__name__", "") for frame in callers())
     inside = takewhile(lambda name: name.partition(".")[0] in _INSIDE, names)
     warnings.warn(message, stacklevel=2 + sum(1 for _ in inside))
+
+
+def warn_of_dead(targets: Sequence[Target], zeros: Sequence[np.ndarray]) -> None:
+    """Warns of variables that are held at zero as a whole: nothing in them tells pruning from beginning.
+
+    Args:
+        targets: The variables.
+        zeros: The weights of each that are held, bool.
+    """
+    dead = [target.name for target, here in zip(targets, zeros, strict=True) if here.all()]
+    if dead:
+        warn(
+            f"All weights of {', '.join(dead)} are zero, and others of the model are sparse: they count as pruned, and "
+            "stay zero. If they aren't trained yet, put them in `exclude`."
+        )
 
 
 def warn_about_others(beside: tuple[list[Any], list[Any]], end: float, final_epoch: int) -> None:

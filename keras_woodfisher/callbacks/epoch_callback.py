@@ -1,14 +1,14 @@
 """What callbacks that set something at a position in training have in common."""
 
 import math
-from typing import Any, Self
+from typing import Any
 
 import keras
 from keras_woodfisher_backends.keras_internals.optimizers import is_multi_optimizer
 from keras_woodfisher_backends.keras_internals.training import leaving_nothing, model_of
 
 from keras_woodfisher.callbacks.progress import Progress
-from keras_woodfisher.callbacks.unused_copies import CopiedUnused
+from keras_woodfisher.callbacks.resuming import ResumableCallback
 from keras_woodfisher.model.optimizer_variables import built_optimizer, check_compiled, inner_optimizer, parts_of
 from keras_woodfisher.options.checks import as_json, number
 
@@ -16,7 +16,7 @@ TOLERANCE = 1e-9
 """Positions that differ by less are the same: `2.3` and `2 + 3 / 10` need not be."""
 
 
-class ScheduledCallback(CopiedUnused):
+class ScheduledCallback(ResumableCallback):
     """Tells where training stands before each batch, and where it ended.
 
     Positions are exact to the step where the number of steps is known. In the first epoch of a generator of unknown
@@ -26,26 +26,18 @@ class ScheduledCallback(CopiedUnused):
         config: The arguments, by name, as they were checked.
     """
 
-    may_come_before_pruning = True
-
     async_safe = True
     """Keras may call `on_train_batch_end` from threads, which lets steps go on without waiting for their logs."""
 
     def __init__(self, config: dict[str, Any]):
         super().__init__()
         self._config = config
-        self._progress = Progress(None)
         self._batch_ends: list[int] = []
         self._reached = -math.inf
 
     def get_config(self) -> dict[str, Any]:
         """The arguments, for `from_config`."""
         return as_json(self._config)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        """A callback with the arguments of `get_config`."""
-        return cls(**config)
 
     def on_train_begin(self, logs: Any = None) -> None:
         super().on_train_begin(logs)
@@ -64,6 +56,7 @@ class ScheduledCallback(CopiedUnused):
         check_compiled(model, type(self).__name__)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        super().on_epoch_begin(epoch, logs)
         self._progress.begin_epoch(epoch)
         self._batch_ends.clear()
 
@@ -85,6 +78,7 @@ class ScheduledCallback(CopiedUnused):
         # No batch follows, but what is due now is how a resumed run would begin.
         if self._progress.ended > self._reached:
             self._apply(self._progress.ended)
+        super().on_train_end(logs)
 
     def _prepare(self) -> None:
         """Checks before the first batch whatever can be checked then; the model's variables are up to date."""

@@ -1,13 +1,14 @@
 """KeepZeros: holds the zeros that are there, and prunes nothing."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras_woodfisher_backends.keras_internals.training import keep_edits, model_of, refresh
 
-from keras_woodfisher.callbacks.callback_list import warn
+from keras_woodfisher.callbacks.callback_list import warn, warn_of_dead
 from keras_woodfisher.callbacks.mask_callback import MaskCallback
 from keras_woodfisher.callbacks.mask_constraint import MaskConstraint, WeightMasks
 from keras_woodfisher.model.targets import ALL, ALL_PRUNABLE, Target, all_targets, find_targets, matches
@@ -23,7 +24,8 @@ class KeepZeros(MaskCallback):
     """Holds the zeros that are in a model while it is trained further.
 
     For fine-tuning a pruned model. Weights that are zero at `start_epoch` are exactly zero after every optimizer step
-    from then on; a variable that is zero as a whole is left free.
+    from then on. A variable that is zero as a whole was pruned if others are sparse; in a dense model it isn't trained
+    yet, and is left free.
 
         >>> report = kw.prune(model, sparsity=0.5, method="magnitude")
         >>> history = model.fit(x, y, callbacks=[kw.KeepZeros()], verbose=0)
@@ -36,6 +38,7 @@ class KeepZeros(MaskCallback):
         exclude: Names and patterns to leave free.
         start_epoch: From when on, in epochs, fractions allowed; 0 or -1 means from the start.
         end_epoch: Until when, in epochs; -1 means to the end of training.
+        total_epochs: Epochs of the whole training, where a `fit` is only a part of it and a later one goes on.
 
     Raises:
         ValueError, TypeError: If an argument is out of range, or, before the first batch, doesn't fit the training.
@@ -48,8 +51,9 @@ class KeepZeros(MaskCallback):
         exclude: Sequence[str] = (),
         start_epoch: float = 0.0,
         end_epoch: float = -1.0,
+        total_epochs: int | None = None,
     ):
-        super().__init__()
+        super().__init__(total_epochs)
         self._params_wanted = names("params", params)
         self._exclude = names("exclude", exclude)
         self._start_epoch = _position("start_epoch", start_epoch)
@@ -66,7 +70,14 @@ class KeepZeros(MaskCallback):
             "exclude": as_json(self._exclude),
             "start_epoch": self._start_epoch,
             "end_epoch": self._end_epoch,
+            "total_epochs": self._total_epochs,
         }
+
+    def identity(self) -> dict[str, Any]:
+        return {"start_epoch": self._start_epoch, "end_epoch": self._end_epoch} | super().identity()
+
+    def knowledge(self) -> dict[str, np.ndarray]:
+        return super().knowledge() | {"holds": np.array(self._holds)}
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         super().on_train_batch_begin(batch, logs)
@@ -95,7 +106,8 @@ class KeepZeros(MaskCallback):
         if epochs is not None and self._start_epoch >= epochs:
             raise ValueError(
                 f"start_epoch={self._start_epoch:g} lies after the last epoch ({epochs}), so no zero would be held. "
-                "Train longer, or lower start_epoch."
+                "Train longer, or lower start_epoch; or, where a later fit goes on with this training, give its "
+                f"length: total_epochs={math.floor(self._start_epoch) + 1} or more."
             )
         exclude = (self._exclude,) if isinstance(self._exclude, str) else self._exclude
         return find_targets(model, self._params_wanted, exclude)
@@ -107,13 +119,15 @@ class KeepZeros(MaskCallback):
         return WeightMasks(model, self._targets, (start, start))
 
     def _start(self, epoch: int) -> list[np.ndarray]:
+        # Training that goes on after the end has let its zeros go.
+        self._released = 0 <= self._end_epoch <= epoch
         if self._params_wanted == ALL_PRUNABLE and (free := self._free_zeros()):
             warn(
                 f"KeepZeros doesn't hold the zeros of {', '.join(free)}, which it holds only when they are named. Give "
                 f"params={[ALL_PRUNABLE, *free]!r}, or put them in `exclude`."
             )
         self._holds = epoch >= self._start_epoch
-        if self._holds:
+        if self._holds and not self._released:
             return self._zeros()
         return [np.zeros(tuple(target.variable.shape), bool) for target in self._targets]
 
@@ -130,8 +144,13 @@ class KeepZeros(MaskCallback):
         ]
         return [v.name for v in count_zeros(free) if _MANY <= v.sparsity < 1.0]
 
+    def _go_on(self, known: Mapping[str, np.ndarray]) -> None:
+        self._holds = bool(known["holds"])
+
     def _zeros(self) -> list[np.ndarray]:
-        return [target.unflatten(zeros_of(target)) for target in self._targets]
+        zeros = zeros_of(model_of(self), self._targets)
+        warn_of_dead(self._targets, zeros)
+        return [target.unflatten(here) for target, here in zip(self._targets, zeros, strict=True)]
 
 
 def _position(name: str, value: Any) -> float:

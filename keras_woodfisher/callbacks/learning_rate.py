@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
 from keras_woodfisher_backends.keras_internals.optimizers import learning_rate_of
 from keras_woodfisher_backends.keras_internals.training import assign_between_steps, callbacks_beside, model_of
 
@@ -34,6 +35,15 @@ class LearningRateCallback(ScheduledCallback):
     def value_at(self, position: float) -> float | None:
         """The rate at a position in epochs; None before `start_epoch`."""
         raise NotImplementedError
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        super().on_epoch_begin(epoch, logs)
+        if self._known is not None:
+            # The optimizer has this rate, or what something else has made of it since.
+            self._set, self._known = float(self._known["rate"]), None
+
+    def knowledge(self) -> dict[str, np.ndarray]:
+        return {"rate": np.array(np.nan if self._set is None else self._set)}
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_end(epoch, logs)

@@ -1,8 +1,8 @@
 """What the callbacks that hold zeros, `KeepZeros` and `WoodFisherPruning`, have in common."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,31 +18,29 @@ from keras_woodfisher_backends.keras_internals.training import (
 from keras_woodfisher.callbacks.callback_list import warn
 from keras_woodfisher.callbacks.mask_constraint import WeightMasks
 from keras_woodfisher.callbacks.progress import Progress
-from keras_woodfisher.callbacks.unused_copies import CopiedUnused
+from keras_woodfisher.callbacks.resuming import ResumableCallback
 from keras_woodfisher.model.optimizer_variables import check_compiled
+from keras_woodfisher.options.checks import count
 
 
-class MaskCallback(CopiedUnused):
-    """Attaches masks when training begins, fills them before the first batch, and lets go at the end."""
+class MaskCallback(ResumableCallback):
+    """Attaches masks when training begins, fills them before the first batch, and lets go at the end.
 
-    may_come_before_pruning = True
+    Args:
+        total_epochs: Epochs of the whole training, where a `fit` is only a part of it.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, total_epochs: int | None = None) -> None:
         super().__init__()
+        self._total_epochs = None if total_epochs is None else count("total_epochs", total_epochs)
         self.weight_masks: WeightMasks | None = None
         self._started = False
         self._released = False
         self._warned = False
-        self._progress = Progress(None)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        """A callback with the arguments of `get_config`."""
-        return cls(**config)
 
     def on_train_begin(self, logs: Any = None) -> None:
         super().on_train_begin(logs)
-        self._progress = Progress(self.params)
+        self._progress = Progress(self.params, self._total_epochs)
         model = self.model
         self._let_go()
         self._started = self._released = self._warned = False
@@ -61,7 +59,16 @@ class MaskCallback(CopiedUnused):
         self._started = True
         refresh(self)
         with self._leaving_nothing():
-            self.weight_masks.hold(self._start(epoch))
+            super().on_epoch_begin(epoch, logs)
+            if self._known is None and epoch == 0:
+                self.weight_masks.hold(self._start(epoch))
+            elif self._known is None:
+                # An earlier run has held them.
+                self.weight_masks.go_on(self._start(epoch))
+            else:
+                self._released = bool(self._known["released"])
+                self.weight_masks.go_on(unpacked(self._known["masks"], self.weight_masks.shapes))
+                self._go_on(self._known)
             self.weight_masks.apply()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
@@ -102,7 +109,16 @@ class MaskCallback(CopiedUnused):
         if not self._released:
             # Averages (use_ema) or restored weights may have replaced the masked ones.
             self.weight_masks.apply()
+        super().on_train_end(logs)
         self._let_go()
+
+    def identity(self) -> dict[str, Any]:
+        shapes = [] if self.weight_masks is None else self.weight_masks.shapes
+        return {"variables": [list(shape) for shape in shapes]}
+
+    def knowledge(self) -> dict[str, np.ndarray]:
+        masks = [] if self.weight_masks is None else self.weight_masks.pruned()
+        return {"masks": packed(masks), "released": np.array(self._released)}
 
     @contextmanager
     def _leaving_nothing(self) -> Iterator[None]:
@@ -128,6 +144,21 @@ class MaskCallback(CopiedUnused):
     def _start(self, epoch: int) -> list[np.ndarray]:
         """The zeros to hold from the first batch on, each in its variable's shape."""
         raise NotImplementedError
+
+    def _go_on(self, known: Mapping[str, np.ndarray]) -> None:
+        """Takes over what an earlier run knew, instead of `_start`."""
+
+
+def packed(masks: Sequence[np.ndarray]) -> np.ndarray:
+    """Masks of any shapes, eight weights a byte."""
+    return np.packbits(np.concatenate([mask.reshape(-1) for mask in masks]))
+
+
+def unpacked(bits: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    """The inverse of `packed`."""
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    parts = np.split(np.unpackbits(bits, count=sum(sizes)).astype(bool), np.cumsum(sizes)[:-1])
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def check_trainable_here(model: keras.Model) -> None:

@@ -85,13 +85,27 @@ class WeightMasks:
         Args:
             pruned: For each variable its pruned weights, bool in the variable's shape.
         """
-        for target, mask, here in zip(self._targets, self._masks, pruned, strict=True):
-            mask.assign(~here)
+        self.go_on(pruned)
+        for target, here in zip(self._targets, pruned, strict=True):
             for slot, value in slots_of(self._optimizer, target.variable):
                 values = ops.convert_to_numpy(slot)
                 begin = np.asarray(value, values.dtype)
                 if (values[here] != begin).any():
                     slot.assign(np.where(here, begin, values))
+
+    def go_on(self, pruned: Sequence[np.ndarray]) -> None:
+        """Sets the masks of a run that goes on, whose optimizer is as it was; see `hold`."""
+        for mask, here in zip(self._masks, pruned, strict=True):
+            mask.assign(~here)
+
+    def pruned(self) -> list[np.ndarray]:
+        """The weights that are held at zero, each in its variable's shape."""
+        return [~ops.convert_to_numpy(mask) for mask in self._masks]
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Those of the variables."""
+        return [tuple(target.variable.shape) for target in self._targets]
 
     def apply(self) -> list[str]:
         """Masks the weights now: something other than the optimizer may have changed them.

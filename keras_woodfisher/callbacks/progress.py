@@ -14,25 +14,46 @@ class Progress:
 
     Args:
         params: The callback's `params`.
+        total_epochs: Epochs of the whole training, where this `fit` is only a part of it.
 
     Attributes:
-        epochs: Index after the last epoch of this `fit`, or None outside of `fit`.
+        epochs: Index after the last epoch of training, or None outside of `fit`.
+        fit_epochs: Index after the last epoch of this `fit`.
         steps: Batches an epoch; None in the first epoch of a generator of unknown length.
         epoch: Index of the present epoch.
         batches: Batches of it that are done.
         total: Batches that are done since training began.
         ended: Position where the last whole epoch ended.
+
+    Raises:
+        ValueError: If this `fit` is longer than the whole training.
     """
 
-    def __init__(self, params: Mapping[str, Any] | None):
+    def __init__(self, params: Mapping[str, Any] | None, total_epochs: int | None = None):
         params = params or {}
-        self.epochs: int | None = params.get("epochs")
+        self.fit_epochs: int | None = params.get("epochs")
+        self.epochs = self.fit_epochs if total_epochs is None else total_epochs
+        if total_epochs is not None and (self.fit_epochs or 0) > total_epochs:
+            raise ValueError(
+                f"This fit trains to epoch {self.fit_epochs}, beyond total_epochs={total_epochs}, which is the number "
+                f"of epochs of all parts of the training. Give total_epochs={self.fit_epochs}, or leave it out."
+            )
         self.steps: int | None = params.get("steps")
         self._counts = self.steps is None
         self.epoch = 0
         self.batches = 0
         self.total = 0
         self.ended = 0.0
+
+    def resume(self, steps: int | None, total: int) -> None:
+        """Takes over what the run knew that this one goes on with: the length of an epoch, and the batches done."""
+        self.steps = self.steps or steps
+        self.total = total
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a later `fit` is to train further."""
+        return self.epochs != self.fit_epochs and self.epochs is not None and self.ended < self.epochs
 
     def begin_epoch(self, epoch: int) -> None:
         """To be called from `on_epoch_begin`."""

@@ -5,7 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 import keras
+import numpy as np
 
+from keras_woodfisher.callbacks.callback_list import warn_of_dead
 from keras_woodfisher.callbacks.progress import Progress
 from keras_woodfisher.callbacks.pruning_task import Task
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate, Ramps, check_buffer
@@ -44,6 +46,7 @@ class Run:
         source: Where gradients come from; None for magnitude pruning, and before it is opened.
         buffer: The same, where the gradients of training are used.
         done: Position on the grid of the last update that was made.
+        released: Whether it lets the zeros go since all updates are done.
 
     Raises:
         ValueError, KeyError: See `Pruner`.
@@ -60,6 +63,7 @@ class Run:
         self.source: GradientSource | None = None
         self.buffer: BufferedGradients | None = None
         self.done: float | None = None
+        self.released = False
         self._first_epoch = 0
         self._stepped = False
         self._stages: list[StageReport] = []
@@ -74,8 +78,10 @@ class Run:
         self, steps: int | None, epochs: int | None, first_epoch: int = 0, pruned: Mapping[int, int] | None = None
     ) -> list[PlannedUpdate]:
         """Every update that it will make; see `WoodFisherPruning.plan`."""
-        zeros = [(pruned or {}).get(id(t.variable), int(zeros_of(t).sum())) for t in self.targets]
-        self._begin_ramps(zeros)
+        found = zeros_of(self._model, self.targets)
+        pairs = zip(self.targets, found, strict=True)
+        zeros = [(pruned or {}).get(id(target.variable), int(here.sum())) for target, here in pairs]
+        self._begin_ramps(zeros, steps, first_epoch)
         return self._ramps.plan(zeros, steps, epochs, first_epoch)
 
     def open_source(self, updates: Sequence[PlannedUpdate], loss: Any = None) -> None:
@@ -129,9 +135,20 @@ class Run:
         """
         self._first_epoch = progress.epoch
         self._collapse = Collapse(self.targets)
-        self.find_zeros()
-        if self.buffer is not None:
+        self.pruner.find_zeros()
+        self._begin_ramps(self.pruner.zeros, progress.steps, progress.epoch)
+        end = self.task.schedule.end
+        if not self.task.leave_enabled and progress.epoch > end:
+            self.done, self.released = end, True
+        elif self.buffer is not None:
             self._check_buffer(progress, siblings)
+
+    def held(self) -> list[np.ndarray]:
+        """The weights to hold from the first batch on, bool in their variables' shapes."""
+        if self.released:
+            return [np.zeros(tuple(target.variable.shape), bool) for target in self.targets]
+        warn_of_dead(self.targets, self.pruner.pruned)
+        return self.pruner.masks()
 
     def check_first_step(self) -> None:
         """To be called after each step: the first one tells which variables the compiled optimizer trains.
@@ -153,6 +170,39 @@ class Run:
         self.pruner.find_zeros()
         self._begin_ramps(self.pruner.zeros)
 
+    def knowledge(self) -> dict[str, np.ndarray]:
+        """What a run that goes on with this one has to know; the model's variables are up to date."""
+        known = {
+            "pruned": np.packbits(np.concatenate(self.pruner.pruned)),
+            "beginnings": np.array(self._ramps.beginnings),
+            "done": np.array(np.nan if self.done is None else self.done),
+            "first_epoch": np.array(self._first_epoch),
+        }
+        if self._needs_buffer and self.buffer is not None and self.buffer.ring is not None:
+            known["gradients"], known["gradients_seen"] = map(np.asarray, self.buffer.ring.contents())
+        return known
+
+    def go_on(self, known: Mapping[str, np.ndarray]) -> None:
+        """To be called instead of `begin` where training goes on with what `knowledge` told."""
+        self.pruner.take(np.unpackbits(known["pruned"], count=sum(t.size for t in self.targets)).astype(bool))
+        self._ramps.begin_at(known["beginnings"].tolist())
+        self.done = None if np.isnan(known["done"]) else float(known["done"])
+        self._first_epoch = int(known["first_epoch"])
+        if self.buffer is not None and self.buffer.ring is not None and "gradients" in known:
+            self.buffer.ring.put(known["gradients"], int(known["gradients_seen"]))
+
+    def lacking(self, progress: Progress, epoch: int) -> str:
+        """What a run that goes on at an epoch lacks if it doesn't know what the one before knew, or ""."""
+        if self.buffer is None or not self._needs_buffer:
+            return ""
+        updates = self.plan(progress.steps, progress.epochs, epoch)
+        short = any(update.num_grads > (update.steps_before or 0) for update in updates)
+        return "the gradients that were buffered" if short else ""
+
+    @property
+    def _needs_buffer(self) -> bool:
+        return self.done != self.task.schedule.end
+
     def _check_buffer(self, progress: Progress, siblings: Sequence["Run"]) -> None:
         expected: dict[int, int] = {}
         for other in siblings:
@@ -160,9 +210,9 @@ class Run:
                 expected |= other.zeros_at_the_end()
         pairs = zip(self.targets, self.pruner.zeros, strict=True)
         zeros = [max(zeros, expected.get(id(target.variable), 0)) for target, zeros in pairs]
-        self._begin_ramps(zeros)
+        self._begin_ramps(zeros, progress.steps, progress.epoch)
         updates = self._ramps.plan(zeros, progress.steps, progress.epochs, progress.epoch)
-        check_buffer(updates, progress.steps, progress.epochs, progress.epoch, self.task.schedule.start)
+        check_buffer(updates, progress.steps, progress.epochs, progress.epoch)
 
     def zeros_at_the_end(self) -> dict[int, int]:
         """About how many zeros each variable will have, by `id(variable)`."""
@@ -179,8 +229,8 @@ class Run:
         return None if due is None or (self.done is not None and due <= self.done) else due
 
     def waits(self, rows: int, steps: int) -> bool:
-        """Whether the buffer is too empty: that of a resumed run was, when the updates of an earlier one came."""
-        return self.buffer is not None and self._first_epoch > self.task.schedule.start and steps < rows
+        """Whether the buffer is too empty: that of a run that went on without an earlier one's gradients may be."""
+        return self.buffer is not None and self._first_epoch > 0 and steps < rows
 
     def prunes(self, due: float) -> bool:
         """Whether the update that is due at a position would prune anything."""
@@ -241,9 +291,9 @@ class Run:
             self.buffer.detach()
             self.buffer = self.source = None
 
-    def _begin_ramps(self, zeros: Sequence[int]) -> None:
+    def _begin_ramps(self, zeros: Sequence[int], steps: int | None = None, first_epoch: int = 0) -> None:
         if self.task.from_zeros:
-            self._ramps.start_from(zeros)
+            self._ramps.start_from(zeros, steps, first_epoch)
 
 
 def sparsity_of(runs: Sequence[Run]) -> float:

@@ -15,6 +15,9 @@ from keras_woodfisher.options.sparsity_levels import arguments_of, checked_level
 
 POSITIONS = ("start_epoch", "end_epoch", "update_frequency")
 
+_MAY_CHANGE = {"params", "exclude", "available_gpus", "memory_limit", "grads_device", "num_pages", "verbose"}
+"""Options that a run may have otherwise than the one that it goes on with. Names of layers are numbered anew."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -93,6 +96,13 @@ class Task:
             **self.positions,
         }
 
+    def identity(self) -> dict[str, Any]:
+        """What must not change when training goes on, as JSON has it: all but names, places, limits and messages."""
+        config = {name: value for name, value in self.config().items() if name not in _MAY_CHANGE}
+        if self.levels is not None:
+            config["final_sparsity"] = [final for final, _ in self.levels]
+        return config | {"buffers": self.buffers}
+
     def check_epochs(self, epochs: int | None) -> None:
         """Refuses a run that ends too early.
 
@@ -102,7 +112,9 @@ class Task:
         if epochs is not None and self.schedule.end > epochs:
             raise ValueError(
                 f"end_epoch={self.schedule.end:g} lies after the last epoch ({epochs}), so the final sparsity "
-                f"would never be reached. Train for epochs={math.ceil(self.schedule.end)}, or lower end_epoch."
+                f"would never be reached. Train for epochs={math.ceil(self.schedule.end)}, or lower end_epoch; or, "
+                "where a later fit goes on with this training, give its length: "
+                f"total_epochs={math.ceil(self.schedule.end)} or more."
             )
 
     def check_buffered(self) -> None:
@@ -125,4 +137,4 @@ class Task:
         self.check_epochs(epochs)
         self.check_buffered()
         if self.buffers:
-            check_buffer(updates, steps, epochs, first_epoch, self.schedule.start)
+            check_buffer(updates, steps, epochs, first_epoch)

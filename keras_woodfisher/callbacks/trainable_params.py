@@ -1,10 +1,11 @@
 """A callback that freezes and unfreezes variables, and the schedule that several of one `fit` share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 from keras_woodfisher_backends.keras_internals.training import (
     callbacks_beside,
     forget,
@@ -16,6 +17,7 @@ from keras_woodfisher_backends.keras_internals.training import (
 )
 
 from keras_woodfisher.callbacks.epoch_callback import TOLERANCE, ScheduledCallback, end_of, start_of
+from keras_woodfisher.callbacks.resuming import ResumableCallback
 from keras_woodfisher.callbacks.woodfisher_pruning import WoodFisherPruning
 from keras_woodfisher.model.optimizer_variables import OptimizerSlots, check_growth
 from keras_woodfisher.model.targets import ALL, Target, all_targets, holds_keyword, named_targets
@@ -46,8 +48,8 @@ class TrainableSchedule:
 
     def __init__(self, model: keras.Model):
         self._model = model
-        self._periods: list[TrainablePeriod] = []
-        self._carried_out: list[TrainablePeriod] = []
+        self.periods: list[TrainablePeriod] = []
+        self._carried_out: list[TrainablePeriod] | None = []
         self._found: dict[int, tuple[Any, bool]] = {}
         self._slots: OptimizerSlots | None = None
 
@@ -63,15 +65,15 @@ class TrainableSchedule:
 
     def join(self, period: TrainablePeriod) -> None:
         """Adds a period before training."""
-        self._periods.append(period)
-        self._periods.sort(key=lambda p: p.start)
+        self.periods.append(period)
+        self.periods.sort(key=lambda p: p.start)
         for variable in period.variables:
             self._found.setdefault(id(variable), (variable, variable.trainable))
 
     def leave(self, period: TrainablePeriod) -> None:
         """Takes a period away; after the last one the model and its optimizer are what they were."""
-        self._periods = [known for known in self._periods if known is not period]
-        if not self._periods:
+        self.periods = [known for known in self.periods if known is not period]
+        if not self.periods:
             self.detach()
 
     def prepare(self) -> None:
@@ -81,25 +83,25 @@ class TrainableSchedule:
             ValueError: If it can't be.
         """
         if self._slots is None:
-            wanted = {id(v) for period in self._periods if period.trainable for v in period.variables}
+            wanted = {id(v) for period in self.periods if period.trainable for v in period.variables}
             extra = [v for v in self._model.variables if v.trainable or id(v) in wanted]
             self._slots = OptimizerSlots(self._model, extra)
 
     def trainable_at(self, variable: Any, position: float) -> bool:
         """Whether a variable is trained at a position."""
         found = self._found.get(id(variable), (variable, variable.trainable))
-        wanted = [p.trainable for p in self._periods if p.holds(position) and any(v is variable for v in p.variables)]
+        wanted = [p.trainable for p in self.periods if p.holds(position) and any(v is variable for v in p.variables)]
         return wanted[-1] if wanted else found[1]
 
     def frozen_at(self, variable: Any, start: float, end: float) -> float | None:
         """Where a variable isn't trained between two positions, the end excluded unless it is the start; or None."""
-        edges = (edge for period in self._periods for edge in (period.start, period.end))
+        edges = (edge for period in self.periods for edge in (period.start, period.end))
         positions = [start, *(edge for edge in edges if start < edge < end)]
         return next((p for p in positions if not self.trainable_at(variable, p)), None)
 
     def due(self, position: float, unfreeze_only: bool = False) -> list[tuple[Any, bool]]:
         """The variables to change at a position, with what they become."""
-        periods = [period for period in self._periods if period.holds(position)]
+        periods = [period for period in self.periods if period.holds(position)]
         if periods == self._carried_out:
             return []
         wanted = [(v, self.trainable_at(v, position)) for v, _ in self._found.values()]
@@ -108,16 +110,31 @@ class TrainableSchedule:
         self._carried_out = periods
         return [(v, value) for v, value in wanted if v.trainable != value]
 
-    def change(self, changes: Sequence[tuple[Any, bool]]) -> None:
-        """Freezes and unfreezes variables between two steps; on JAX they must be up to date."""
+    def change(self, changes: Sequence[tuple[Any, bool]], as_they_are: bool = False) -> None:
+        """Freezes and unfreezes variables between two steps (see `OptimizerSlots.show`); on JAX after `refresh`."""
         self.prepare()
         assert self._slots is not None
         for variable, value in changes:
             variable.trainable = value
-        self._slots.show(self._model.trainable_variables)
+        self._slots.show(self._model.trainable_variables, as_they_are)
         self._rebuild()
         self._model.make_train_function(force=True)
         keep_edits(self._model)
+
+    def knowledge(self) -> dict[str, np.ndarray]:
+        """What training that goes on has to know: what is trained, and state that files leave out."""
+        trained = np.array([variable.trainable for variable, _ in self._found.values()])
+        slots = [] if self._slots is None else self._slots.added
+        return {"trained": trained} | {f"slot_{n}": keras.ops.convert_to_numpy(v) for n, v in enumerate(slots)}
+
+    def go_on(self, known: Mapping[str, np.ndarray]) -> None:
+        """Takes over what an earlier run knew."""
+        pairs = zip(self._found.values(), known["trained"].tolist(), strict=True)
+        self.change([(variable, now) for (variable, _), now in pairs if variable.trainable != now], as_they_are=True)
+        assert self._slots is not None
+        for number, slot in enumerate(self._slots.added):
+            slot.assign(known[f"slot_{number}"])
+        self._carried_out = None
 
     def detach(self) -> None:
         """Gives everything back; on JAX the variables must be up to date."""
@@ -146,7 +163,7 @@ class TrainableParams(ScheduledCallback):
 
     Layers stay what they are: a BatchNormalization of a frozen layer (`layer.trainable = False`) uses its moving
     averages whatever its weights do. A variable that the optimizer didn't know gets fresh state when training begins,
-    which isn't saved.
+    which the model's files leave out; `BackupAndRestore` and `BackupPruning` keep it for training that goes on.
 
         >>> before = model.get_layer("hidden").get_weights()
         >>> frozen = kw.TrainableParams(["re:hidden/.*"], trainable=False)
@@ -188,14 +205,26 @@ class TrainableParams(ScheduledCallback):
         super().on_epoch_begin(epoch, logs)
         with leaving_nothing(self):
             self._check()
+            if self._known and self._schedule is not None:
+                self._schedule.go_on(self._known)
+            self._known = None
             # Early, so that a pruning callback finds trained what it prunes at the first batch.
             self._change(float(epoch), unfreeze_only=True)
 
     def on_train_end(self, logs: Any = None) -> None:
         refresh(self)
+        ResumableCallback.on_train_end(self, logs)
         if self._schedule is not None and self._period is not None:
             self._schedule.leave(self._period)
         self._schedule = None
+
+    def identity(self) -> dict[str, Any]:
+        variables = () if self._period is None else self._period.variables
+        return {**self._config, "params": None, "variables": [list(variable.shape) for variable in variables]}
+
+    def knowledge(self) -> dict[str, np.ndarray]:
+        schedule = self._schedule
+        return schedule.knowledge() if schedule is not None and schedule.periods[0] is self._period else {}
 
     def check(self, model: keras.Model) -> None:
         super().check(model)

@@ -59,12 +59,27 @@ class Ramps:
         self._options = options
         self._ramps = [replace(schedule, final=final) for final in finals]
 
-    def start_from(self, pruned: Sequence[int]) -> None:
-        """Makes the zeros that are there in each variable the beginning of its ramp (`"__FROM_PARAM__"`)."""
-        found = [zeros / size for zeros, size in zip(pruned, self._sizes, strict=True)]
+    def start_from(self, pruned: Sequence[int], steps: int | None = None, first_epoch: int = 0) -> None:
+        """Makes the zeros that are there in each variable the beginning of its ramp (`"__FROM_PARAM__"`).
+
+        Where training goes on at an epoch after the first updates, the zeros are those that the ramp had reached by
+        then, which tells where it began, to about one weight.
+        """
+        sizes, zeros = self._sizes, list(pruned)
         if self._options.global_sparsity:
-            found = [sum(pruned) / sum(self._sizes)] * len(found)
-        self._ramps = [replace(r, init=min(f, r.final)) for r, f in zip(self._ramps, found, strict=True)]
+            sizes, zeros = [sum(sizes)] * len(sizes), [sum(zeros)] * len(sizes)
+        done = self.schedule.before(first_epoch, steps)
+        starts = [_beginning(*row, done) for row in zip(self._ramps, zeros, sizes, strict=True)]
+        self._ramps = [replace(r, init=min(start, r.final)) for r, start in zip(self._ramps, starts, strict=True)]
+
+    @property
+    def beginnings(self) -> list[float]:
+        """Where the ramp of each variable begins: a sparsity."""
+        return [ramp.init for ramp in self._ramps]
+
+    def begin_at(self, beginnings: Sequence[float]) -> None:
+        """Has the ramp of each variable begin at a sparsity."""
+        self._ramps = [replace(r, init=b) for r, b in zip(self._ramps, beginnings, strict=True)]
 
     def at(self, position: float) -> list[float]:
         """The sparsity of each variable (the same one for all in global pruning)."""
@@ -119,12 +134,10 @@ class Ramps:
         return list(planned.values())
 
 
-def check_buffer(
-    updates: Sequence[PlannedUpdate], steps: int | None, epochs: int | None, first_epoch: int, start: float
-) -> None:
+def check_buffer(updates: Sequence[PlannedUpdate], steps: int | None, epochs: int | None, first_epoch: int) -> None:
     """Finds out beforehand whether a run's own gradients are enough at each update, where its length is known.
 
-    `updates` are from `Ramps.plan` with the same arguments; `start` is the position of the schedule's first one.
+    `updates` are from `Ramps.plan` with the same arguments.
 
     Raises:
         ValueError: If they aren't.
@@ -132,8 +145,8 @@ def check_buffer(
     if steps is None or epochs is None:
         return
     for update in updates:
-        # The updates of a resumed run wait for the buffer.
-        before = (epochs - first_epoch) * steps if first_epoch > start else update.steps_before or 0
+        # The updates of a run that goes on wait for the buffer.
+        before = (epochs - first_epoch) * steps if first_epoch > 0 else update.steps_before or 0
         wanted = update.num_grads
         if before < wanted:
             raise ValueError(
@@ -142,6 +155,20 @@ def check_buffer(
                 + (f"num_grads={before} would fit; or set " if before > 0 else "Set ")
                 + f"start_epoch to {first_epoch + wanted / steps:.3g} or later, or give data=."
             )
+
+
+def _beginning(ramp: Schedule, zeros: int, size: int, done: float | None) -> float:
+    """The sparsity at which a ramp began that has led to so many zeros by the update at `done` (None: before any)."""
+    found = zeros / size
+    if done is None:
+        return found
+    passed = replace(ramp, init=0.0, final=1.0).sparsity(done)
+    from_none = passed * ramp.final * size
+    # Counts are rounded; with fewer zeros no such ramp can have come by.
+    if passed >= 1.0 or zeros < from_none - 1.0:
+        return found
+    start = round((zeros - from_none) / (1.0 - passed))
+    return min(max(start, 0), zeros) / size
 
 
 def _slot(position: float, steps: int | None, epochs: int | None, first_epoch: int) -> tuple[int, int | None]:

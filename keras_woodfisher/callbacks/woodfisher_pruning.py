@@ -78,6 +78,7 @@ class WoodFisherPruning(MaskCallback):
             and the others on disk.
         seed: Seed of the choice of examples from arrays; None chooses anew each time.
         verbose: 0 silent, 1 a progress bar at each update, 2 one line a phase.
+        total_epochs: Epochs of the whole training, where a `fit` is only a part of it and a later one goes on.
 
     Raises:
         ValueError, TypeError: If an argument is out of range, or, before the first batch, if the arguments don't fit
@@ -116,16 +117,17 @@ class WoodFisherPruning(MaskCallback):
         num_pages: int = 1,
         seed: int | None = 0,
         verbose: int = 1,
+        total_epochs: int | None = None,
     ):
         arguments = dict(locals())
-        super().__init__()
+        super().__init__(total_epochs)
         self.task = Task.of(arguments)
         self._siblings: list[WoodFisherPruning] = []
         self._run: Run | None = None
 
     def get_config(self) -> dict[str, Any]:
         """All arguments but `data`, for `from_config`."""
-        return self.task.config()
+        return self.task.config() | {"total_epochs": self._total_epochs}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], data: Any = None) -> "WoodFisherPruning":
@@ -153,21 +155,11 @@ class WoodFisherPruning(MaskCallback):
 
     @property
     def sparsity(self) -> float:
-        """The fraction of pruned weights over the chosen variables, now.
-
-        Raises:
-            RuntimeError: Before training has begun.
-        """
+        """The fraction of pruned weights over the chosen variables, now; a RuntimeError before training has begun."""
         return self.run.pruner.sparsity
 
     def report(self) -> PruningReport:
-        """What the updates of this training run, or of the last one, did and chose; `print` it.
-
-        Variables are counted as they are now.
-
-        Raises:
-            RuntimeError: Before training has begun.
-        """
+        """What the updates of the present training run, or of the last one, did, and the zeros now; `print` it."""
         return self.run.report()
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -204,10 +196,10 @@ class WoodFisherPruning(MaskCallback):
         if self.weight_masks is None:
             return
         # Training that was stopped early may end where the last update is due.
-        if self._progress.ended >= self.task.schedule.end:
+        if self._progress.ended >= self.task.schedule.end and not self._progress.goes_on:
             self._prune_if_due(self._progress.ended, last=True)
         super().on_train_end(logs)
-        if self.run.done != self.task.schedule.end:
+        if self._started and self.run.done != self.task.schedule.end and not self._progress.goes_on:
             warn(
                 f"Training ended before end_epoch={self.task.schedule.end:g}: the model is at sparsity "
                 f"{self.sparsity:.3f}, not at {self.get_config()['final_sparsity']}. With EarlyStopping, set "
@@ -264,7 +256,20 @@ class WoodFisherPruning(MaskCallback):
 
     def _start(self, epoch: int) -> list[np.ndarray]:
         self.run.begin(self._progress, [other.run for other in self._siblings])
-        return self.run.pruner.masks()
+        self._released = self.run.released
+        return self.run.held()
+
+    def _go_on(self, known: Mapping[str, np.ndarray]) -> None:
+        self.run.go_on(known)
+
+    def identity(self) -> dict[str, Any]:
+        return self.task.identity() | super().identity()
+
+    def knowledge(self) -> dict[str, np.ndarray]:
+        return super().knowledge() | self.run.knowledge()
+
+    def lacking(self, epoch: int) -> str:
+        return self.run.lacking(self._progress, epoch)
 
     def _prune_if_due(self, position: float, last: bool = False) -> None:
         """Makes the update that is due; `last` where training ends and nothing can wait."""

@@ -55,6 +55,16 @@ class GradientBuffer:
         """Rows of the ring."""
         return int(self._rows.shape[0])
 
+    def contents(self) -> tuple[np.ndarray, int]:
+        """Its rows as they lie in memory, and how many gradients came in all."""
+        return ops.convert_to_numpy(self._rows)[: self.filled], int(ops.convert_to_numpy(self._seen))
+
+    def put(self, rows: np.ndarray, seen: int) -> None:
+        """Puts back what `contents` gave."""
+        free = np.zeros((self.capacity - len(rows), rows.shape[1]), np.float32)
+        self._rows.assign(np.concatenate([rows, free]) if len(free) else rows)
+        self._seen.assign(seen)
+
     def latest(self, count: int, chunk: int | None = None) -> Iterator[np.ndarray]:
         """The `count` newest rows, or as many as there are, oldest first: parts (n, d) float32 in weight order.
 

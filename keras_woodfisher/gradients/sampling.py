@@ -173,6 +173,7 @@ def check_samples(kept: int, dropped: int, wanted: int, size: int | None = None,
         dropped: Those that can't be used.
         wanted: How many there should be.
         size: Examples in a sample (b), where that is for the user to say.
+        where: What their loss is measured on.
 
     Raises:
         ValueError: If there is no sample, a `NoUsableSamplesError` where none can be used.

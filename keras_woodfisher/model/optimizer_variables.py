@@ -179,10 +179,18 @@ class OptimizerSlots:
         if unknown:
             self._grow(inner, unknown)
 
-    def show(self, variables: Sequence[Any]) -> None:
-        """Has the optimizer train these variables, in their order."""
+    def show(self, variables: Sequence[Any], as_they_are: bool = False) -> None:
+        """Has the optimizer train these variables, in their order.
+
+        Averages and sums of those that it didn't train begin anew, or stay `as_they_are`.
+        """
         for part in self._slots:
-            part.show(variables)
+            part.show(variables, as_they_are)
+
+    @property
+    def added(self) -> list[Any]:
+        """The state of variables that the optimizer didn't know, which saved files leave out."""
+        return list(self._added)
 
     def restore(self) -> None:
         """Makes it the optimizer that it was."""
@@ -232,11 +240,11 @@ class _Slots:
             self._names.add(name)
             self._stock[name] = vars(self.optimizer)[name]
 
-    def show(self, variables: Sequence[Any]) -> None:
+    def show(self, variables: Sequence[Any], as_they_are: bool) -> None:
         mine = [v for v in variables if id(v) in self._slots]
         present = {id(v) for v in internals.trained_variables(self.optimizer)}
         for variable in mine:
-            if id(variable) not in present:
+            if id(variable) not in present and not as_they_are:
                 _begin(variable, self._slots[id(variable)])
         slots = {name: [self._slots[id(v)][name] for v in mine] for name in self._names}
         internals.train_only(self.optimizer, mine, slots)

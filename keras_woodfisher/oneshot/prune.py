@@ -68,8 +68,8 @@ def prune(  # noqa: PLR0913
     """Prunes a trained model in place, without training it.
 
     The model is changed only after everything was computed: if anything fails, it is as before. Weights that are
-    zero already count as pruned (but for a variable that is zero as a whole: it may not be trained yet). BatchNorm
-    isn't touched unless you ask for it. To train the pruned model further, use
+    zero already count as pruned (but for a variable that is zero as a whole in a model that is dense otherwise: it
+    isn't trained yet). BatchNorm isn't touched unless you ask for it. To train the pruned model further, use
     `keras_woodfisher.KeepZeros`.
 
         >>> report = kw.prune(model, data=x, sparsity=0.8, verbose=0)

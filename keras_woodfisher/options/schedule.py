@@ -71,6 +71,15 @@ class Schedule:
         steps = math.floor((position - self.start) / self.frequency + _GRID_TOLERANCE)
         return self.start + steps * self.frequency
 
+    def before(self, epoch: int, steps: int | None) -> float | None:
+        """The latest update before the one that may be due when an epoch begins, or None.
+
+        >>> ramp = Schedule(0.0, 0.8, start=1.0, end=4.0, frequency=0.5)
+        >>> [ramp.before(epoch, steps=None) for epoch in (1, 2, 9)]
+        [None, 1.5, 4.0]
+        """
+        return self.due(epoch - (1.0 / steps if self.frequency == 0 and steps else 1e-6))
+
     def updates(self, steps: int | None, first_epoch: int = 0) -> list[float]:
         """Every update from `first_epoch` on; for one at each step, `steps` an epoch must be known.
 

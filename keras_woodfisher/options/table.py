@@ -62,6 +62,15 @@ OPTIONS = (
     ),
     _row("leave_enabled", kinds.FLAG, True, "hold the zeros after `end_epoch`, or let them grow again", **_RAMP),
     *_of_updates,
+    _row(
+        "total_epochs",
+        kinds.COUNT,
+        None,
+        "epochs of the whole training, where a `fit` is only a part of it and a later one goes on",
+        shown="those of `fit`",
+        callers=(CALLBACK,),
+        takes_none=True,
+    ),
     _row("data", kinds.ANYTHING, None, "where to sample gradients from; None: buffer those of training"),
     _row("loss", kinds.ANYTHING, None, "a Keras loss", shown="the compiled one", callers=(PRUNE, SENSITIVITY)),
     _row(

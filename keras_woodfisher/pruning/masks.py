@@ -2,9 +2,13 @@
 
 from collections.abc import Sequence
 
+import keras
 import numpy as np
 
-from keras_woodfisher.model.targets import Target
+from keras_woodfisher.model.targets import ALL_PRUNABLE, Target, all_targets, named_targets
+
+SPARSE = 0.001
+"""Fraction of zeros from which a variable counts as pruned: a few come by chance where many weights are drawn."""
 
 
 def count(sparsity: float, total: int) -> int:
@@ -65,7 +69,19 @@ def saliencies(weights: np.ndarray, keep: np.ndarray, diagonal: np.ndarray) -> n
     return scores
 
 
-def zeros_of(target: Target) -> np.ndarray:
-    """The weights of a variable that are zero, in weight order; none if all of them are."""
-    zero = target.read() == 0
-    return np.zeros_like(zero) if zero.all() else zero
+def zeros_of(model: keras.Model, targets: Sequence[Target]) -> list[np.ndarray]:
+    """The pruned weights of variables, found by their being zero: for each (size,) bool in weight order.
+
+    A variable that is zero as a whole was pruned if others of the model are sparse. In a dense model it only isn't
+    trained yet, as an output layer that begins with zeros: none of its weights is pruned then.
+    """
+    zeros = [target.read() == 0 for target in targets]
+    if any(zero.all() for zero in zeros) and not _is_sparse(model, targets):
+        zeros = [np.zeros_like(zero) if zero.all() else zero for zero in zeros]
+    return zeros
+
+
+def _is_sparse(model: keras.Model, targets: Sequence[Target]) -> bool:
+    """Whether any of some variables, or of all that are prunable, was pruned in part."""
+    others = named_targets(all_targets(model), ALL_PRUNABLE)
+    return any(SPARSE <= float(np.mean(target.read() == 0)) < 1.0 for target in [*targets, *others])

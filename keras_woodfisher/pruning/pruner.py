@@ -47,6 +47,7 @@ class Pruner:
 
     def __init__(self, model: keras.Model, options: PruningOptions):
         self.options = options
+        self._model = model
         chosen = find_targets(model, options.params, options.exclude)
         self.targets: list[Target] = [arranged(target, options.mask_type) for target in chosen]
         self.structure: Structure | None = structure_of(self.targets, options.mask_type)
@@ -80,8 +81,12 @@ class Pruner:
             self.workspace.plan(source.footprint(max(rows for rows, _ in uses)), uses)
 
     def find_zeros(self) -> None:
-        """Takes the zeros that are there as pruned (but for a variable that is zero as a whole)."""
-        self._set([zeros_of(target) for target in self.targets])
+        """Takes the zeros that are there as pruned; see `zeros_of`."""
+        self._set(zeros_of(self._model, self.targets))
+
+    def take(self, pruned: np.ndarray) -> None:
+        """Takes weights (N,) bool as pruned."""
+        self._set(np.split(pruned, np.cumsum([p.size for p in self.pruned])[:-1]))
 
     @property
     def kept(self) -> int:

@@ -21,19 +21,21 @@ from keras_woodfisher.recipe.modifiers.training import TrainingModifier
 from keras_woodfisher.recipe.one_shot_callback import OneShotPruning
 
 
-def callbacks_of(modifiers: Sequence[Modifier], data: Any, verbose: int) -> list[keras.callbacks.Callback]:
+def callbacks_of(
+    modifiers: Sequence[Modifier], data: Any, verbose: int, total_epochs: int | None = None
+) -> list[keras.callbacks.Callback]:
     """The callbacks that carry modifiers out, those that prune first, in the order in which they begin."""
     ordered = sorted(modifiers, key=lambda m: (isinstance(m, TrainingModifier), m.first_epoch))
-    built = (callback_of(modifier, data, verbose) for modifier in ordered)
+    built = (callback_of(modifier, data, verbose, total_epochs) for modifier in ordered)
     return [callback for callback in built if callback is not None]
 
 
-def callback_of(modifier: Modifier, data: Any, verbose: int) -> Any:
+def callback_of(modifier: Modifier, data: Any, verbose: int, total_epochs: int | None = None) -> Any:
     """The callback that carries one modifier out, or None where it is only information; a ValueError without data."""
     if isinstance(modifier, TrainingModifier):
         return modifier.callback()
     if isinstance(modifier, ConstantPruningModifier):
-        return KeepZeros(modifier.params, modifier.exclude, modifier.start_epoch, modifier.end_epoch)
+        return KeepZeros(modifier.params, modifier.exclude, modifier.start_epoch, modifier.end_epoch, total_epochs)
     if isinstance(modifier, ReconstructionModifier):
         if data is None:
             raise ValueError(f"{modifier.tag} needs examples to reconstruct layers by: pass data=x.")
@@ -42,6 +44,7 @@ def callback_of(modifier: Modifier, data: Any, verbose: int) -> Any:
     return WoodFisherPruning(
         **{row.name: getattr(modifier, row.name) for row in in_group(RAMP)} | pruning_arguments(modifier),
         verbose=verbose,
+        total_epochs=total_epochs,
         **_source_of(modifier, data),
     )
 

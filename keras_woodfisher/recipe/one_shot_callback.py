@@ -5,21 +5,19 @@ from typing import Any
 
 from keras_woodfisher_backends.keras_internals.training import leaving_nothing, refresh
 
-from keras_woodfisher.callbacks.unused_copies import CopiedUnused
+from keras_woodfisher.callbacks.resuming import ResumableCallback
 from keras_woodfisher.oneshot.prune import prune
 from keras_woodfisher.reports.pruning_report import PruningReport
 
 
-class OneShotPruning(CopiedUnused):
-    """Prunes before the first batch of the first epoch; training that goes on at a later epoch isn't pruned again.
+class OneShotPruning(ResumableCallback):
+    """Prunes before the first batch of the first epoch; training that goes on isn't pruned again.
 
     Args:
         data: Examples, as in `prune`.
         verbose: As in `prune`.
         arguments: Further ones of `prune`.
     """
-
-    may_come_before_pruning = True
 
     def __init__(self, data: Any, verbose: int, arguments: Mapping[str, Any]):
         super().__init__()
@@ -48,7 +46,9 @@ class OneShotPruning(CopiedUnused):
         return [self._data]
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        if not self._began and epoch == 0:
+        super().on_epoch_begin(epoch, logs)
+        # A backup amid the first epoch begins it again.
+        if not self._began and epoch == 0 and self._known is None:
             with leaving_nothing(self):
                 self._report = prune(refresh(self), self._data, verbose=self._verbose, **self._arguments)
         self._began = True

@@ -44,7 +44,9 @@ class Recipe:
         """Epochs that it takes: its largest `end_epoch`, rounded up; 0 if it has none."""
         return max(0, *(math.ceil(m.last_epoch - 1e-9) for m in self.modifiers))
 
-    def callbacks(self, model: keras.Model, data: Any = None, *, verbose: int = 1) -> list[keras.callbacks.Callback]:
+    def callbacks(
+        self, model: keras.Model, data: Any = None, *, verbose: int = 1, total_epochs: int | None = None
+    ) -> list[keras.callbacks.Callback]:
         """What to give to `model.fit(..., epochs=recipe.epochs, callbacks=...)`.
 
         Args:
@@ -52,6 +54,7 @@ class Recipe:
             data: Where to sample gradients from, as in `WoodFisherPruning`; without it, the training run's own
                 gradients are buffered.
             verbose: As in `WoodFisherPruning`.
+            total_epochs: As in `WoodFisherPruning`.
 
         Returns:
             Keras callbacks, those that prune first.
@@ -60,7 +63,7 @@ class Recipe:
             KeyError: If a name matches nothing.
             ValueError: If the recipe demands data and there is none, or it doesn't fit the model.
         """
-        callbacks = callbacks_of(self.modifiers, data, verbose)
+        callbacks = callbacks_of(self.modifiers, data, verbose, total_epochs)
         for modifier in self.modifiers:
             targets_of(modifier, model)
         return callbacks

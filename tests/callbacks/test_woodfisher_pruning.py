@@ -365,6 +365,7 @@ def test_config_round_trip(blobs):
         "num_pages": 3,
         "seed": None,
         "verbose": 2,
+        "total_epochs": 9,
     }
     config = kw.WoodFisherPruning(**settings, data=blobs).get_config()
     assert config == settings
@@ -376,7 +377,7 @@ def test_config_round_trip(blobs):
     assert (levels["final_sparsity"], levels["global_sparsity"]) == ({0.9: ["a"], 0.8: ["re:b"]}, False)
     again = kw.WoodFisherPruning.from_config(json.loads(json.dumps(levels)), data=blobs)
     assert again.get_config() == levels
-    keep = {"params": ["a"], "exclude": ["b"], "start_epoch": 0.5, "end_epoch": 2.0}
+    keep = {"params": ["a"], "exclude": ["b"], "start_epoch": 0.5, "end_epoch": 2.0, "total_epochs": 3}
     assert kw.KeepZeros.from_config(kw.KeepZeros(**keep).get_config()).get_config() == keep
 
 

@@ -165,6 +165,7 @@ UNUSUAL = {
     "num_pages": 3,
     "seed": None,
     "verbose": 2,
+    "total_epochs": 9,
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 from gathering import GivenGradients
 from keras import layers, ops
 
-from keras_woodfisher.model.targets import Target
+from keras_woodfisher.model.targets import Target, find_targets
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.masks import zeros_of
 from keras_woodfisher.pruning.pruner import Pruner
@@ -190,19 +190,40 @@ def test_what_is_pruned_stays_pruned():
     np.testing.assert_array_equal(weights_of(pruner), before)
 
 
-def test_zeros_that_are_there_count_but_for_a_variable_of_zeros():
+def test_zeros_that_are_there_count():
     model = small_model()
-    one, two = model.layers
+    one = model.layers[0]
     kernel = ops.convert_to_numpy(one.kernel).copy()
     kernel[1, 2] = kernel[3, 0] = 0.0
     one.kernel.assign(kernel)
-    two.kernel.assign(np.zeros((5, 3)))
     pruner = make(model)
     pruner.find_zeros()
     assert [int(p.sum()) for p in pruner.pruned] == [2, 0]
     np.testing.assert_array_equal(pruner.masks()[0], kernel == 0)
     assert pruner.sparsity == 2 / 35
-    assert [int(zeros_of(t).sum()) for t in pruner.targets] == [2, 0]
+
+
+def test_a_variable_of_zeros_was_pruned_where_others_are_sparse():
+    model = small_model()
+    one, two = model.layers
+    two.kernel.assign(np.zeros((5, 3)))
+    two_alone = find_targets(model, ["two/kernel"])
+    for targets in (find_targets(model, "__ALL_PRUNABLE__"), two_alone):
+        # An output layer that begins with zeros: it isn't trained yet.
+        assert zeros_of(model, targets)[-1].sum() == 0
+    one.kernel.assign(np.where(np.arange(20).reshape(4, 5) == 7, 0.0, ops.convert_to_numpy(one.kernel)))
+    for targets in (find_targets(model, "__ALL_PRUNABLE__"), two_alone):
+        assert zeros_of(model, targets)[-1].sum() == 15
+    one.kernel.assign(np.zeros((4, 5)))
+    assert [zeros.sum() for zeros in zeros_of(model, find_targets(model, "__ALL_PRUNABLE__"))] == [0, 0]
+
+
+def test_a_zero_by_chance_makes_no_model_sparse():
+    model = keras.Sequential([layers.Input((40,)), layers.Dense(50), layers.Dense(3, kernel_initializer="zeros")])
+    kernel = ops.convert_to_numpy(model.layers[0].kernel).copy()
+    kernel[0, 0] = 0.0
+    model.layers[0].kernel.assign(kernel)
+    assert [zeros.sum() for zeros in zeros_of(model, find_targets(model, "__ALL_PRUNABLE__"))] == [1, 0]
 
 
 def test_a_block_or_variable_may_be_pruned_as_a_whole():

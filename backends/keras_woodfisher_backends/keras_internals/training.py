@@ -1,4 +1,4 @@
-"""Private parts of `fit`: where it begins, the callbacks it calls, and the state it carries on JAX.
+"""Private parts of `fit`: where it begins, the callbacks it calls, their backups, and the state it carries on JAX.
 
 On JAX a step's values live in lists that `fit` hands from step to step, while the variables are empty.
 """
@@ -13,6 +13,9 @@ from typing import Any
 import keras
 
 from keras_woodfisher_backends.keras_internals import RELEASE
+
+_SAVE = "_save_model"
+"""Method of `BackupAndRestore` that writes a backup."""
 
 _OPTIMIZER = 2
 """Place of the optimizer's values in the state of a train step on JAX, as documented for custom ones."""
@@ -143,6 +146,21 @@ def _live_values(model: keras.Model) -> list[Any] | None:
             values = state[_OPTIMIZER] if isinstance(state, tuple) and len(state) > _OPTIMIZER else None
             return values if isinstance(values, list) else None
     return None
+
+
+def before_backups(backup: keras.callbacks.BackupAndRestore, call: Callable[[], None]) -> None:
+    """Calls `call` right before each backup, instead of what was to be called before."""
+    vars(backup)[_SAVE] = partial(_save, backup, call)
+
+
+def stock_backups(backup: keras.callbacks.BackupAndRestore) -> None:
+    """Makes it the callback that it was."""
+    vars(backup).pop(_SAVE, None)
+
+
+def _save(backup: Any, call: Callable[[], None]) -> None:
+    call()
+    getattr(type(backup), _SAVE)(backup)
 
 
 def callbacks_beside(callback: keras.callbacks.Callback) -> tuple[list[Any], list[Any]]:
