@@ -13,6 +13,7 @@ from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.gradients.buffer import BufferedGradients
 from keras_woodfisher.gradients.sources import GradientSource, SampledGradients
 from keras_woodfisher.model.targets import Target, finals_of
+from keras_woodfisher.pruning.guard import guard_of
 from keras_woodfisher.pruning.masks import zeros_of
 from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.pruning.stages import StagedUpdates
@@ -81,7 +82,8 @@ class Run:
             uses = uses or [(options.most_gradients, 1)]
         else:
             examples = open_examples(self.task.data)
-            self.source = SampledGradients(self._model, self.targets, options, backend, examples, loss)
+            self.source = sampled = SampledGradients(self._model, self.targets, options, backend, examples, loss)
+            self.pruner.guard = guard_of(sampled, options, backend, options.most_gradients, options.update)
         self.pruner.open_source(self.source, options.most_gradients, uses)
 
     def prepare(self, progress: Progress) -> None:

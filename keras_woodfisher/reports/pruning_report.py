@@ -85,6 +85,7 @@ class StageReport:
         sparsity: Fraction of zeros after it.
         samples: Gradient samples that were used.
         damp: Ridge on the Fisher's diagonal for the scores; None without gradients.
+        by_magnitude: Whether magnitude pruning had the lower loss on held-out examples, and was done instead.
         calibration: What was chosen, where there was a choice.
         phases: Where time and memory went.
         epoch: When it was, in epochs since training began; None in one shot.
@@ -93,6 +94,7 @@ class StageReport:
     sparsity: float
     samples: int = 0
     damp: float | None = None
+    by_magnitude: bool = False
     calibration: CalibrationReport | None = None
     phases: tuple[PhaseReport, ...] = ()
     epoch: float | None = None
@@ -229,7 +231,7 @@ class PruningReport:
 
 def _stages(stages: Sequence[StageReport]) -> list[str]:
     """A table of what was chosen, where there was a choice or there were several stages."""
-    if len(stages) < 2 and not any(stage.calibration for stage in stages):
+    if len(stages) < 2 and not any(stage.calibration or stage.by_magnitude for stage in stages):
         return []
     rows = [{"stage": str(number), **_figures(stage)} for number, stage in enumerate(stages, start=1)]
     header = list(dict.fromkeys(name for row in rows for name in row))
@@ -241,7 +243,10 @@ def _figures(stage: StageReport) -> dict[str, str]:
     figures = {} if stage.epoch is None else {"epoch": f"{stage.epoch:.3g}"}
     figures["sparsity"] = f"{stage.sparsity:.4f}"
     if stage.samples:
-        figures |= {"samples": f"{stage.samples:,}", "damp": _damping(stage.damp)}
+        figures |= {
+            "samples": f"{stage.samples:,}",
+            "damp": "by magnitude" if stage.by_magnitude else _damping(stage.damp),
+        }
     if (chosen := stage.calibration) is not None:
         figures |= {
             "compensation": _damping(chosen.compensation),
