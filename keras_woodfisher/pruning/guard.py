@@ -2,8 +2,10 @@
 
 Where a net is sure of nearly all its training examples, the Fisher says little of what removing many weights does, and
 a correction by it can do harm. Magnitude pruning is the limit of a ridge that grows: scores become `w^2 damp / 2`, and
-corrections vanish. So this is the choice between two ridges, for the price of two losses.
+corrections vanish. So this is the choice between two ridges, for the price of three losses.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 from keras_woodfisher_backends.protocol import Backend
@@ -19,20 +21,25 @@ _EXAMPLES, _FEWEST = 128, 16
 _SHARE = 10
 """At most one example in so many is held out."""
 
+_MARGIN = 0.1
+"""By this part the loss must rise less than by magnitude: held-out examples are training examples, on which
+corrections look better than on others."""
+
 
 class MagnitudeGuard:
-    """Tells which of two sets of weights has the lower loss.
+    """Tells whether an update by the Fisher is worth it.
 
     Args:
-        loss: On held-out examples.
+        loss: On held-out examples, of all weights (N,) and the number of examples to look at at a time.
     """
 
-    def __init__(self, loss: HeldOutLoss):
+    def __init__(self, loss: Callable[[np.ndarray, int], float]):
         self._loss = loss
 
-    def prefers(self, magnitude: np.ndarray, corrected: np.ndarray, size: int) -> bool:
-        """Whether the loss after magnitude pruning is lower; both are all weights (N,), `size` examples at a time."""
-        return self._loss(magnitude, size) < self._loss(corrected, size)
+    def prefers_magnitude(self, before: np.ndarray, magnitude: np.ndarray, corrected: np.ndarray, size: int) -> bool:
+        """Whether the loss rises as little, or nearly so, by magnitude pruning as by the update; all weights (N,)."""
+        dense, plain = self._loss(before, size), self._loss(magnitude, size)
+        return self._loss(corrected, size) > plain - _MARGIN * abs(plain - dense)
 
 
 def guard_of(

@@ -41,7 +41,7 @@ class Pruner:
         sparsity: The fraction of pruned weights over all chosen variables.
         structure: The groups of weights that are pruned together; None where each is pruned by itself.
         workspace: Where updates work and keep their gradients.
-        guard: Where an update by the Fisher leaves a higher loss than one by magnitude, the latter is made; None: not.
+        guard: Where an update by the Fisher isn't worth it, one by magnitude is made; None: never.
 
     Raises:
         ValueError: If a device doesn't exist, there is nothing to prune, or no variable has a group of `mask_type`.
@@ -193,7 +193,7 @@ class Pruner:
         if source is not None and self.guard is not None:
             plain = self._select(weights, None, sparsity)
             removed = np.where(plain, 0.0, weights)
-            if self.guard.prefers(removed, changed, self._at_a_time):
+            if self.guard.prefers_magnitude(weights, removed, changed, self._at_a_time):
                 changed, new, done = removed, plain, replace(done, by_magnitude=True)
         if not np.isfinite(changed).all():
             raise FloatingPointError(

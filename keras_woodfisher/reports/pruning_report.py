@@ -85,19 +85,19 @@ class StageReport:
         sparsity: Fraction of zeros after it.
         samples: Gradient samples that were used.
         damp: Ridge on the Fisher's diagonal for the scores; None without gradients.
-        by_magnitude: Whether magnitude pruning had the lower loss on held-out examples, and was done instead.
         calibration: What was chosen, where there was a choice.
         phases: Where time and memory went.
         epoch: When it was, in epochs since training began; None in one shot.
+        by_magnitude: Whether magnitude pruning was as good on held-out examples, and was done instead.
     """
 
     sparsity: float
     samples: int = 0
     damp: float | None = None
-    by_magnitude: bool = False
     calibration: CalibrationReport | None = None
     phases: tuple[PhaseReport, ...] = ()
     epoch: float | None = None
+    by_magnitude: bool = False
 
 
 def merged(phases: Sequence[PhaseReport]) -> tuple[PhaseReport, ...]:

@@ -9,6 +9,7 @@ import keras_woodfisher as kw
 import keras_woodfisher.gradients.sources
 from keras_woodfisher.memory.disk import DiskStore
 from keras_woodfisher.pruning.corrections import BlockCorrector
+from keras_woodfisher.pruning.guard import MagnitudeGuard
 from keras_woodfisher.pruning.shrinkage import LEAST, MOST, shrinkage_ridge
 
 BLOCKS = [slice(0, 30), slice(30, 75), slice(75, 80)]
@@ -114,6 +115,26 @@ def test_the_callback_is_guarded_as_well(task, monkeypatch):
     model.fit(*data, epochs=2, verbose=0, callbacks=[pruner])
     assert all(stage.by_magnitude for stage in pruner.report().stages)
     assert np.abs(kernels(model)[0]).max() < 5
+
+
+@pytest.mark.parametrize(
+    ("before", "magnitude", "corrected", "prefers"),
+    [
+        (1.0, 2.0, 1.89, False),
+        (1.0, 2.0, 1.91, True),
+        (1.0, 2.0, 3.0, True),
+        (-5.0, -4.0, -4.11, False),
+        (-5.0, -4.0, -4.09, True),
+        (1.0, 0.9, 0.85, False),
+        (1.0, np.inf, 5.0, False),
+        (1.0, 2.0, np.inf, True),
+    ],
+)
+def test_a_correction_must_pay_for_itself(before, magnitude, corrected, prefers):
+    losses = iter([before, magnitude, corrected])
+    guard = MagnitudeGuard(lambda weights, size: next(losses))
+    with np.errstate(invalid="ignore"):
+        assert guard.prefers_magnitude(np.zeros(3), np.zeros(3), np.zeros(3), 8) == prefers
 
 
 def test_held_out_examples_are_never_sampled(task, monkeypatch):
