@@ -25,6 +25,7 @@ from keras_woodfisher.gradients.trained import (
 from keras_woodfisher.model.targets import Target, finals_of
 from keras_woodfisher.options.mask_types import UNSTRUCTURED
 from keras_woodfisher.pruning.collapse import Collapse, emptied_at
+from keras_woodfisher.pruning.guard import guard_of
 from keras_woodfisher.pruning.masks import zeros_of
 from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.pruning.stages import StagedUpdates
@@ -109,7 +110,9 @@ class Run:
                     "makes its loss (add_loss, a train_step).",
                 )
             self._examples = open_examples(self.task.data)
-            self.source = SampledGradients(self._model, self.targets, options, backend, self._examples, loss)
+            sampled = SampledGradients(self._model, self.targets, options, backend, self._examples, loss)
+            self.source = sampled
+            self.pruner.guard = guard_of(sampled, options, backend, options.most_gradients, options.update)
         self.pruner.open_source(self.source, options.most_gradients, uses)
 
     def prepare(self, progress: Progress) -> None:

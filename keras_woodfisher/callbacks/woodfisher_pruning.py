@@ -55,7 +55,10 @@ class WoodFisherPruning(MaskCallback):
         fisher: `"empirical"`: samples are gradients of the loss, as in the papers; `"ggn"`: rows of an unbiased sketch
             of the Gauss-Newton matrix, for (sparse) categorical and binary cross-entropy and mean squared error (not
             with buffering).
-        damp: Ridge on the Fisher's diagonal, in units of squared gradient; `"auto"`: a tenth of the diagonal's mean.
+        damp: Ridge on the Fisher's diagonal, in units of squared gradient; `"auto"`: the one by which the estimate is
+            nearest to the true Fisher (`keras_woodfisher.pruning.shrinkage`). Where `data` has examples to spare, up to
+            128 of them are held out, and an update that leaves a higher loss on them than magnitude pruning gives way
+            to that. The papers have 1e-5.
         fisher_block_size: Weights in one block (B); None means one block over everything.
         num_recomputations: Stages of one update, each with new gradients; the kept fraction falls by the same factor
             in each (not with buffering).
@@ -104,7 +107,7 @@ class WoodFisherPruning(MaskCallback):
         num_grads: int | Mapping[float, int] = 64,
         grad_batch_size: int = 1,
         fisher: str = "empirical",
-        damp: float | str = 1e-5,
+        damp: float | str = "auto",
         fisher_block_size: int | None = 2000,
         num_recomputations: int = 1,
         update: str = "joint",

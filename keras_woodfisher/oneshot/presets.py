@@ -31,7 +31,7 @@ class Settings:
     num_grads: int | Mapping[float, int] = 512
     grad_batch_size: int = 1
     fisher: str = "empirical"
-    damp: float | str = 1e-5
+    damp: float | str = AUTO
     update: str = "joint"
     calibration: Any = 0
     newton_steps: int = 0

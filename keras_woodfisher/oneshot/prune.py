@@ -99,8 +99,8 @@ def prune(  # noqa: PLR0913
         grad_batch_size: Examples in one sample (b).
         fisher: `"empirical"`: samples are gradients of the loss, as in the papers; `"ggn"`: rows of an unbiased sketch
             of the Gauss-Newton matrix, for (sparse) categorical and binary cross-entropy and mean squared error.
-        damp: Ridge on the Fisher's diagonal, in units of squared gradient; `"auto"`: a tenth of the diagonal's mean,
-            and for calibrated corrections the best of several.
+        damp: Ridge on the Fisher's diagonal, in units of squared gradient; `"auto"`: as in `WoodFisherPruning`, and for
+            calibrated corrections the best of several.
         fisher_block_size: Weights in one block (B); None means one block over everything.
         update: `"joint"` or `"independent"`, block by block; or `"calibrated"`: over all weights that are kept, with
             the damping that gives the lowest loss on held-out examples.

@@ -39,7 +39,7 @@ def sensitivity(  # noqa: PLR0913
     num_grads: int | None = None,
     grad_batch_size: int = 1,
     fisher: str = "empirical",
-    damp: float | str = 1e-5,
+    damp: float | str = "auto",
     fisher_block_size: int | None = 2000,
     update: str = "joint",
     method: str = "woodfisher",

@@ -57,8 +57,8 @@ def single_changes(
         yield lambda level: _change(pruner, weights, still, _chosen(pruner, np.abs(weights), level), no_costs), 0
         return
     keep = ~np.concatenate(pruner.pruned)
-    with pruner.gradients(source, rows, 0, meter) as (grads, blocks, mean_diagonal):
-        kernels, damp = pruner.workspace.kernels, pruner.options.damping(mean_diagonal)
+    with pruner.gradients(source, rows, 0, meter) as (grads, blocks, _, damp):
+        kernels = pruner.workspace.kernels
         with meter.phase("inverse", len(blocks), "block") as advance:
             diagonal = BlockFisher(grads, blocks, damp, kernels).inverse_diagonal(advance)
         scores = saliencies(weights, keep, diagonal)

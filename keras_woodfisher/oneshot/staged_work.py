@@ -15,6 +15,7 @@ from keras_woodfisher.oneshot.presets import Settings
 from keras_woodfisher.options.pruning_options import AUTO, CALIBRATED
 from keras_woodfisher.pruning.calibration import HeldOutLoss
 from keras_woodfisher.pruning.corrections import CalibratedCorrector, Corrector
+from keras_woodfisher.pruning.guard import guard_of
 from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.pruning.stages import StagedUpdates
 from keras_woodfisher.reports.stage_report import StageReport
@@ -65,6 +66,7 @@ class StagedWork:
         source = self._source = SampledGradients(model, pruner.targets, options, pruner.backend, examples, loss)
         corrector = _corrector(pruner, source, settings)
         rows = options.most_gradients_between(pruner.sparsity, max(finals))
+        pruner.guard = guard_of(source, options, pruner.backend, rows, settings.update)
         pruner.open_source(source, rows, [(rows, pruner.kept)] if pruner.prunes(finals) else [])
         self._updates = StagedUpdates(pruner, source, options.num_recomputations, corrector, options.verbose)
 

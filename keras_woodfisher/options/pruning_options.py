@@ -22,12 +22,12 @@ from keras_woodfisher.options.option import (
 UPDATES = ("joint", "independent")
 CALIBRATED = "calibrated"
 AUTO = "auto"
-_AUTO_PART = 0.1
-"""Part of the mean diagonal of the Fisher that `damp="auto"` adds to it."""
+PAPERS_DAMP = 1e-5
+"""The ridge of the papers and of recipes that name none."""
 
 
 def _checked_damp(name: str, value: Any) -> float | str:
-    mend = 'Damping is added to the Fisher\'s diagonal; "auto" takes a part of its mean.'
+    mend = 'Damping is added to the Fisher\'s diagonal; "auto" finds it from the samples.'
     return AUTO if value == AUTO else number(name, value, above=0.0, mend=mend)
 
 
@@ -103,7 +103,11 @@ class PruningOptions:
         **_BY_QUALITY,
     )
     damp: float | str = option(
-        1e-5, DAMP, 'ridge on the Fisher\'s diagonal; `"auto"`: a tenth of its mean', INVERSE, **_BY_QUALITY
+        AUTO,
+        DAMP,
+        'ridge on the Fisher\'s diagonal; `"auto"`: found from the samples, and checked on held-out examples',
+        INVERSE,
+        **_BY_QUALITY | {"defaults": {PRUNE: None, RECIPE: PAPERS_DAMP}},
     )
     update: str = option(
         "joint",
@@ -230,10 +234,6 @@ class PruningOptions:
         """The largest number of samples on the way from one sparsity to another."""
         keys = [key for key in self.num_grads if sparsity < key < final] if isinstance(self.num_grads, Mapping) else []
         return max(self.gradients_at(level) for level in [sparsity, *keys])
-
-    def damping(self, mean_diagonal: float) -> float:
-        """The ridge on the diagonal of `(1/m) G^T G`, whose mean over the unpruned weights is given."""
-        return _AUTO_PART * mean_diagonal if self.damp == AUTO else float(self.damp)
 
     @property
     def most_gradients(self) -> int:

@@ -13,12 +13,14 @@ from keras_woodfisher.memory.plan import MemoryPlan
 from keras_woodfisher.memory.store import GradientStore
 from keras_woodfisher.model.restoring import restored
 from keras_woodfisher.model.targets import Target, find_targets
-from keras_woodfisher.options.pruning_options import PruningOptions
+from keras_woodfisher.options.pruning_options import AUTO, PruningOptions
 from keras_woodfisher.pruning.corrections import BlockCorrector, Corrector, RemovedWeights
 from keras_woodfisher.pruning.fisher import Advance, BlockFisher, block_slices, no_progress
 from keras_woodfisher.pruning.group_masks import grows, select
 from keras_woodfisher.pruning.groups import Structure, arranged, structure_of
+from keras_woodfisher.pruning.guard import MagnitudeGuard
 from keras_woodfisher.pruning.masks import count, grow, saliencies, zeros_of
+from keras_woodfisher.pruning.shrinkage import shrinkage_ridge
 from keras_woodfisher.pruning.workspace import Workspace
 from keras_woodfisher.reports.meter import Meter
 from keras_woodfisher.reports.stage_report import StageReport
@@ -39,6 +41,7 @@ class Pruner:
         sparsity: The fraction of pruned weights over all chosen variables.
         structure: The groups of weights that are pruned together; None where each is pruned by itself.
         workspace: Where updates work and keep their gradients.
+        guard: Where an update by the Fisher isn't worth it, one by magnitude is made; None: never.
 
     Raises:
         ValueError: If a device doesn't exist, there is nothing to prune, or no variable has a group of `mask_type`.
@@ -51,6 +54,7 @@ class Pruner:
         chosen = find_targets(model, options.params, options.exclude)
         self.targets: list[Target] = [arranged(target, options.mask_type) for target in chosen]
         self.structure: Structure | None = structure_of(self.targets, options.mask_type)
+        self.guard: MagnitudeGuard | None = None
         self.workspace = Workspace(options, [target.size for target in self.targets], self.structure)
         self._set([np.zeros(target.size, bool) for target in self.targets])
 
@@ -92,6 +96,12 @@ class Pruner:
     def kept(self) -> int:
         """How many weights aren't pruned."""
         return sum(pruned.size for pruned in self.pruned) - sum(self.zeros)
+
+    @property
+    def _at_a_time(self) -> int:
+        # Examples that a loss is computed of at a time.
+        assert self.memory is not None
+        return self.memory.chunk * self.options.grad_batch_size
 
     @property
     def coverage(self) -> list[int]:
@@ -188,6 +198,11 @@ class Pruner:
             corrector = corrector or BlockCorrector(self.options.update == "joint")
             new, delta, done = self._second_order(weights, sparsity, source, rows, draw, corrector, meter)
         changed = np.where(new, 0.0, weights + delta).astype(weights.dtype)
+        if source is not None and self.guard is not None:
+            plain = self._select(weights, None, sparsity)
+            removed = np.where(plain, 0.0, weights)
+            if self.guard.prefers_magnitude(weights, removed, changed, self._at_a_time):
+                changed, new, done = removed, plain, replace(done, by_magnitude=True)
         if not np.isfinite(changed).all():
             raise FloatingPointError(
                 "The corrected weights aren't finite; nothing was changed. A larger damp may help."
@@ -198,8 +213,8 @@ class Pruner:
     @contextmanager
     def gradients(
         self, source: GradientSource, rows: int, draw: int, meter: Meter
-    ) -> Iterator[tuple[GradientStore, list[slice], float]]:
-        """Gradient samples of the unpruned weights, their blocks, and the mean of the diagonal of `(1/m) G^T G`.
+    ) -> Iterator[tuple[GradientStore, list[slice], float, float]]:
+        """Gradient samples of the unpruned weights, their blocks, the mean of the diagonal of `(1/m) G^T G`, the ridge.
 
         For the arguments see `update`; `meter` shows progress.
         """
@@ -209,7 +224,8 @@ class Pruner:
         store, squares = self.workspace.gradients(source, kept, blocks, rows, draw, meter)
         with closing(store) as grads:
             self.workspace.fit(len(grads))
-            yield grads, blocks, squares / (len(grads) * grads.shape[1])
+            mean, damp = squares / (len(grads) * grads.shape[1]), self.options.damp
+            yield grads, blocks, mean, shrinkage_ridge(grads, blocks, mean) if damp == AUTO else float(damp)
 
     def _second_order(
         self,
@@ -222,14 +238,11 @@ class Pruner:
         meter: Meter,
     ) -> tuple[np.ndarray, np.ndarray, StageReport]:
         keep = ~np.concatenate(self.pruned)
-        with self.gradients(source, rows, draw, meter) as (grads, blocks, mean_diagonal):
-            damp = self.options.damping(mean_diagonal)
+        with self.gradients(source, rows, draw, meter) as (grads, blocks, mean_diagonal, damp):
             fisher = BlockFisher(grads, blocks, damp, self.workspace.kernels)
             with meter.phase("inverse", len(blocks), "block") as advance:
                 new = self._select(weights, fisher, sparsity, advance)
-            assert self.memory is not None
-            examples = self.memory.chunk * self.options.grad_batch_size
-            removal = RemovedWeights(fisher, weights, keep, new[keep], mean_diagonal, draw, examples)
+            removal = RemovedWeights(fisher, weights, keep, new[keep], mean_diagonal, draw, self._at_a_time)
             change, chosen = corrector(removal, meter)
             samples = len(grads)
         delta = np.zeros(weights.shape)

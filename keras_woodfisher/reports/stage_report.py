@@ -63,6 +63,7 @@ class StageReport:
         phases: Where time and memory went.
         epoch: When it was, in epochs since training began; None in one shot.
         slow_layers: Layers that made sampling slow, and why; None if there were none.
+        by_magnitude: Whether magnitude pruning was as good on held-out examples, and was done instead.
         note: What went otherwise than it should have, or "".
     """
 
@@ -73,6 +74,7 @@ class StageReport:
     phases: tuple[PhaseReport, ...] = ()
     epoch: float | None = None
     slow_layers: SlowLayers | None = None
+    by_magnitude: bool = False
     note: str = ""
 
 
@@ -88,7 +90,7 @@ def merged(phases: Sequence[PhaseReport]) -> tuple[PhaseReport, ...]:
 
 def stages_table(stages: Sequence[StageReport]) -> list[str]:
     """A table of what was chosen, where there was a choice or there were several stages."""
-    if len(stages) < 2 and not any(stage.calibration for stage in stages):
+    if len(stages) < 2 and not any(stage.calibration or stage.by_magnitude for stage in stages):
         return []
     rows = [{"stage": str(number), **_figures(stage)} for number, stage in enumerate(stages, start=1)]
     header = list(dict.fromkeys(name for row in rows for name in row))
@@ -100,7 +102,10 @@ def _figures(stage: StageReport) -> dict[str, str]:
     figures = {} if stage.epoch is None else {"epoch": f"{stage.epoch:.3g}"}
     figures["sparsity"] = f"{stage.sparsity:.4f}"
     if stage.samples:
-        figures |= {"samples": f"{stage.samples:,}", "damp": _damping(stage.damp)}
+        figures |= {
+            "samples": f"{stage.samples:,}",
+            "damp": "by magnitude" if stage.by_magnitude else _damping(stage.damp),
+        }
     if (chosen := stage.calibration) is not None:
         figures |= {
             "compensation": _damping(chosen.compensation),

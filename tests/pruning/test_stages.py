@@ -5,13 +5,14 @@ import itertools
 import keras
 import numpy as np
 import pytest
-from gathering import GivenGradients
+from gathering import GivenGradients, stored
 from keras import layers
 
 import keras_woodfisher as kw
 from keras_woodfisher.gradients.sampling import NoUsableSamplesError, check_samples
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.pruner import Pruner
+from keras_woodfisher.pruning.shrinkage import shrinkage_ridge
 from keras_woodfisher.pruning.stages import StagedUpdates, stage_sparsities
 
 
@@ -79,11 +80,13 @@ def test_a_failed_stage_undoes_those_before():
     assert pruner.zeros == [0, 0]
 
 
-def test_damp_auto_is_a_tenth_of_the_mean_diagonal():
+def test_damp_auto_shrinks_the_fisher():
     pruner = pruner_of(damp="auto")
-    grads = np.random.default_rng(0).normal(size=(8, 100)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    grads = (rng.normal(size=(8, 3)) @ rng.normal(size=(3, 100))).astype(np.float32)
     done = pruner.update([0.5] * 2, GivenGradients(grads), 8)
-    np.testing.assert_allclose(done.damp, 0.1 * np.square(grads.astype(float)).mean(), rtol=1e-6)
+    blocks = [slice(0, 60), slice(60, 100)]
+    assert done.damp == shrinkage_ridge(stored(grads), blocks, np.square(grads.astype(float)).mean())
 
 
 class Saturated(Drawn):
