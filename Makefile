@@ -9,6 +9,8 @@ QUIET := TF_CPP_MIN_LOG_LEVEL=3
 KERAS ?= 3.12.0
 KERAS_VENV := .venv-keras-$(KERAS)
 KERAS_PACKAGE = $(if $(filter nightly,$(KERAS)),keras-nightly,keras==$(KERAS))
+# Of `make fuzz`: how many fits it composes.
+FITS ?= 300
 BACKENDS ?= torch tensorflow jax
 
 .PHONY: demo test test-torch test-tensorflow test-jax test-keras lint docs bench fuzz clean
@@ -41,6 +43,7 @@ bench: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	KERAS_BACKEND=$(BACKEND) $(QUIET) $(BIN)/python tests/recipe/fuzz_recipes.py $(ARGS)
+	FITS=$(FITS) KERAS_BACKEND=$(BACKEND) $(QUIET) $(BIN)/python -m pytest tests/callbacks/test_composed_fits.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -76,7 +76,8 @@ def as_numpy(leaf: Any) -> np.ndarray:
             "Convert it first; text is to be tokenised outside the model."
         )
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    return array.astype(keras.config.floatx()) if array.dtype == np.float64 else array
+    wide = array.dtype.kind == "f" and array.dtype.itemsize >= 8
+    return array.astype(keras.config.floatx()) if wide else array
 
 
 def cut(batch: Batch, size: int) -> Iterator[Batch]:

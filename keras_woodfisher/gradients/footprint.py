@@ -1,7 +1,7 @@
 """The memory that taking gradient samples needs, as far as it follows from a model."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +17,8 @@ from keras_woodfisher.data.batches import chunk_size
 from keras_woodfisher.data.examples import GROUPS_AT_A_TIME
 from keras_woodfisher.model.targets import Target
 
-_LOSS = 8
-"""A loss forward and back over the bytes of its predictions (a focal loss has 7 results in between)."""
+_PLAIN_LOSS, _OTHER_LOSS = 4, 8
+"""A loss forward and back over the bytes of its predictions: a cross-entropy (at most 3.9), a focal loss of 7 steps."""
 
 _OUTPUTS = 2.5
 """A pass forward and back over the bytes of all layers' outputs (at most 2.3 on three backends and three models)."""
@@ -49,15 +49,18 @@ class PassBytes:
         outputs: Of the outputs of all layers and operations, and of what activations within layers keep.
         widest: Of the shifted copies that the gradient of a convolution's kernel makes of its input, at the most.
         predictions: Of the model's own outputs, which the loss works on.
+        plain: Whether that is a loss of few steps.
     """
 
     outputs: int = 0
     widest: int = 0
     predictions: int = 0
+    plain: bool = True
 
     @property
     def total(self) -> int:
-        return int(_OUTPUTS * self.outputs) + self.widest + _LOSS * self.predictions
+        loss = _PLAIN_LOSS if self.plain else _OTHER_LOSS
+        return int(_OUTPUTS * self.outputs) + self.widest + loss * self.predictions
 
 
 def sampled_footprint(targets: list[Target], backend: Backend, rows: int, first: Any, passed: PassBytes) -> Footprint:
@@ -86,6 +89,14 @@ def buffered_footprint(targets: list[Target], rows: int) -> Footprint:
 
 
 BUFFERED_CHUNK = 16
+
+
+def is_plain(losses: Sequence[Any]) -> bool:
+    """Whether losses, each as a model was given it, are Keras's own, and none is focal; of one's own code who knows."""
+    functions = [loss if isinstance(loss, str) else getattr(loss, "fn", loss) for loss in losses]
+    modules = ["keras." if isinstance(f, str) else getattr(f, "__module__", "") for f in functions]
+    names = [f if isinstance(f, str) else getattr(f, "__name__", "") for f in functions]
+    return bool(losses) and all(m.startswith("keras.") for m in modules) and not any("focal" in n for n in names)
 
 
 @contextmanager

@@ -145,6 +145,12 @@ class ModelLoss:
         with float32_computation(self._model), without_added_losses(self._model, self._trainer):
             yield
 
+    @property
+    def losses(self) -> list[Any]:
+        """The losses that the model is compiled with, each as it was given; none where it computes its own."""
+        overridden = type(self._trainer).compute_loss is not keras.Model.compute_loss
+        return [] if overridden else compiled_losses(self._trainer) or []
+
     def _reductions(self) -> list[str | None]:
         """Of each loss that the model is compiled with; "" where it is a plain function, None for "none"."""
         found = [getattr(loss, "reduction", "") for loss in compiled_losses(self._trainer) or []]

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops, tree
+from keras import ops
 from keras_woodfisher_backends import get_backend
 from keras_woodfisher_backends.nest import arrays, map_arrays
 
@@ -57,7 +57,7 @@ def check_shapes(model: keras.Model, measure: Measure, batch: Batch, prediction:
 
 def _grows(model: keras.Model, prediction: Any, size: int) -> bool:
     """Whether an output may have a further axis as long as the batch, as similarities of its examples do."""
-    leaves, outputs = arrays(prediction), tree.flatten(getattr(model, "outputs", None))
+    leaves, outputs = arrays(prediction), arrays(getattr(model, "outputs", None))
     known = [tuple(output.shape) for output in outputs] if len(outputs) == len(leaves) else [()] * len(leaves)
     return any(
         length == size and fixed is None

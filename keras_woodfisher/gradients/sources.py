@@ -10,7 +10,7 @@ from keras_woodfisher_backends.protocol import Backend, SlowLayers
 
 from keras_woodfisher.data.batches import Batch, even_chunks
 from keras_woodfisher.data.examples import ArrayExamples, Examples
-from keras_woodfisher.gradients.footprint import Footprint, PassBytes, counted_outputs, sampled_footprint
+from keras_woodfisher.gradients.footprint import Footprint, PassBytes, counted_outputs, is_plain, sampled_footprint
 from keras_woodfisher.gradients.gauss_newton import GaussNewtonLoss
 from keras_woodfisher.gradients.loss import ModelLoss
 from keras_woodfisher.gradients.sampling import HalvingSampler, sample_gradients
@@ -154,6 +154,7 @@ class SampledGradients:
             self.loss.check_size(self._alike(_COMPARED))
         if self._curvature is not None:
             self._curvature.output_shape(first)
+        passed.plain = is_plain(self.loss.losses)
         self._probed = first, passed
 
     def _alike(self, number: int) -> list[Batch]:

@@ -7,7 +7,7 @@ import keras
 from keras_woodfisher_backends.keras_internals.models import layers_of, trained_outputs
 from keras_woodfisher_backends.keras_internals.optimizers import trained_variables
 
-from keras_woodfisher.model.optimizer_variables import inner_optimizer
+from keras_woodfisher.model.optimizer_variables import inner_optimizer, parts_of
 from keras_woodfisher.model.targets import Target
 
 _MEND = (
@@ -67,9 +67,9 @@ def trains_as_keras_does(model: keras.Model) -> bool:
 
 
 def _reached(model: keras.Model) -> Collection[int] | None:
-    """The variables on which the outputs with a loss depend, by id; None where the model doesn't tell."""
+    """The variables on which the outputs with a loss depend, by id; None for all, or where the model doesn't tell."""
     outputs = trained_outputs(model)
-    if not outputs:
+    if not outputs or len(outputs) == len(model.outputs):
         return None
     part = keras.Model(model.inputs, outputs, name="outputs_with_a_loss")
     reached = {id(variable) for variable in part.variables}
@@ -84,7 +84,10 @@ def _may_add_loss(layer: Any) -> bool:
 
 def _other_optimizers(model: keras.Model) -> dict[str, Any]:
     """The optimizers that a model holds beside the compiled one, by the names of its attributes."""
-    compiled = [model.optimizer, inner_optimizer(model.optimizer)]
+    # A dry run may be of a model that isn't compiled yet.
+    optimizer = getattr(model, "optimizer", None)
+    inner = inner_optimizer(optimizer)
+    compiled = [optimizer, inner, *parts_of(inner)]
     found: dict[str, Any] = {}
     for name, value in vars(model).items():
         values: Iterable[Any] = value.values() if isinstance(value, dict) else value if _is_list(value) else [value]

@@ -85,11 +85,10 @@ def _zeros(values: np.ndarray) -> int:
 
 
 def _left_out(others: Sequence[tuple[Target, str]], considered: int, wanted: tuple[str, ...]) -> LeftOut:
-    """Those of some variables that aren't vectors, each with the reason why it isn't considered."""
-    others = [(target, reason) for target, reason in others if matches(target, ALL)]
-    found = tuple(_left_out_variable(target, reason) for target, reason in others)
+    """Those of some variables that aren't vectors, given with the reason why each of them isn't considered."""
+    found = tuple(_left_out_variable(target, reason) for target, reason in others if matches(target, ALL))
     nameable = [v.name for v in found if v.reason in _NAMEABLE]
-    patterns = patterns_of(nameable, [v.name for v in found if v.reason not in _NAMEABLE])
+    patterns = patterns_of(nameable, {target.name for target, _ in others} - set(nameable))
     return LeftOut(found, considered, (*wanted, *patterns) if patterns else ())
 
 

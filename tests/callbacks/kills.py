@@ -107,6 +107,14 @@ def recipe(model):
                 "end_epoch": 3.0,
             }
         },
+        {
+            "TrainableParamsModifier": {
+                "params": ["branch/kernel"],
+                "trainable": True,
+                "start_epoch": 1.0,
+                "end_epoch": 4.0,
+            }
+        },
         {"LearningRateFunctionModifier": RATE | {"start_epoch": 0.0, "end_epoch": 3.0}},
         {"SetLearningRateModifier": {"learning_rate": 0.02, "start_epoch": 3.25}},
         {"SetWeightDecayModifier": {"weight_decay": 0.01, "start_epoch": 1.0}},
@@ -164,7 +172,7 @@ KINDS = {
         ],
         lambda: network(keras.optimizers.Adam(0.01, use_ema=True, ema_overwrite_frequency=None), frozen=True),
     ),
-    "recipe": Script(recipe, lambda: network(keras.optimizers.AdamW(0.01, weight_decay=0.004)), stream),
+    "recipe": Script(recipe, lambda: network(keras.optimizers.AdamW(0.01, weight_decay=0.004), frozen=True), stream),
     "reconstruction": Script(reconstruction),
     "Muon": Script(
         lambda model: [woodfisher(0.8, start_epoch=1.5, end_epoch=2, leave_enabled=False)],

@@ -24,8 +24,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "resuming.md"
     ("kind", "moment"),
     [
         ("recipe", "last batch"),
-        ("TrainableParams", "between our file and the backup"),
-        ("two pruners in turn", "amid an epoch"),
+        ("two pruners in turn", "between our file and the backup"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")

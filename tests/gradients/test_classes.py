@@ -62,6 +62,13 @@ def test_a_label_that_is_left_out_by_the_loss(blobs, make_mlp):
         kw.prune(model, (x, with_one(y, -2)), 0.5, loss=loss, quality="fast", num_grads=8, verbose=0)
 
 
+@pytest.mark.parametrize("dtype", [">f4", ">f8", "longdouble", "float16", "uint8", "bool"])
+def test_every_real_number_is_taken(blobs, make_mlp, dtype):
+    x, y = blobs
+    found = kw.prune(make_mlp(), (x.astype(dtype), y.astype(">i4")), 0.5, quality="fast", num_grads=4, verbose=0)
+    assert found.sparsity == 0.5
+
+
 @pytest.mark.parametrize("dtype", ["complex64", "M8[s]", "str"])
 def test_what_is_no_real_number_is_refused(blobs, make_mlp, dtype):
     x, y = blobs

@@ -99,6 +99,26 @@ def test_labels_that_an_own_compute_loss_stretches(backend):
         check(backend, model, (numbers(N, 5), numbers(N)))
 
 
+class Subclassed(keras.Model):
+    def __init__(self, outputs):
+        super().__init__()
+        self.dense = layers.Dense(outputs)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_subclassed_models(backend, outputs):
+    model = Subclassed(outputs)
+    model.compile("sgd", "mse")
+    model(numbers(2, 5))
+    check(backend, model, (numbers(N, 5), numbers(N, outputs)))
+    if outputs > 1:
+        with pytest.raises(ValueError, match=STRETCHED):
+            check(backend, model, (numbers(N, 5), numbers(N)))
+
+
 PRUNING = {"init_sparsity": 0.0, "final_sparsity": 0.5, "params": "__ALL_PRUNABLE__", "num_grads": 4}
 POSITIONS = {"start_epoch": 0.0, "end_epoch": 1.0, "update_frequency": 0.5}
 RECIPE = {"modifiers": [{"MFACPruningModifier": PRUNING | POSITIONS}]}

@@ -10,9 +10,9 @@ from keras_woodfisher.model.targets import all_targets
 from keras_woodfisher.reports import zeros as reasons
 from keras_woodfisher.reports.storage import target_storage
 
-# Keras packs otherwise before 3.15, and has neither groups nor AWQ then.
-GROUPS = hasattr(quantizers, "Int4QuantizationConfig")
-INT4 = ["int4", pytest.param("int4/3", marks=pytest.mark.skipif(not GROUPS, reason="this Keras has no groups"))]
+# Older ones have neither groups nor AWQ.
+packed = pytest.mark.skipif(not hasattr(quantizers, "Int4QuantizationConfig"), reason="this Keras packs otherwise")
+INT4 = [pytest.param(mode, marks=packed) for mode in ("int4", "int4/3")]
 
 pytestmark = pytest.mark.filterwarnings("ignore:Layer InputLayer does not have")
 
@@ -64,7 +64,7 @@ def test_dense(rng, mode, shape):
     assert counted(model) == {"kernel": expected}
 
 
-@pytest.mark.skipif(not GROUPS, reason="this Keras packs otherwise")
+@packed
 @pytest.mark.parametrize("mode", INT4)
 def test_einsum_dense(rng, mode):
     layer = layers.EinsumDense("ab,bcd->acd", (3, 5), name="e")
@@ -74,7 +74,7 @@ def test_einsum_dense(rng, mode):
     assert counted(model) == {"kernel": zeros(response(layer, np.eye(7, dtype="float32")))}
 
 
-@pytest.mark.skipif(not GROUPS, reason="this Keras packs otherwise")
+@packed
 @pytest.mark.parametrize("mode", INT4)
 @pytest.mark.parametrize("tie", [True, False])
 def test_embeddings(rng, mode, tie):
@@ -111,7 +111,7 @@ def calibrate(layer, mode, bits, rng):
     setattr(layer, f"is_{mode}_calibrated", True)
 
 
-@pytest.mark.skipif(not GROUPS, reason="this Keras has no AWQ")
+@packed
 @pytest.mark.parametrize(
     ("mode", "bits", "outputs"), [("gptq", 2, 5), ("gptq", 4, 5), ("gptq", 8, 1), ("gptq", 4, 1), ("awq", 4, (3, 5))]
 )
@@ -125,7 +125,7 @@ def test_gptq_and_awq(rng, mode, bits, outputs):
     assert counted(model) == {"kernel": zeros(found)}
 
 
-@pytest.mark.skipif(not GROUPS, reason="this Keras has no AWQ")
+@packed
 def test_before_calibration_the_weights_in_use_are_counted(rng):
     layer = layers.Dense(5)
     model = keras.Sequential([keras.Input((8,)), layer])
@@ -135,7 +135,7 @@ def test_before_calibration_the_weights_in_use_are_counted(rng):
     assert counted(model) == {"kernel": zeros(kernel)}
 
 
-@pytest.mark.skipif(not GROUPS, reason="this Keras packs otherwise")
+@packed
 def test_what_can_not_be_read_is_told(rng):
     layer = layers.Dense(5, name="d")
     model = keras.Sequential([keras.Input((8,)), layer, layers.Dense(2)], name="m")
@@ -148,7 +148,7 @@ def test_what_can_not_be_read_is_told(rng):
     assert "quantised in a way that can't be read: 1 variable with 24 weights: m/d/kernel" in str(report)
 
 
-@pytest.mark.skipif(not GROUPS, reason="this Keras packs otherwise")
+@packed
 def test_integers_of_four_bits_take_half_a_byte():
     layer = layers.Dense(5, use_bias=False)
     model = keras.Sequential([keras.Input((8,)), layer])

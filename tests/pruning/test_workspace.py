@@ -13,7 +13,7 @@ from keras_woodfisher_backends.kernel.threads import blas_threads
 
 import keras_woodfisher as kw
 from keras_woodfisher.data.examples import open_examples
-from keras_woodfisher.gradients.footprint import PassBytes, buffered_footprint, counted_outputs
+from keras_woodfisher.gradients.footprint import PassBytes, buffered_footprint, counted_outputs, is_plain
 from keras_woodfisher.gradients.sources import SampledGradients
 from keras_woodfisher.memory.limits import Limit
 from keras_woodfisher.options.pruning_options import PruningOptions
@@ -295,7 +295,7 @@ def test_the_footprint_counts_what_layers_put_out(wide, backend):
     source.check(ROWS)
     found = source.footprint(ROWS)
     assert found.chunk == min(ROWS, backend.chunk_groups(1))
-    assert found.sample == 4 * (2 * WEIGHTS + 2 * WIDE * WIDE) + int(2.5 * 4 * (2 * WIDE + 7)) + 8 * 4 * 7
+    assert found.sample == 4 * (2 * WEIGHTS + 2 * WIDE * WIDE) + int(2.5 * 4 * (2 * WIDE + 7)) + 4 * 4 * 7
     assert found.reading == 2 * ROWS * (12 + 1) * 4
 
 
@@ -311,8 +311,20 @@ def test_the_footprint_counts_operations_activations_and_shifted_copies():
     outputs = 2 * 90 + 90 + 90 + 90 + 90 + 4
     # A kernel of 2 columns makes 2 shifted copies of the 60 numbers of an input.
     assert passed == PassBytes(outputs=4 * 2 * outputs, widest=4 * 2 * 2 * 60, predictions=4 * 2 * 4)
+    assert passed.total == int(2.5 * passed.outputs) + passed.widest + 4 * passed.predictions
+    passed.plain = False
     assert passed.total == int(2.5 * passed.outputs) + passed.widest + 8 * passed.predictions
     assert not any("call" in vars(part) for part in [model, *model.operations, *inner.layers])
+
+
+def test_losses_of_few_steps():
+    def own(y, p):
+        return keras.ops.mean(keras.ops.square(y - p))
+
+    for plain in (["mse"], [keras.losses.SparseCategoricalCrossentropy()], [keras.losses.mean_squared_error, "mae"]):
+        assert is_plain(plain)
+    for other in ([], ["mse", own], ["binary_focal_crossentropy"], [keras.losses.CategoricalFocalCrossentropy()]):
+        assert not is_plain(other)
 
 
 class Full(MemoryError):

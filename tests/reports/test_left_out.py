@@ -309,6 +309,19 @@ def test_a_model_of_custom_layers_only_gets_the_hint():
     assert kw.prune(model, sparsity=0.5, params="__ALL__", method="magnitude", verbose=0).sparsity == 0.5
 
 
+def test_the_advice_takes_no_vectors():
+    class Numbered(layers.Layer):
+        def build(self, shape):
+            for number in range(4):
+                self.add_weight(shape=(shape[-1], 4) if number % 2 else (4,), name=f"variable_{number}")
+
+        def call(self, x):
+            return x
+
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(4), Numbered(name="own")], name="m")
+    assert kw.sparsity_report(model).left_out.params == ("__ALL_PRUNABLE__", "m/own/variable_1", "m/own/variable_3")
+
+
 def test_patterns_match_no_more_than_they_must():
     names = ["m/dense/kernel", "m/dense_1/kernel", "m/dense_12/kernel", "m/head.1/w"]
     assert patterns_of(names, []) == [r"re:m/dense(_?\d+)?/kernel$", "m/head.1/w"]

@@ -71,7 +71,9 @@ def trained_outputs(model: Any) -> list[Any] | None:
     else:
         # One loss is for every output.
         return None if tree.is_nested(losses) else flat
-    return [output for output, loss, weight in places if loss is not None and (weight is None or weight)]
+    found = [output for output, loss, weight in places if loss is not None and (weight is None or weight)]
+    # Keras has its own words for a loss of an output that isn't there.
+    return None if any(output is None for output in found) else found
 
 
 def compute_loss(model: Any, x: Any, y: Any, prediction: Any, weight: Any) -> Any:

@@ -1,5 +1,6 @@
 """How much memory reconstruction takes, and how many examples at a time that allows."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,7 +119,7 @@ class Needs:
         return read + chunk * each + sum(sorted(self.sums)[-together:]) + self.work
 
 
-def plan_chunks(examples: int, needs: Needs, limit: int, reason: str) -> Plan:
+def plan_chunks(examples: int, needs: Needs, limit: int, reason: str, free: int = sys.maxsize) -> Plan:
     """As many examples at a time as fit, and then as many layers.
 
     Args:
@@ -126,6 +127,7 @@ def plan_chunks(examples: int, needs: Needs, limit: int, reason: str) -> Plan:
         needs: What they take.
         limit: Bytes that may be used.
         reason: Where the limit comes from.
+        free: Bytes that there are, whatever limit is given.
 
     Raises:
         MemoryError: If not even one example and one layer do.
@@ -135,10 +137,10 @@ def plan_chunks(examples: int, needs: Needs, limit: int, reason: str) -> Plan:
         return Plan(examples, 1, TOGETHER, whole, limit, reason)
     least = needs.bytes(examples, 1, 1)
     if least > limit:
+        larger = f'Give memory_limit="{-(-least // 2**20)} MiB". ' if least <= free else ""
         raise MemoryError(
             f"Reconstruction needs at least {size_text(least)} of memory, but {size_text(limit)} may be used "
-            f'({reason}). Give memory_limit="{-(-least // 2**20)} MiB", or choose fewer or smaller variables with '
-            "params or exclude."
+            f"({reason}). {larger}Choose fewer or smaller variables with params or exclude."
         )
     together = next(n for n in range(TOGETHER, 0, -1) if n == 1 or needs.bytes(examples, _FEW, n) <= limit)
     fixed = needs.bytes(examples, 0, together)

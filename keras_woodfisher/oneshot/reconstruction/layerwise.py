@@ -81,7 +81,7 @@ class Layerwise:
             [problem.sums for problem in self._ordered],
             max((problem.work for problem in self._ordered), default=0),
         )
-        self.plan = plan_chunks(examples, needs, budget.limit, budget.reason)
+        self.plan = plan_chunks(examples, needs, budget.limit, budget.reason, budget.free)
         self.examples = sum(len(arrays(part)[0]) for batch in batches for part in cut_evenly(batch, self.plan.chunk))
 
     @property

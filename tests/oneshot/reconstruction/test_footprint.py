@@ -39,6 +39,8 @@ def test_what_can_not_fit_says_what_would():
     assert plan_chunks(200, NEEDS, least, "memory_limit").chunk == 1
     with pytest.raises(MemoryError, match=r"needs at least 0\.2 MiB .* Give memory_limit=\"1 MiB\""):
         plan_chunks(200, NEEDS, least - 1, "memory_limit")
+    with pytest.raises(MemoryError, match=r"may be used \(all that is free\)\. Choose fewer or smaller variables"):
+        plan_chunks(200, NEEDS, least - 1, "all that is free", least - 1)
 
 
 def test_young_cycles_of_references_are_freed():
