@@ -38,6 +38,10 @@ class Loss(Protocol):
         """The model's output, in inference mode, for any number of examples, which don't influence each other."""
         ...
 
+    def scope(self, values: Sequence[Any], others: Sequence[Any]) -> AbstractContextManager[Any]:
+        """A context in which the model's variables have these values."""
+        ...
+
     def measure(self, batch: Any, prediction: Any) -> Any:
         """The loss of one group, a scalar tensor, given its part (b, ...) of the output."""
         ...
@@ -56,7 +60,7 @@ class SlowLayers:
     reason: str
 
     def __str__(self) -> str:
-        return f"gradients are taken one sample at a time because of {', '.join(self.names)}: {self.reason}"
+        return f"gradients of {', '.join(self.names)} are taken one sample at a time: {self.reason}"
 
 
 class Sampler(Protocol):

@@ -59,11 +59,11 @@ class ModelLoss:
         return [ops.stop_gradient(v) for v in self._targets], [ops.stop_gradient(v) for v in self._others]
 
     def __call__(self, values: Sequence[Any], others: Sequence[Any], batch: Batch) -> Any:
-        with self._scope(values, others):
+        with self.scope(values, others):
             return self._measure(batch, infer(self._model, batch[0]))
 
     def predict(self, values: Sequence[Any], others: Sequence[Any], batch: Batch) -> Any:
-        with self._scope(values, others):
+        with self.scope(values, others):
             return infer(self._model, batch[0])
 
     def measure(self, batch: Batch, prediction: Any) -> Any:
@@ -117,7 +117,8 @@ class ModelLoss:
         found = [getattr(loss, "reduction", "") for loss in compiled_losses(self._trainer) or []]
         return [None if reduction == "none" else reduction for reduction in found]
 
-    def _scope(self, values: Sequence[Any], others: Sequence[Any]) -> Any:
+    def scope(self, values: Sequence[Any], others: Sequence[Any]) -> Any:
+        """A context in which the model's variables have these values."""
         mapping = [*zip(self._targets, values, strict=True), *zip(self._others, others, strict=True)]
         return keras.StatelessScope(state_mapping=mapping)
 
