@@ -146,8 +146,8 @@ class Backend(Protocol):
         """
         ...
 
-    def chunk_groups(self, examples: int) -> int:
-        """How many groups (n) of b = `examples` a chunk should hold to be fast; at least one."""
+    def chunk_groups(self, examples: int, model: Any = None) -> int:
+        """How many groups (n) of b = `examples` a chunk should hold to be fast with a model; at least one."""
         ...
 
     def write_row(self, buffer: Any, slot: Any, row: Any) -> None:

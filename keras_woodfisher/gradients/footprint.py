@@ -37,10 +37,13 @@ class Footprint:
     ring: int = 0
 
 
-def sampled_footprint(targets: list[Target], backend: Backend, rows: int, first: Any, outputs: int) -> Footprint:
+def sampled_footprint(
+    model: keras.Model, targets: list[Target], backend: Backend, rows: int, first: Any, outputs: int
+) -> Footprint:
     """The footprint of samples that are taken of data.
 
     Args:
+        model: What is run.
         targets: What is differentiated.
         backend: Tells how many samples a chunk should hold.
         rows: The most samples (m).
@@ -48,8 +51,9 @@ def sampled_footprint(targets: list[Target], backend: Backend, rows: int, first:
         outputs: Bytes of the outputs of all layers for that group.
     """
     sizes = [target.size for target in targets]
+    variables = [target.variable for target in targets]
     leaves = arrays(first)
-    chunk = min(rows, chunk_size(backend, [target.variable for target in targets], leaves[0].shape[1]))
+    chunk = min(rows, chunk_size(backend, model, variables, leaves[0].shape[1]))
     # All gradients in the framework and on the host, and of one variable at a time what they are made of.
     sample = 4 * (2 * sum(sizes) + 2 * max(sizes)) + int(_OUTPUTS * outputs)
     # Groups that are gathered from arrays at a time are there twice: as they come, and joined with what was left over.

@@ -30,12 +30,15 @@ class ModelLoss:
         targets: The variables to differentiate.
         loss: A Keras loss to use instead of the compiled one.
 
+    Attributes:
+        model: The model.
+
     Raises:
         ValueError: If there is no loss to differentiate.
     """
 
     def __init__(self, model: keras.Model, targets: Sequence[Target], loss: Any = None):
-        self._model = model
+        self.model = model
         self._targets = [t.variable for t in targets]
         chosen = {id(v) for v in self._targets}
         self._others = [v for v in {id(v): v for v in model.variables}.values() if id(v) not in chosen]
@@ -60,11 +63,11 @@ class ModelLoss:
 
     def __call__(self, values: Sequence[Any], others: Sequence[Any], batch: Batch) -> Any:
         with self.scope(values, others):
-            return self._measure(batch, infer(self._model, batch[0]))
+            return self._measure(batch, infer(self.model, batch[0]))
 
     def predict(self, values: Sequence[Any], others: Sequence[Any], batch: Batch) -> Any:
         with self.scope(values, others):
-            return infer(self._model, batch[0])
+            return infer(self.model, batch[0])
 
     def measure(self, batch: Batch, prediction: Any) -> Any:
         with keras.StatelessScope():
@@ -78,7 +81,7 @@ class ModelLoss:
         Raises:
             ValueError: If the data, the model and the loss don't fit together.
         """
-        metrics = {id(v): ops.convert_to_numpy(v) for v in self._model.metrics_variables}
+        metrics = {id(v): ops.convert_to_numpy(v) for v in self.model.metrics_variables}
         try:
             first = map_arrays(ops.convert_to_tensor, take(batch, 0))
             with self.sampling_mode():
@@ -94,7 +97,7 @@ class ModelLoss:
             labels = "" if batch[1] is not None else "data holds no labels: give (x, y) if the loss needs them. "
             raise ValueError(f"{labels}The loss of the first examples in data can't be computed: {error}") from error
         finally:
-            for variable in self._model.metrics_variables:
+            for variable in self.model.metrics_variables:
                 # Those of a loss that was built just now begin at zero.
                 variable.assign(metrics.get(id(variable), np.zeros(variable.shape)))
         if np.ndim(value) != 0:
@@ -109,7 +112,7 @@ class ModelLoss:
 
         A regulariser would add one constant vector to each sample.
         """
-        with float32_computation(self._model), without_added_losses(self._model, self._trainer):
+        with float32_computation(self.model), without_added_losses(self.model, self._trainer):
             yield
 
     def _reductions(self) -> list[str | None]:

@@ -156,7 +156,7 @@ class SampledGradients:
         if self._probed is None:
             self.check(rows)
         assert self._probed is not None
-        return sampled_footprint(self.targets, self._backend, rows, *self._probed)
+        return sampled_footprint(self._model, self.targets, self._backend, rows, *self._probed)
 
     def fill(
         self, store: GradientStore, kept: Sequence[np.ndarray], rows: int, draw: int, advance: Callable[[int], None]

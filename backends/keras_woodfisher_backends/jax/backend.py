@@ -62,7 +62,7 @@ class JaxBackend:
         except jax.errors.JAXTypeError:
             function(x)
 
-    def chunk_groups(self, examples: int) -> int:
+    def chunk_groups(self, examples: int, model: Any = None) -> int:
         return max(1, (devices.EXAMPLES if _gpus() else 16) // examples)
 
     def write_row(self, buffer: Any, slot: Any, row: Any) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 from keras import layers
 from keras.src import backend
 
+from keras_woodfisher_backends.keras_internals.models import layers_of
+
 _CELLS = (layers.SimpleRNNCell, layers.GRUCell, layers.LSTMCell)
 _LOOPS = (layers.RNN, layers.LSTM, layers.GRU)
 
@@ -25,6 +27,11 @@ def is_plain_cell(layer: Any) -> bool:
 def is_plain_loop(layer: Any) -> bool:
     """Whether a recurrent layer does nothing but call its cell at each time."""
     return any(type(layer).inner_loop is kind.inner_loop for kind in _LOOPS) and not layer.stateful
+
+
+def has_loops_over_time(model: Any) -> bool:
+    """Whether a model has recurrent layers; None has none."""
+    return model is not None and any(isinstance(layer, layers.RNN) for layer in layers_of(model))
 
 
 def loop_over_time(step: Callable[[Any, Any], Any], inputs: Any, states: Any, mask: Any, unroll: bool) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_woodfisher_backends import devices
+from keras_woodfisher_backends.keras_internals.recurrence import has_loops_over_time
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
 from keras_woodfisher_backends.kernel.numpy_operators import host_kernel
 from keras_woodfisher_backends.kernel.stacking import Stacking
@@ -70,8 +71,9 @@ class TensorFlowBackend:
     def dry_call(self, function: Callable[[Any], None], x: Any) -> None:
         function(x)
 
-    def chunk_groups(self, examples: int) -> int:
-        return max(1, (devices.EXAMPLES if _logical("GPU") else 64) // examples)
+    def chunk_groups(self, examples: int, model: Any = None) -> int:
+        on_host = devices.EXAMPLES_IN_TIME if has_loops_over_time(model) else 64
+        return max(1, (devices.EXAMPLES if _logical("GPU") else on_host) // examples)
 
     def write_row(self, buffer: Any, slot: Any, row: Any) -> None:
         buffer.value[slot].assign(row)
@@ -84,16 +86,17 @@ class TensorFlowBackend:
 class _TensorFlowGradients:
     """Samples by capture, and one backward pass at a time; each structure of a batch is traced once."""
 
-    manners = (None,)
+    manners = (True, False)
+    """Whether the losses of all groups are taken at once."""
 
     def __init__(self, loss: Loss, ways: Ways):
         self.ways = ways
         self._loss = loss
         self._traced: dict[Any, Any] = {}
 
-    def captured(self, manner: None, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[Any]:
+    def captured(self, manner: bool, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[Any]:
         wanted = [place for place in range(len(values)) if place not in self.ways.direct]
-        found = dict(zip(wanted, self._run(self._pass_over_chunk, wanted, values, others, batch), strict=True))
+        found = dict(zip(wanted, self._run(partial(self._pass_over_chunk, manner), wanted, values, others, batch), strict=True))
         return self.ways.in_keras_layout([found.get(place) for place in range(len(values))])
 
     def direct(
@@ -112,18 +115,18 @@ class _TensorFlowGradients:
         return [np.stack(row) for row in zip(*rows, strict=True)]
 
     def in_place(
-        self, manner: None, values: Sequence[Any], others: Sequence[Any], batch: Any, groups: Sequence[int]
+        self, manner: bool, values: Sequence[Any], others: Sequence[Any], batch: Any, groups: Sequence[int]
     ) -> tuple[list[np.ndarray], list[np.ndarray], bool]:
         batch = map_arrays(tf.convert_to_tensor, batch)
         with full_precision.changed(), tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(values)
-            found = Pass(_Tape(tape), self._loss, values, others, batch, self.ways)
+            found = Pass(_Tape(tape, manner), self._loss, values, others, batch, self.ways)
             return compared_in_place(found, self._loss, values, others, batch, groups, _on_host)
 
     def _run(self, rows: Callable[..., Any], places: list[int], values: Any, others: Any, batch: Any) -> list[np.ndarray]:
         # A loop in the graph takes no None: the structure of the batch is kept aside.
         outlined = outline(batch)
-        key = rows.__name__, repr(outlined), *places, self.ways.version
+        key = repr(rows), repr(outlined), *places, self.ways.version
         if key not in self._traced:
             self._traced[key] = tf.function(partial(rows, places, outlined), autograph=False)
         leaves = [tf.convert_to_tensor(leaf) for leaf in arrays(batch)]
@@ -131,9 +134,12 @@ class _TensorFlowGradients:
         with full_precision.changed():
             return [_on_host(row) for row in rows_of(list(values), list(others), leaves)]
 
-    def _pass_over_chunk(self, places: list[int], outlined: Any, values: Any, others: Any, leaves: Any) -> list[Any]:
+    def _pass_over_chunk(
+        self, manner: bool, places: list[int], outlined: Any, values: Any, others: Any, leaves: Any
+    ) -> list[Any]:
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-            rows = Pass(_Tape(tape), self._loss, values, others, fill(outlined, leaves), self.ways).rows()
+            found = Pass(_Tape(tape, manner), self._loss, values, others, fill(outlined, leaves), self.ways)
+            rows = found.rows()
         return [rows[place] for place in places]
 
     def _loop_over_chunk(self, places: list[int], outlined: Any, values: Any, others: Any, leaves: Any) -> list[Any]:
@@ -158,9 +164,15 @@ def _on_host(row: Any) -> np.ndarray:
 
 
 class _Tape:
-    """`Differentiation` for capturing."""
+    """`Differentiation` for capturing.
 
-    def __init__(self, tape: Any):
+    Args:
+        tape: Records the pass.
+        losses_at_once: Whether the losses of all groups are differentiated at once, or in a loop.
+    """
+
+    def __init__(self, tape: Any, losses_at_once: bool):
+        self._losses_at_once = losses_at_once
         self._tape = tape
         self._graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
@@ -182,7 +194,8 @@ class _Tape:
             return tape.gradient(loss, predicted, unconnected_gradients="zero")
 
         with self._tape.stop_recording():
-            # A loop in the graph: losses may do what can't be vectorised.
+            if self._losses_at_once:
+                return tf.vectorized_map(of_group, (arrays(batch), outputs), fallback_to_while_loop=False)
             kinds = [leaf.dtype for leaf in outputs]
             return tf.map_fn(of_group, (arrays(batch), outputs), fn_output_signature=kinds)
 

@@ -10,6 +10,7 @@ import torch
 from keras import ops
 
 from keras_woodfisher_backends import devices
+from keras_woodfisher_backends.keras_internals.recurrence import has_loops_over_time
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
 from keras_woodfisher_backends.kernel.numpy_operators import host_kernel
 from keras_woodfisher_backends.kernel.stacking import Stacking
@@ -89,8 +90,9 @@ class TorchBackend:
     def dry_call(self, function: Callable[[Any], None], x: Any) -> None:
         function(x)
 
-    def chunk_groups(self, examples: int) -> int:
-        return max(1, (devices.EXAMPLES if self._accelerators.count() else 64) // examples)
+    def chunk_groups(self, examples: int, model: Any = None) -> int:
+        on_host = devices.EXAMPLES_IN_TIME if has_loops_over_time(model) else 64
+        return max(1, (devices.EXAMPLES if self._accelerators.count() else on_host) // examples)
 
     def write_row(self, buffer: Any, slot: Any, row: Any) -> None:
         buffer.value.index_copy_(0, slot.reshape(1).long(), row[None])
