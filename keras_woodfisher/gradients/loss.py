@@ -1,25 +1,36 @@
 """The loss of a Keras model on examples, as a pure function, in inference mode and without regularisers."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+from keras_woodfisher_backends.keras_internals.identity import identity
 from keras_woodfisher_backends.keras_internals.models import (
+    build_losses,
     compiled_losses,
     compute_loss,
     float32_computation,
     infer,
     layers_of,
+    loss_outline,
     without_added_losses,
 )
 from keras_woodfisher_backends.nest import arrays, map_arrays, take
 
 from keras_woodfisher.data.batches import Batch
 from keras_woodfisher.model.targets import Target
+
+
+Outlined = Callable[..., Any]
+
+
+def called(function: Callable[..., Any], *args: Any) -> Any:
+    """What a function gives."""
+    return function(*args)
 
 
 class ModelLoss:
@@ -56,6 +67,11 @@ class ModelLoss:
         reductions = self._reductions()
         return bool(reductions) and all(reduction == "sum" for reduction in reductions)
 
+    @property
+    def identity(self) -> Hashable:
+        """Equal for losses that are the same function; see `Loss`."""
+        return type(self), identity(self.model, self._targets, loss_outline(self._trainer))
+
     def values(self) -> tuple[list[Any], list[Any]]:
         """The present tensors of the variables to differentiate, and of all others."""
         # `convert_to_tensor` gives TensorFlow's variables, which each call of a function looks at one by one.
@@ -73,10 +89,14 @@ class ModelLoss:
         with keras.StatelessScope():
             return self._measure(batch, prediction)
 
-    def probe(self, batch: Batch) -> None:
+    def probe(self, batch: Batch, outlined: Outlined = called) -> None:
         """Computes the loss of one group, so that what doesn't fit together fails early.
 
         Losses that are built on first use are built here. All else, metrics included, is left as it was.
+
+        Args:
+            batch: Leaves (n, b, ...).
+            outlined: See `Backend`.
 
         Raises:
             ValueError: If the data, the model and the loss don't fit together.
@@ -85,9 +105,12 @@ class ModelLoss:
         try:
             first = map_arrays(ops.convert_to_tensor, take(batch, 0))
             with self.sampling_mode():
-                prediction = self.predict(*self.values(), first)
-                # Not stateless: the variables of a loss can't be made otherwise.
-                value = ops.convert_to_numpy(self._measure(first, prediction))
+                prediction = outlined(self.predict, *self.values(), first)
+                build_losses(self._trainer, first[1], prediction)
+                try:
+                    value = ops.convert_to_numpy(outlined(self.measure, first, prediction))
+                except Exception:  # variables of a loss can't be made but here; all else fails again
+                    value = ops.convert_to_numpy(self._measure(first, prediction))
         except Exception as error:
             if None in self._reductions():
                 raise ValueError(
@@ -173,10 +196,10 @@ class MeanLoss:
         compiled: Compiles what is computed of a batch, where that happens often: see `Backend`.
     """
 
-    def __init__(self, loss: ModelLoss, compiled: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda f: f):
+    def __init__(self, loss: ModelLoss, compiled: Callable[..., Callable[..., Any]] = lambda f, _: f):
         self._loss = loss
         self._of_batch = compiled(
-            lambda values, others, batch: loss.measure(batch, loss.predict(values, others, batch))
+            lambda values, others, batch: loss.measure(batch, loss.predict(values, others, batch)), loss
         )
 
     def __call__(self, values: Sequence[Any], batches: Iterable[Batch]) -> float:

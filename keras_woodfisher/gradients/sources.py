@@ -138,9 +138,9 @@ class SampledGradients:
                 "iterator at each call)."
             )
         with counted_outputs(self._model) as outputs:
-            self.loss.probe(first)
+            self.loss.probe(first, self._backend.outlined)
         if self._curvature is not None:
-            self._curvature.output_shape(first)
+            self._curvature.output_shape(first, self._backend.outlined)
         self._probed = first, outputs[0]
 
     def _fitting(self, rows: int) -> str:
@@ -165,7 +165,8 @@ class SampledGradients:
         pairs = list(zip(self.targets, kept, strict=True))
         loss, prepare = self.loss, None
         if self._curvature is not None:
-            loss, prepare = self._curvature, self._curvature.signs(self._stream(draw, _SIGNS))
+            signs = self._stream(draw, _SIGNS)
+            loss, prepare = self._curvature, self._curvature.signs(signs, self._backend.outlined)
         return sample_gradients(self._sampler_of(loss), groups, pairs, rows, store, advance, prepare)
 
     def mean_gradient(

@@ -56,7 +56,6 @@ class Ways:
     Attributes:
         names: For each variable, the path of the layer that owns it.
         reasons: For each variable why it isn't captured by a rule, or None where it is.
-        version: How often ways were given up.
     """
 
     def __init__(self, model: Any, variables: Sequence[Any]):
@@ -71,7 +70,6 @@ class Ways:
         for variable in variables:
             found = owners[id(variable)]
             self._left.append(around.ways(found[0], variable) if len(found) == 1 else [])
-        self.version = 0
         self.reasons = [None if self._rule(place) else UNKNOWN for place in range(len(variables))]
 
     @property
@@ -96,20 +94,23 @@ class Ways:
         return list(found.values())
 
     @property
+    def left(self) -> list[int]:
+        """For each variable how many ways are left."""
+        return [len(ways) for ways in self._left]
+
+    @property
     def direct(self) -> list[int]:
         """Places of the variables for which there is no way left."""
         return [place for place, ways in enumerate(self._left) if not ways]
 
     def give_up(self, places: Sequence[int], reason: str) -> None:
         """Has the next way used for some variables."""
-        self.version += 1
         for place in places:
             self._left[place] = self._left[place][1:]
             self.reasons[place] = reason
 
     def give_up_all(self, reason: str) -> None:
         """Has all variables sampled directly."""
-        self.version += 1
         self._left = [[] for _ in self._left]
         self.reasons = [reason for _ in self.reasons]
 

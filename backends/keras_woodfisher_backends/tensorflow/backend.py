@@ -1,6 +1,6 @@
 """TensorFlow: devices, and gradients in `tf.function`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from keras_woodfisher_backends.nest import arrays, fill, map_arrays, outline, ta
 from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
 from keras_woodfisher_backends.sampling.capture import Differentiation, Pass
 from keras_woodfisher_backends.sampling.convolution import positions
+from keras_woodfisher_backends.sampling.traces import trace_of
 from keras_woodfisher_backends.sampling.verified import Gradients, VerifiedSampler, compared_in_place
 from keras_woodfisher_backends.sampling.ways import Ways
 from keras_woodfisher_backends.tensorflow.operators import ONE_AT_A_TIME, TensorFlowOperators, full_precision
@@ -64,9 +65,12 @@ class TensorFlowBackend:
     def sampler(self, loss: Loss, model: Any, variables: Sequence[Any]) -> Sampler:
         return VerifiedSampler(_TensorFlowGradients(loss, Ways(model, variables)), self.is_out_of_memory)
 
-    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def compiled(self, function: Callable[..., Any], loss: Loss) -> Callable[..., Any]:
         # In a graph, layers and their activations are fused, and then `relu` makes 0 of NaN.
         return function
+
+    def outlined(self, function: Callable[..., Any], *args: Any) -> Any:
+        return function(*args)
 
     def dry_call(self, function: Callable[[Any], None], x: Any) -> None:
         function(x)
@@ -92,17 +96,18 @@ class _TensorFlowGradients:
     def __init__(self, loss: Loss, ways: Ways):
         self.ways = ways
         self._loss = loss
-        self._traced: dict[Any, Any] = {}
 
     def captured(self, manner: bool, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[Any]:
         wanted = [place for place in range(len(values)) if place not in self.ways.direct]
-        found = dict(zip(wanted, self._run(partial(self._pass_over_chunk, manner), wanted, values, others, batch), strict=True))
+        rows = partial(self._pass_over_chunk, manner)
+        key = "captured", manner, *self.ways.left
+        found = dict(zip(wanted, self._run(key, rows, wanted, values, others, batch), strict=True))
         return self.ways.in_keras_layout([found.get(place) for place in range(len(values))])
 
     def direct(
         self, values: Sequence[Any], others: Sequence[Any], batch: Any, places: Sequence[int]
     ) -> list[np.ndarray]:
-        return self._run(self._loop_over_chunk, list(places), values, others, batch)
+        return self._run(("direct",), self._loop_over_chunk, list(places), values, others, batch)
 
     def direct_few(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
         # Eagerly: to trace it would take longer than all else of a first call.
@@ -123,16 +128,17 @@ class _TensorFlowGradients:
             found = Pass(_Tape(tape, manner), self._loss, values, others, batch, self.ways)
             return compared_in_place(found, self._loss, values, others, batch, groups, _on_host)
 
-    def _run(self, rows: Callable[..., Any], places: list[int], values: Any, others: Any, batch: Any) -> list[np.ndarray]:
+    def _run(
+        self, kind: Hashable, rows: Callable[..., Any], places: list[int], values: Any, others: Any, batch: Any
+    ) -> list[np.ndarray]:
         # A loop in the graph takes no None: the structure of the batch is kept aside.
         outlined = outline(batch)
-        key = repr(rows), repr(outlined), *places, self.ways.version
-        if key not in self._traced:
-            self._traced[key] = tf.function(partial(rows, places, outlined), autograph=False)
+        key = kind, repr(outlined), *places, self._loss.identity
+        trace = trace_of(self._loss.model, key, partial(tf.function, autograph=False))
         leaves = [tf.convert_to_tensor(leaf) for leaf in arrays(batch)]
-        rows_of = self._traced[key]
         with full_precision.changed():
-            return [_on_host(row) for row in rows_of(list(values), list(others), leaves)]
+            found = trace(partial(rows, places, outlined), list(values), list(others), leaves)
+            return [_on_host(row) for row in found]
 
     def _pass_over_chunk(
         self, manner: bool, places: list[int], outlined: Any, values: Any, others: Any, leaves: Any

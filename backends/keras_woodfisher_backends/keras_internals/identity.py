@@ -1,0 +1,80 @@
+"""What a compiled function of a model depends on beside the values of its variables."""
+
+import weakref
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import keras
+
+from keras_woodfisher_backends.keras_internals.models import layers_of
+
+_OF_TRAINING = frozenset(
+    "optimizer loss history stop_training train_function test_function predict_function steps_per_execution "
+    "jit_compile run_eagerly loss_weights auto_scale_loss".split()
+)
+"""Attributes of a model that change by training and have no part in what it computes."""
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_DEPTH = 4
+
+
+class Same:
+    """Stands for one object, without keeping it: equal to what stands for the same one, as long as it lives.
+
+    Args:
+        value: The object.
+    """
+
+    def __init__(self, value: Any):
+        self._hash = id(value)
+        try:
+            self._reference: Any = weakref.ref(value)
+        except TypeError:
+            self._reference = lambda: None
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, Same)
+            and self._hash == other._hash
+            and self._reference() is not None
+            and self._reference() is other._reference()
+        )
+
+
+def identity(model: Any, variables: Sequence[Any], losses: Any) -> Hashable:
+    """Equal for the same model as long as neither its layers nor what is differentiated has changed.
+
+    Layers count by the attributes that aren't private: what else a call looks at is the business of who changes it, as in
+    `fit`, which doesn't compile anew either.
+
+    Args:
+        model: The model.
+        variables: The variables that a function is differentiated by.
+        losses: What tells the loss: a nest of losses, weights and names.
+    """
+    found: list[Hashable] = [_token(losses, 0), *map(Same, variables), *map(Same, model.variables)]
+    for layer in layers_of(model):
+        skipped = _OF_TRAINING if isinstance(layer, keras.Model) else frozenset()
+        own = [(name, value) for name, value in vars(layer).items() if name[0] != "_" and name not in skipped]
+        # Functional models add such attributes where they are first called.
+        found += [Same(layer), layer.dtype_policy.name, *((name, _token(value, 0)) for name, value in own)]
+    return tuple(found)
+
+
+def _token(value: Any, depth: int) -> Hashable:
+    """Equal for equal values, as far as they are plain; all else counts as itself."""
+    if isinstance(value, _PLAIN):
+        return type(value), value
+    if depth < _DEPTH:
+        if isinstance(value, (list, tuple)):
+            return type(value), *(_token(item, depth + 1) for item in value)
+        if isinstance(value, dict):
+            return type(value), *((key, _token(item, depth + 1)) for key, item in value.items())
+        if isinstance(value, keras.DTypePolicy):
+            return value.name
+        if isinstance(value, keras.losses.Loss):
+            return type(value), _token(vars(value), depth + 1)
+    return Same(value)
