@@ -58,8 +58,8 @@ def identity(model: Any, variables: Sequence[Any], losses: Any) -> Hashable:
     found: list[Hashable] = [_token(losses, 0), *map(Same, variables), *map(Same, model.variables)]
     for layer in layers_of(model):
         skipped = _OF_TRAINING if isinstance(layer, keras.Model) else frozenset()
-        own = [(name, value) for name, value in vars(layer).items() if name[0] != "_" and name not in skipped]
-        # Functional models add such attributes where they are first called.
+        # Sorted: hooks that were taken off have put attributes at the end.
+        own = [(name, vars(layer)[name]) for name in sorted(vars(layer)) if name[0] != "_" and name not in skipped]
         found += [Same(layer), layer.dtype_policy.name, *((name, _token(value, 0)) for name, value in own)]
     return tuple(found)
 

@@ -224,7 +224,11 @@ class _Tape:
             return tf.map_fn(of_group, list(parts), fn_output_signature=kinds, parallel_iterations=2)
 
     def kernel_gradient(self, x: Any, grad: Any, layer: Any, groups: int) -> Any:
-        if len(layer.kernel_size) != 2 or layer.groups > 1 or max(layer.dilation_rate) > 1:
+        if len(layer.kernel_size) != 2 or max(layer.dilation_rate) > 1:
+            return None
+        if not hasattr(layer, "groups"):
+            return None if len(set(layer.strides)) > 1 else self._depthwise_gradient(x, grad, layer, groups)
+        if layer.groups > 1:
             return None
         if positions(grad, groups) <= _FEW_POSITIONS * grad.shape[-1]:
             return None
@@ -238,6 +242,26 @@ class _Tape:
                 for part, g in zip(tf.split(x, groups), tf.split(grad, groups), strict=True)
             ]
             return tf.transpose(tf.stack(kernels), (0, 4, 3, 1, 2))
+
+
+    def _depthwise_gradient(self, x: Any, grad: Any, layer: Any, groups: int) -> Any:
+        """Groups stand side by side as channels, none of which looks at another."""
+
+        def side_by_side(tensor: Any) -> Any:
+            parts = tf.reshape(tensor, (groups, -1, *tensor.shape[1:]))
+            return tf.reshape(tf.transpose(parts, (1, 2, 3, 0, 4)), (-1, *tensor.shape[1:3], groups * tensor.shape[3]))
+
+        channels, size = x.shape[3], tuple(layer.kernel_size)
+        shape = (*size, groups * channels, grad.shape[3] // channels)
+        with self._tape.stop_recording():
+            kernels = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
+                input=side_by_side(x),
+                filter_sizes=shape,
+                out_backprop=side_by_side(grad),
+                strides=[1, *layer.strides, 1],
+                padding=layer.padding.upper(),
+            )
+            return tf.transpose(tf.reshape(kernels, (*size, groups, channels, shape[3])), (2, 3, 4, 0, 1))
 
 
 def _logical(kind: str) -> list[Any]:

@@ -232,7 +232,7 @@ class _Autograd:
 
     def kernel_gradient(self, x: torch.Tensor, grad: torch.Tensor, layer: Any, groups: int) -> torch.Tensor | None:
         size = x.shape[0] // groups
-        if size == 1:
+        if size == 1 or not hasattr(layer, "groups"):
             return None
         x = padded(layer, x, grad.shape[1:-1])
         kernel = x.new_empty((grad.shape[-1], x.shape[-1] // layer.groups, *layer.kernel_size))
