@@ -24,7 +24,6 @@ from keras_woodfisher_backends.nest import arrays, map_arrays, take
 from keras_woodfisher.data.batches import Batch
 from keras_woodfisher.model.targets import Target
 
-
 Outlined = Callable[..., Any]
 
 
@@ -109,7 +108,7 @@ class ModelLoss:
                 build_losses(self._trainer, first[1], prediction)
                 try:
                     value = ops.convert_to_numpy(outlined(self.measure, first, prediction))
-                except Exception:  # variables of a loss can't be made but here; all else fails again
+                except Exception:  # noqa: BLE001 - variables of a loss can't be made but here; all else fails again
                     value = ops.convert_to_numpy(self._measure(first, prediction))
         except Exception as error:
             if None in self._reductions():

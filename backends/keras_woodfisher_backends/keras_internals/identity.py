@@ -9,8 +9,11 @@ import keras
 from keras_woodfisher_backends.keras_internals.models import layers_of
 
 _OF_TRAINING = frozenset(
-    "optimizer loss history stop_training train_function test_function predict_function steps_per_execution "
-    "jit_compile run_eagerly loss_weights auto_scale_loss".split()
+    {
+        *("optimizer", "loss", "loss_weights", "history", "auto_scale_loss", "run_eagerly", "jit_compile"),
+        *("train_function", "test_function", "predict_function", "steps_per_execution"),
+        *("stop_training", "stop_evaluating", "stop_predicting"),
+    }
 )
 """Attributes of a model that change by training and have no part in what it computes."""
 
@@ -47,8 +50,8 @@ class Same:
 def identity(model: Any, variables: Sequence[Any], losses: Any) -> Hashable:
     """Equal for the same model as long as neither its layers nor what is differentiated has changed.
 
-    Layers count by the attributes that aren't private: what else a call looks at is the business of who changes it, as in
-    `fit`, which doesn't compile anew either.
+    Layers count by the attributes that aren't private: what else a call looks at is the business of who changes it, as
+    in `fit`, which doesn't compile anew either.
 
     Args:
         model: The model.

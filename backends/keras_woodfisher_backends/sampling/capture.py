@@ -85,9 +85,10 @@ class Pass:
         listeners += [(unit.layer, listen_to_arguments, record) for unit, record in self._played]
         with listening(listeners):
             output = loss.predict(values, others, map_arrays(_merged, batch))
-        lost = [of for of, record in (*self._heard, *self._played) if record.out_of_reach]
+        lost = [place for host, record in self._heard if record.out_of_reach for place in host.places]
+        lost += [place for unit, record in self._played if record.out_of_reach for place in unit.places]
         if lost:
-            raise OutOfReachError([place for of in lost for place in of.places])
+            raise OutOfReachError(lost)
         # Losses leave out what masks hide; Keras hangs them on outputs.
         masks = map_arrays(lambda leaf: self._grouped(mask_of(leaf)), output)
         self.output = map_arrays(self._grouped, output)

@@ -61,7 +61,9 @@ def rule_of(layer: Any, variable: Any) -> Rule | None:
     return None if found is None else Rule(layer, listen_to_call, {"": found[0]}, found[1])
 
 
-def _formula(layer: Any, owned: str, rank: int) -> tuple[Formula, tuple[int, ...]] | None:
+def _formula(  # noqa: PLR0911 - a table
+    layer: Any, owned: str, rank: int
+) -> tuple[Formula, tuple[int, ...]] | None:
     last = kernel_last(rank)
     if isinstance(layer, _SEPARABLE):
         if owned == "pointwise_kernel":
@@ -121,7 +123,10 @@ def _embedding_rule(layer: Any, owned: str) -> Rule | None:
     """Of an embedding, which may also give logits (`reverse=True`), by the same table or one of its own."""
     reverse = partial(_logits_gradient, getattr(layer, "logit_soft_cap", None))
     if owned == "embeddings":
-        return Rule(layer, listen_to_reversible, {"": partial(_lookup_gradient, layer), "reverse": reverse}, (0, 1, 2))
+        formulas: dict[str, Formula] = {"": partial(_lookup_gradient, layer)}
+        if getattr(layer, "tie_weights", True):
+            formulas["reverse"] = reverse
+        return Rule(layer, listen_to_reversible, formulas, (0, 1, 2))
     if owned == "reverse_embeddings":
         return Rule(layer, listen_to_reversible, {"reverse": reverse}, (0, 2, 1))
     return None

@@ -58,8 +58,8 @@ Listen = Callable[[Any, Record], Attributes]
 @contextmanager
 def replaced(layer: Any, attributes: Attributes) -> Iterator[None]:
     """Gives a layer other attributes meanwhile."""
-    # Past Keras's __setattr__, which would track them. Users may have given a layer a `call` of its own, and on torch an
-    # activation that is a layer isn't in the dictionary.
+    # Past Keras's __setattr__, which would track them. Users may have given a layer a `call` of its own, and on torch
+    # an activation that is a layer isn't in the dictionary.
     own = vars(layer)
     before = {name: own[name] for name in attributes if name in own}
     own.update(attributes)
@@ -101,6 +101,7 @@ def listen_to_call(layer: Any, record: Record) -> Attributes:
         return output
 
     def activate(z: Any) -> Any:
+        assert activation is not None
         if waiting:
             z = record.watch(z)
             record.add("", (waiting.pop(),), z)

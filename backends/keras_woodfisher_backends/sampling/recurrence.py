@@ -6,7 +6,7 @@ recurrent kernel is one of `h_{t-1}` and the gradient of `h_{t-1} recurrent_kern
 So nothing that is inside the loop need be looked at, which TensorFlow and JAX don't allow.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any

@@ -26,8 +26,11 @@ class Gradients(Protocol):
     """How a framework takes samples, in one pass over a chunk and one group at a time."""
 
     ways: Ways
-    manners: Sequence[Any]
-    """Arguments of `captured`, the fastest one first."""
+
+    @property
+    def manners(self) -> Sequence[Any]:
+        """Arguments of `captured`, the fastest one first."""
+        ...
 
     def captured(self, manner: Any, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[Any]:
         """Rows of a chunk by its ways; None for variables without one."""
@@ -51,12 +54,12 @@ class Gradients(Protocol):
 class VerifiedSampler:
     """Compares the two largest samples of the first chunk, and trusts a fast way for the variables where they agree.
 
-    The largest, because the gradient of an example that the model is sure of is little more than rounding. Where a sample
-    is off, rounding may have switched a ReLU, which sums of many examples round otherwise than those of one: then the
-    sample is compared with the plain derivative of the same pass, in which all switches are the same, and the outputs,
-    which a switch doesn't move, with those of the group alone. A variable for which that is off too gets the next of its
-    ways; where a pass fails as a whole (a layer may do anything to its tensors), all samples are taken directly, unless
-    memory is full: the caller may try fewer groups.
+    The largest, because the gradient of an example that the model is sure of is little more than rounding. Where a
+    sample is off, rounding may have switched a ReLU: sums of many examples are rounded otherwise than those of one.
+    Then the sample is compared with the plain derivative of the same pass, in which all switches are the same, and the
+    outputs, which a switch doesn't move, with those of the group alone. A variable for which that is off too gets the
+    next of its ways; where a pass fails as a whole (a layer may do anything to its tensors), all samples are taken
+    directly, unless memory is full: the caller may try fewer groups.
 
     Args:
         gradients: Takes samples.
@@ -126,9 +129,7 @@ class VerifiedSampler:
                 return rows
             self._ways.give_up(wrong, DIFFERENT)
 
-    def _wrong(
-        self, rows: Rows, values: Any, others: Any, batch: Any, exact: dict[tuple[int, ...], Rows]
-    ) -> list[int]:
+    def _wrong(self, rows: Rows, values: Any, others: Any, batch: Any, exact: dict[tuple[int, ...], Rows]) -> list[int]:
         """Places of the variables whose samples are off."""
         direct = self._ways.direct
         if len(direct) == len(rows):
@@ -182,14 +183,17 @@ def compared_in_place(
     """
     rows = found.in_keras_layout(on_host)
     plain = [[on_host(grad) for grad in found.exact(group)] for group in groups]
-    exact = [np.stack([np.broadcast_to(g, v.shape) for g in of]) for of, v in zip(zip(*plain, strict=True), values, strict=True)]
+    exact = [
+        np.stack([np.broadcast_to(g, v.shape) for g in of])
+        for of, v in zip(zip(*plain, strict=True), values, strict=True)
+    ]
     again = [right if row is None else row[list(groups)] for row, right in zip(rows, exact, strict=True)]
     alike = True
     for group in groups:
         alone = arrays(loss.predict(values, others, take(batch, group)))
-        for one, many in zip(alone, arrays(found.output), strict=True):
-            one, many = np.asarray(on_host(one)), np.asarray(on_host(many[group]))
-            alike &= bool(np.linalg.norm(one - many) <= TOLERANCE * np.linalg.norm(one))
+        for leaf, many in zip(alone, arrays(found.output), strict=True):
+            one = np.asarray(on_host(leaf))
+            alike &= bool(np.linalg.norm(one - on_host(many[group])) <= TOLERANCE * np.linalg.norm(one))
     return again, exact, alike
 
 

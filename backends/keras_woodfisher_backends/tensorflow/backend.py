@@ -243,7 +243,6 @@ class _Tape:
             ]
             return tf.transpose(tf.stack(kernels), (0, 4, 3, 1, 2))
 
-
     def _depthwise_gradient(self, x: Any, grad: Any, layer: Any, groups: int) -> Any:
         """Groups stand side by side as channels, none of which looks at another."""
 

@@ -177,7 +177,7 @@ class _Autograd:
         self._groups_at_once = groups_at_once
 
     def watch(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # noqa: SLF001 - no public way to tell
             return None
         if not tensor.requires_grad:
             tensor.requires_grad_()
@@ -201,9 +201,7 @@ class _Autograd:
         floats = [leaf for leaf in outputs if leaf.requires_grad]
         return list(torch.autograd.grad(losses.sum(), floats, allow_unused=True, materialize_grads=True))
 
-    def pulled_back(
-        self, output: Any, grads: Any, tensors: Sequence[torch.Tensor]
-    ) -> Sequence[torch.Tensor | None]:
+    def pulled_back(self, output: Any, grads: Any, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
         pairs = [(leaf, grad) for leaf, grad in zip(_floats(output), grads, strict=True) if leaf.requires_grad]
         if not pairs or not tensors:
             return [None] * len(tensors)
