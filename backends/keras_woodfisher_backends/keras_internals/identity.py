@@ -29,21 +29,21 @@ class Same:
     """
 
     def __init__(self, value: Any):
-        self._hash = id(value)
+        self.key = id(value)
         try:
-            self._reference: Any = weakref.ref(value)
+            self.reference: Any = weakref.ref(value)
         except TypeError:
-            self._reference = lambda: None
+            self.reference = lambda: None
 
     def __hash__(self) -> int:
-        return self._hash
+        return self.key
 
     def __eq__(self, other: object) -> bool:
         return self is other or (
             isinstance(other, Same)
-            and self._hash == other._hash
-            and self._reference() is not None
-            and self._reference() is other._reference()
+            and self.key == other.key
+            and self.reference() is not None
+            and self.reference() is other.reference()
         )
 
 
@@ -62,7 +62,7 @@ def identity(model: Any, variables: Sequence[Any], losses: Any) -> Hashable:
     for layer in layers_of(model):
         skipped = _OF_TRAINING if isinstance(layer, keras.Model) else frozenset()
         # Sorted: hooks that were taken off have put attributes at the end.
-        own = [(name, vars(layer)[name]) for name in sorted(vars(layer)) if name[0] != "_" and name not in skipped]
+        own = [(name, vars(layer)[name]) for name in sorted(vars(layer)) if name[0].isalpha() and name not in skipped]
         found += [Same(layer), layer.dtype_policy.name, *((name, _token(value, 0)) for name, value in own)]
     return tuple(found)
 
