@@ -120,6 +120,7 @@ def _owners():
         "Ftrl": ftrl,
         "callback": keras.callbacks.Callback(),
         "keras.src.backend.common.masking": keras_internals.models.masking,
+        "keras.src.backend": keras.src.backend,
         "module of Adam": type(optimizer).__module__,
         "variables of fit": inspect.unwrap(keras.Model.fit).__code__.co_varnames,
     }
