@@ -32,7 +32,7 @@ def trained(kind: str, train: tuple | None = None, batchnorm: bool = False, verb
     """
     keras.utils.set_random_seed(0)
     x, y = train or digits()[0]
-    make = {"cnn": _cnn, "transformer": _transformer, "mobilenet": _mobilenet, "lstm": _recurrent, "gru": _recurrent}
+    make = {"cnn": _cnn, "transformer": transformer, "mobilenet": mobilenet, "lstm": _recurrent, "gru": _recurrent}
     options = {"cnn": {"batchnorm": batchnorm}, "gru": {"layer": keras.layers.GRU}}.get(kind, {})
     model = make[kind](x.shape[1:], int(y.max()) + 1, **options)
     rate = 2e-3
@@ -76,7 +76,7 @@ def _cnn(shape: tuple, classes: int, batchnorm: bool) -> keras.Model:
     )
 
 
-def _transformer(shape: tuple, classes: int, width: int = 64, blocks: int = 3) -> keras.Model:
+def transformer(shape: tuple, classes: int, width: int = 64, blocks: int = 3) -> keras.Model:
     """Patches of 2 x 2 pixels, each a token; 4 heads, and a hidden layer of 4 times the width."""
     layers = keras.layers
     inputs = layers.Input(shape)
@@ -93,7 +93,7 @@ def _transformer(shape: tuple, classes: int, width: int = 64, blocks: int = 3) -
     return keras.Model(inputs, layers.Dense(classes)(pooled))
 
 
-def _mobilenet(shape: tuple, classes: int) -> keras.Model:
+def mobilenet(shape: tuple, classes: int) -> keras.Model:
     """Inverted residuals with clipped activations, as in MobileNetV2 (arXiv 1801.04381) and EfficientNet-Lite."""
     layers = keras.layers
 

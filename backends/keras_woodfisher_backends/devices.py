@@ -9,6 +9,10 @@ EXAMPLES = 512
 """Examples that an accelerator differentiates at a time: with few, it waits for the host to begin each operation."""
 
 
+EXAMPLES_IN_TIME = 256
+"""Examples that a processor differentiates at a time where a model has loops over time: each step does little."""
+
+
 def resolve(name: str, accelerators: int, processors: int) -> tuple[str, int]:
     """Splits a device name into its kind, "cpu" or "gpu", and its index; -1 is the host itself.
 

@@ -10,7 +10,7 @@ Row k of `G` is the gradient of the `Loss` of group k, float32. The Fisher of a 
 its columns of `G`, (B, B); `damp` has the unit of a squared gradient.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,7 +25,17 @@ class Loss(Protocol):
 
     `values` are tensors for the variables to differentiate, each of its variable's shape, `others` tensors for all
     other variables of the model.
+
+    Attributes:
+        model: The model that it runs.
     """
+
+    model: Any
+
+    @property
+    def identity(self) -> Hashable:
+        """Equal for losses that are the same function."""
+        ...
 
     def __call__(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> Any:
         """`measure(batch, predict(values, others, batch))`, a scalar tensor.
@@ -36,6 +46,10 @@ class Loss(Protocol):
 
     def predict(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> Any:
         """The model's output, in inference mode, for any number of examples, which don't influence each other."""
+        ...
+
+    def scope(self, values: Sequence[Any], others: Sequence[Any]) -> AbstractContextManager[Any]:
+        """A context in which the model's variables have these values."""
         ...
 
     def measure(self, batch: Any, prediction: Any) -> Any:
@@ -56,7 +70,7 @@ class SlowLayers:
     reason: str
 
     def __str__(self) -> str:
-        return f"gradients are taken one sample at a time because of {', '.join(self.names)}: {self.reason}"
+        return f"gradients of {', '.join(self.names)} are taken one sample at a time: {self.reason}"
 
 
 class Sampler(Protocol):
@@ -131,8 +145,18 @@ class Backend(Protocol):
         """
         ...
 
-    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function of nested structures of tensors, compiled where that gives the same numbers."""
+    def compiled(self, function: Callable[..., Any], loss: Loss) -> Callable[..., Any]:
+        """The same function of nested structures of tensors, compiled where that gives the same numbers.
+
+        It is compiled once for losses of the same identity.
+        """
+        ...
+
+    def outlined(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What a function gives; on JAX zeros like it, for which nothing is compiled.
+
+        Where the function looks at values, it is called a second time, with values.
+        """
         ...
 
     def dry_call(self, function: Callable[[Any], None], x: Any) -> None:
@@ -142,8 +166,8 @@ class Backend(Protocol):
         """
         ...
 
-    def chunk_groups(self, examples: int) -> int:
-        """How many groups (n) of b = `examples` a chunk should hold to be fast; at least one."""
+    def chunk_groups(self, examples: int, model: Any = None) -> int:
+        """How many groups (n) of b = `examples` a chunk should hold to be fast with a model; at least one."""
         ...
 
     def write_row(self, buffer: Any, slot: Any, row: Any) -> None:

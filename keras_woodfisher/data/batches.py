@@ -123,7 +123,7 @@ def _same_shapes(one: Batch, other: Batch) -> bool:
     return [leaf.shape[1:] for leaf in arrays(one)] == [leaf.shape[1:] for leaf in arrays(other)]
 
 
-def chunk_size(backend: Backend, values: Sequence[Any], examples: int) -> int:
+def chunk_size(backend: Backend, model: Any, values: Sequence[Any], examples: int) -> int:
     """How many groups a chunk holds: what is fast, as long as their gradients take little memory."""
     row = 4 * sum(int(np.prod(value.shape)) for value in values)
-    return max(1, min(backend.chunk_groups(examples), _CHUNK_BYTES // max(row, 1)))
+    return max(1, min(backend.chunk_groups(examples, model), _CHUNK_BYTES // max(row, 1)))

@@ -63,10 +63,13 @@ class PassBytes:
         return int(_OUTPUTS * self.outputs) + self.widest + loss * self.predictions
 
 
-def sampled_footprint(targets: list[Target], backend: Backend, rows: int, first: Any, passed: PassBytes) -> Footprint:
+def sampled_footprint(
+    model: keras.Model, targets: list[Target], backend: Backend, rows: int, first: Any, passed: PassBytes
+) -> Footprint:
     """The footprint of samples that are taken of data.
 
     Args:
+        model: What is run.
         targets: What is differentiated.
         backend: Tells how many samples a chunk should hold.
         rows: The most samples (m).
@@ -74,8 +77,9 @@ def sampled_footprint(targets: list[Target], backend: Backend, rows: int, first:
         passed: Bytes of a pass over that group.
     """
     sizes = [target.size for target in targets]
+    variables = [target.variable for target in targets]
     leaves = arrays(first)
-    chunk = min(rows, chunk_size(backend, [target.variable for target in targets], leaves[0].shape[1]))
+    chunk = min(rows, chunk_size(backend, model, variables, leaves[0].shape[1]))
     # All gradients in the framework and on the host, and of one variable at a time what they are made of.
     sample = 4 * (2 * sum(sizes) + 2 * max(sizes)) + passed.total
     # Groups that are gathered from arrays at a time are there twice: as they come, and joined with what was left over.

@@ -15,7 +15,7 @@ from keras_woodfisher_backends.keras_internals.models import (
 from keras_woodfisher_backends.nest import arrays, map_arrays, take
 
 from keras_woodfisher.data.batches import Batch
-from keras_woodfisher.gradients.loss import ModelLoss
+from keras_woodfisher.gradients.loss import ModelLoss, Outlined, called
 from keras_woodfisher.model.targets import Target
 
 _TINY = 1e-7
@@ -48,7 +48,7 @@ class GaussNewtonLoss(ModelLoss):
         super().__init__(model, targets, loss)
         self._root, self._mean, self._weight = _curvature(model, self._trainer)
 
-    def signs(self, seed: Any) -> Callable[[Batch], Batch]:
+    def signs(self, seed: Any, outlined: Outlined = called) -> Callable[[Batch], Batch]:
         """A function that puts random signs, in the shape of the output, in the place of labels.
 
         It is called with one chunk after the other, leaves (n, b, ...); a group gets the same signs however groups are
@@ -56,6 +56,7 @@ class GaussNewtonLoss(ModelLoss):
 
         Args:
             seed: Of the signs.
+            outlined: See `Backend`.
         """
         rng = np.random.default_rng(seed)
         shapes: dict[Any, tuple[int, ...]] = {}
@@ -65,13 +66,13 @@ class GaussNewtonLoss(ModelLoss):
             leaves = arrays(x)
             key = tuple(leaf.shape[1:] for leaf in leaves)
             if key not in shapes:
-                shapes[key] = self.output_shape(batch)
+                shapes[key] = self.output_shape(batch, outlined)
             signs = np.stack([rng.integers(0, 2, shapes[key], np.int8) for _ in leaves[0]])
             return x, (2 * signs - 1).astype(np.float32), weight
 
         return signed
 
-    def output_shape(self, batch: Batch) -> tuple[int, ...]:
+    def output_shape(self, batch: Batch, outlined: Outlined = called) -> tuple[int, ...]:
         """The shape of the output for one group of a batch.
 
         Raises:
@@ -79,7 +80,7 @@ class GaussNewtonLoss(ModelLoss):
         """
         first = map_arrays(ops.convert_to_tensor, take(batch, 0))
         with self.sampling_mode():
-            outputs = tree.flatten(self.predict(*self.values(), first))
+            outputs = tree.flatten(outlined(self.predict, *self.values(), first))
         if len(outputs) != 1:
             raise ValueError(f"fisher='ggn' needs a model with one output, got {len(outputs)}. Use fisher='empirical'.")
         return tuple(outputs[0].shape)

@@ -1,19 +1,22 @@
 """The loss of a Keras model on examples, as a pure function, in inference mode and without regularisers."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+from keras_woodfisher_backends.keras_internals.identity import identity
 from keras_woodfisher_backends.keras_internals.models import (
+    build_losses,
     compiled_losses,
     compute_loss,
     float32_computation,
     infer,
     layers_of,
+    loss_outline,
     without_added_losses,
 )
 from keras_woodfisher_backends.nest import arrays, map_arrays, take
@@ -22,6 +25,13 @@ from keras_woodfisher.data.batches import Batch
 from keras_woodfisher.gradients.classes import ClassOutput, check_classes, class_outputs
 from keras_woodfisher.gradients.probing import check_examples_alone, check_shapes, depends
 from keras_woodfisher.model.targets import Target
+
+Outlined = Callable[..., Any]
+
+
+def called(function: Callable[..., Any], *args: Any) -> Any:
+    """What a function gives."""
+    return function(*args)
 
 
 class ModelLoss:
@@ -32,12 +42,15 @@ class ModelLoss:
         targets: The variables to differentiate.
         loss: A Keras loss to use instead of the compiled one.
 
+    Attributes:
+        model: The model.
+
     Raises:
         ValueError: If there is no loss to differentiate.
     """
 
     def __init__(self, model: keras.Model, targets: Sequence[Target], loss: Any = None):
-        self._model = model
+        self.model = model
         self._targets = [t.variable for t in targets]
         chosen = {id(v) for v in self._targets}
         self._others = [v for v in {id(v): v for v in model.variables}.values() if id(v) not in chosen]
@@ -54,27 +67,36 @@ class ModelLoss:
         reductions = self._reductions()
         return bool(reductions) and all(reduction == "sum" for reduction in reductions)
 
+    @property
+    def identity(self) -> Hashable:
+        """Equal for losses that are the same function; see `Loss`."""
+        return type(self), identity(self.model, self._targets, loss_outline(self._trainer))
+
     def values(self) -> tuple[list[Any], list[Any]]:
         """The present tensors of the variables to differentiate, and of all others."""
         # `convert_to_tensor` gives TensorFlow's variables, which each call of a function looks at one by one.
         return [ops.stop_gradient(v) for v in self._targets], [ops.stop_gradient(v) for v in self._others]
 
     def __call__(self, values: Sequence[Any], others: Sequence[Any], batch: Batch) -> Any:
-        with self._scope(values, others):
-            return self._measure(batch, infer(self._model, batch[0]))
+        with self.scope(values, others):
+            return self._measure(batch, infer(self.model, batch[0]))
 
     def predict(self, values: Sequence[Any], others: Sequence[Any], batch: Batch) -> Any:
-        with self._scope(values, others):
-            return infer(self._model, batch[0])
+        with self.scope(values, others):
+            return infer(self.model, batch[0])
 
     def measure(self, batch: Batch, prediction: Any) -> Any:
         with keras.StatelessScope():
             return self._measure(batch, prediction)
 
-    def probe(self, batch: Batch) -> bool:
+    def probe(self, batch: Batch, outlined: Outlined = called) -> bool:
         """Computes the loss of one group, so that what doesn't fit together fails early.
 
         Losses that are built on first use are built here. All else, metrics included, is left as it was.
+
+        Args:
+            batch: Leaves (n, b, ...).
+            outlined: See `Backend`.
 
         Returns:
             Whether the loss changes when the model's outputs for this group do.
@@ -82,13 +104,16 @@ class ModelLoss:
         Raises:
             ValueError: If the data, the model and the loss don't fit together.
         """
-        metrics = {id(v): ops.convert_to_numpy(v) for v in self._model.metrics_variables}
+        metrics = {id(v): ops.convert_to_numpy(v) for v in self.model.metrics_variables}
         try:
             first = map_arrays(ops.convert_to_tensor, take(batch, 0))
             with self.sampling_mode():
-                prediction = self.predict(*self.values(), first)
-                # Not stateless: the variables of a loss can't be made otherwise.
-                value = ops.convert_to_numpy(self._measure(first, prediction))
+                prediction = outlined(self.predict, *self.values(), first)
+                build_losses(self._trainer, first[1], prediction)
+                try:
+                    value = ops.convert_to_numpy(outlined(self.measure, first, prediction))
+                except Exception:  # noqa: BLE001 - variables of a loss can't be made but here; all else fails again
+                    value = ops.convert_to_numpy(self._measure(first, prediction))
         except Exception as error:
             self.check_classes(batch[1])
             if None in self._reductions():
@@ -99,7 +124,7 @@ class ModelLoss:
             labels = "" if batch[1] is not None else "data holds no labels: give (x, y) if the loss needs them. "
             raise ValueError(f"{labels}The loss of the first examples in data can't be computed: {error}") from error
         finally:
-            for variable in self._model.metrics_variables:
+            for variable in self.model.metrics_variables:
                 # Those of a loss that was built just now begin at zero.
                 variable.assign(metrics.get(id(variable), np.zeros(variable.shape)))
         self.check_classes(batch[1])
@@ -109,7 +134,7 @@ class ModelLoss:
                 "Use a loss with reduction='sum_over_batch_size'."
             )
         with self.sampling_mode(), forward_only():
-            check_shapes(self._model, self.measure, first, prediction)
+            check_shapes(self.model, self.measure, first, prediction)
             return depends(self.measure, first, prediction)
 
     def check_size(self, groups: Sequence[Batch]) -> None:
@@ -142,7 +167,7 @@ class ModelLoss:
 
         A regulariser would add one constant vector to each sample.
         """
-        with float32_computation(self._model), without_added_losses(self._model, self._trainer):
+        with float32_computation(self.model), without_added_losses(self.model, self._trainer):
             yield
 
     @property
@@ -156,7 +181,8 @@ class ModelLoss:
         found = [getattr(loss, "reduction", "") for loss in compiled_losses(self._trainer) or []]
         return [None if reduction == "none" else reduction for reduction in found]
 
-    def _scope(self, values: Sequence[Any], others: Sequence[Any]) -> Any:
+    def scope(self, values: Sequence[Any], others: Sequence[Any]) -> Any:
+        """A context in which the model's variables have these values."""
         mapping = [*zip(self._targets, values, strict=True), *zip(self._others, others, strict=True)]
         return keras.StatelessScope(state_mapping=mapping)
 
@@ -224,10 +250,10 @@ class MeanLoss:
         compiled: Compiles what is computed of a batch, where that happens often: see `Backend`.
     """
 
-    def __init__(self, loss: ModelLoss, compiled: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda f: f):
+    def __init__(self, loss: ModelLoss, compiled: Callable[..., Callable[..., Any]] = lambda f, _: f):
         self._loss = loss
         self._of_batch = compiled(
-            lambda values, others, batch: loss.measure(batch, loss.predict(values, others, batch))
+            lambda values, others, batch: loss.measure(batch, loss.predict(values, others, batch)), loss
         )
 
     def __call__(self, values: Sequence[Any], batches: Iterable[Batch]) -> float:

@@ -51,7 +51,7 @@ class HalvingSampler:
 
     def chunk(self, values: Sequence[Any], examples: int) -> int:
         """How many groups of so many examples should be taken at a time."""
-        return chunk_size(self._backend, values, examples)
+        return chunk_size(self._backend, self.loss.model, values, examples)
 
     def _sample(self, values: Sequence[Any], others: Sequence[Any], part: Any, size: int) -> list[np.ndarray] | None:
         """None where there is no memory for so many; then `_most` is half of it."""

@@ -147,13 +147,13 @@ class SampledGradients:
                 "more data."
             )
         with counted_outputs(self._model) as passed:
-            depends = self.loss.probe(first)
+            depends = self.loss.probe(first, self._backend.outlined)
         if isinstance(self._examples, ArrayExamples):
             self.loss.check_classes(self._examples.labels)
         if not depends:
             self.loss.check_size(self._alike(_COMPARED))
         if self._curvature is not None:
-            self._curvature.output_shape(first)
+            self._curvature.output_shape(first, self._backend.outlined)
         passed.plain = is_plain(self.loss.losses)
         self._probed = first, passed
 
@@ -177,7 +177,7 @@ class SampledGradients:
         if self._probed is None:
             self.check(rows)
         assert self._probed is not None
-        return sampled_footprint(self.targets, self._backend, rows, *self._probed)
+        return sampled_footprint(self._model, self.targets, self._backend, rows, *self._probed)
 
     def fill(
         self, store: GradientStore, kept: Sequence[np.ndarray], rows: int, draw: int, advance: Callable[[int], None]
@@ -186,7 +186,8 @@ class SampledGradients:
         pairs = list(zip(self.targets, kept, strict=True))
         loss, prepare = self.loss, None
         if self._curvature is not None:
-            loss, prepare = self._curvature, self._curvature.signs(self._stream(draw, _SIGNS))
+            signs = self._stream(draw, _SIGNS)
+            loss, prepare = self._curvature, self._curvature.signs(signs, self._backend.outlined)
         return sample_gradients(self._sampler_of(loss), groups, pairs, rows, store, advance, prepare)
 
     def mean_gradient(

@@ -94,7 +94,7 @@ def _corrector(pruner: Pruner, source: SampledGradients, settings: Settings) -> 
         examples = open_examples(settings.calibration)
         held_out = read_batches(examples, _MOST_HELD_OUT, _MOST_HELD_OUT, pruner.options.seed)
         try:
-            source.loss.probe(map_arrays(lambda array: array[None], held_out[0]))
+            source.loss.probe(map_arrays(lambda array: array[None], held_out[0]), pruner.backend.outlined)
         except ValueError as error:
             raise ValueError(f"The examples in calibration don't fit the model. {error}") from error
     damp = None if settings.damp == AUTO else float(settings.damp)

@@ -12,7 +12,7 @@ import keras_woodfisher_backends
 import numpy as np
 import pytest
 from keras_woodfisher_backends import keras_internals
-from keras_woodfisher_backends.keras_internals import check_version, graphs, models, optimizers, training
+from keras_woodfisher_backends.keras_internals import check_version, graphs, models, optimizers, recurrence, training
 
 import keras_woodfisher as kw
 
@@ -50,14 +50,19 @@ PARTS = [
     Part("_trainable_variables", "layer", "own_weights"),
     Part("_non_trainable_variables", "layer", "own_state"),
     Part("_call_has_training_arg", "model", "infer"),
-    Part("_compile_loss", "model", "compiled_losses, output_losses, compiled_loss_weights, trained_outputs"),
-    Part("_user_loss", "compiled loss", "compiled_losses, trained_outputs"),
-    Part("_user_loss_weights", "compiled loss", "compiled_loss_weights, trained_outputs"),
+    Part(
+        "_compile_loss",
+        "model",
+        "compiled_losses, output_losses, compiled_loss_weights, trained_outputs, loss_outline, build_losses",
+    ),
+    Part("_user_loss", "compiled loss", "compiled_losses, trained_outputs, loss_outline"),
+    Part("_user_loss_weights", "compiled loss", "compiled_loss_weights, trained_outputs, loss_outline"),
     Part("_flat_losses", "compiled loss", "output_losses"),
     Part("_compute_loss", "model", "compute_loss"),
     Part("_fn_kwargs", "loss", "loss_settings"),
     Part("get_keras_mask", "keras.src.backend.common.masking", "mask_of"),
     Part("set_keras_mask", "keras.src.backend.common.masking", "set_mask"),
+    Part("rnn", "keras.src.backend", "loop_over_time"),
     Part("_dtype_policy", "layer", "float32_computation"),
     Part("_variable_dtype", "policy", "float32_computation"),
     Part("_losses_override", "model", "without_added_losses"),
@@ -123,6 +128,7 @@ def _owners():
         "callback": keras.callbacks.Callback(),
         "BackupAndRestore": keras.callbacks.BackupAndRestore("unused"),
         "keras.src.backend.common.masking": keras_internals.models.masking,
+        "keras.src.backend": keras.src.backend,
         "module of Adam": type(optimizer).__module__,
         "variables of fit": inspect.unwrap(keras.Model.fit).__code__.co_varnames,
     }
@@ -150,7 +156,7 @@ def test_the_table_is_complete():
     assert used == {part.name for part in PARTS if part.name.startswith("_")}
     for part in PARTS:
         for name in part.used_by.split(", "):
-            assert any(hasattr(module, name) for module in (graphs, models, optimizers, training))
+            assert any(hasattr(module, name) for module in (graphs, models, optimizers, recurrence, training))
 
 
 def _attributes(tree):

@@ -16,6 +16,7 @@ class Narrow:
 
     def __init__(self, backend, most, error=None):
         self.chunk_groups = backend.chunk_groups
+        self.outlined = backend.outlined
         self.is_out_of_memory = backend.is_out_of_memory
         self._backend, self._most, self._error = backend, most, error or full()
         self.sizes = []

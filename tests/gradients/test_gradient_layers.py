@@ -283,4 +283,4 @@ def test_attention_of_which_one_token_is_seen(backend, rng, b, tokens):
 
 @pytest.mark.parametrize("b", [1, 2])
 def test_recurrent_layers(backend, rng, b):
-    assert_exact(backend, rng, recurrent(), b, captured=False)
+    assert_exact(backend, rng, recurrent(), b, captured=True)

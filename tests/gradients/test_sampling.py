@@ -58,6 +58,7 @@ def test_small_batches_of_a_stream_share_a_chunk(backend, blobs, make_mlp):
     class Counting:
         slow_layers = None
         chunk_groups = backend.chunk_groups
+        outlined = backend.outlined
 
         def sampler(self, *args):
             self.sample = original(*args)

@@ -93,7 +93,9 @@ def same(one, other):
 def test_every_place_gives_the_same_bits(wide, size, monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     # So many samples at a time take less than the gradients: there is a limit at which only these must go.
-    monkeypatch.setattr(type(get_backend(keras.backend.backend())), "chunk_groups", lambda self, examples: 32)
+    monkeypatch.setattr(
+        type(get_backend(keras.backend.backend())), "chunk_groups", lambda self, examples, model=None: 32
+    )
     # One block over everything is wide by this measure.
     monkeypatch.setattr("keras_woodfisher.pruning.workspace.PANEL", 1000)
     truth, full = pruned(wide, fisher_block_size=size)

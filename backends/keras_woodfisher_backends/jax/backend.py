@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
 from keras_woodfisher_backends.kernel.numpy_operators import host_kernel
 from keras_woodfisher_backends.kernel.stacking import Stacking
 from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
+from keras_woodfisher_backends.sampling.traces import trace_of
 
 
 class JaxBackend:
@@ -53,8 +55,15 @@ class JaxBackend:
     def sampler(self, loss: Loss, model: Any, variables: Sequence[Any]) -> Sampler:
         return _JaxSampler(loss)
 
-    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return jax.jit(function)
+    def compiled(self, function: Callable[..., Any], loss: Loss) -> Callable[..., Any]:
+        return partial(trace_of(loss.model, ("loss", loss.identity), jax.jit), function)
+
+    def outlined(self, function: Callable[..., Any], *args: Any) -> Any:
+        try:
+            shapes = jax.eval_shape(function, *args)
+        except jax.errors.JAXTypeError:
+            return function(*args)
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
     def dry_call(self, function: Callable[[Any], None], x: Any) -> None:
         try:
@@ -62,7 +71,7 @@ class JaxBackend:
         except jax.errors.JAXTypeError:
             function(x)
 
-    def chunk_groups(self, examples: int) -> int:
+    def chunk_groups(self, examples: int, model: Any = None) -> int:
         return max(1, (devices.EXAMPLES if _gpus() else 16) // examples)
 
     def write_row(self, buffer: Any, slot: Any, row: Any) -> None:
@@ -85,12 +94,18 @@ class _JaxSampler:
     slow_layers = None
 
     def __init__(self, loss: Loss):
-        self._rows = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, None, 0)))
+        self._loss = loss
+        self._trace = trace_of(loss.model, ("rows", loss.identity), _gradients_of_groups)
 
     def __call__(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
         # GPUs would round the factors of products to TF32.
         with jax.default_matmul_precision("highest"):
-            return [np.asarray(row, np.float32) for row in self._rows(list(values), list(others), batch)]
+            rows = self._trace(self._loss, list(values), list(others), batch)
+            return [np.asarray(row, np.float32) for row in rows]
+
+
+def _gradients_of_groups(loss: Callable[..., Any]) -> Callable[..., Any]:
+    return jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, None, 0)))
 
 
 @contextmanager

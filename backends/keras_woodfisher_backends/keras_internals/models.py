@@ -76,6 +76,20 @@ def trained_outputs(model: Any) -> list[Any] | None:
     return None if any(output is None for output in found) else found
 
 
+def loss_outline(model: Any) -> Any:
+    """All that a compiled model's loss is made of: losses, weights and names."""
+    compiled = model._compile_loss
+    return compiled and [compiled._user_loss, compiled._user_loss_weights, compiled.output_names]
+
+
+def build_losses(model: Any, y: Any, prediction: Any) -> bool:
+    """Builds the losses of a compiled model, which may make variables; whether there are any that can be built."""
+    compiled = model._compile_loss
+    if compiled is not None and not compiled.built and y is not None:
+        compiled.build(y, prediction)
+    return compiled is None or compiled.built
+
+
 def compute_loss(model: Any, x: Any, y: Any, prediction: Any, weight: Any) -> Any:
     """The loss of a model in inference, its own `compute_loss` included, whatever arguments that takes."""
     return model._compute_loss(x=x, y=y, y_pred=prediction, sample_weight=weight, training=False)

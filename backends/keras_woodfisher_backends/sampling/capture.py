@@ -5,37 +5,46 @@ For `z = op(x, kernel)` the kernel's gradient for one example needs only that ex
 1510.01799; for convolutions Rochette et al., arXiv 1912.06015).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from keras import ops, tree
 
-from keras_woodfisher_backends.keras_internals.models import layers_of, mask_of, own_weights, set_mask
+from keras_woodfisher_backends.keras_internals.models import mask_of, set_mask
 from keras_woodfisher_backends.nest import arrays, map_arrays
 from keras_woodfisher_backends.protocol import Loss
-from keras_woodfisher_backends.sampling.layer_rules import Rule, rule_of
+from keras_woodfisher_backends.sampling.layer_rules import Rule
+from keras_woodfisher_backends.sampling.listening import Record, Use, listening
+from keras_woodfisher_backends.sampling.replay import Replay, UnsplittableError, differentiable, listen_to_arguments
+from keras_woodfisher_backends.sampling.ways import Ways
 
 
 class Differentiation(Protocol):
     """What capturing needs of a framework."""
 
-    def watch(self, tensor: Any) -> None:
-        """Makes sure that the gradient with respect to a tensor can be asked for."""
+    def watch(self, tensor: Any) -> Any:
+        """The same tensor, whose gradient can be asked for from here on; None where it can't."""
         ...
 
-    def gradients(
-        self, measure: Callable[[Any, Any], Any], batch: Any, output: Any, tensors: Sequence[Any]
-    ) -> Sequence[Any]:
-        """The gradient of the sum of all groups' losses with respect to each tensor; None if it doesn't depend on it.
+    def of_outputs(self, measure: Callable[[Any, Any], Any], batch: Any, output: Any) -> Any:
+        """The gradient of each group's loss with respect to its output, a nest like it, or its arrays alone.
 
         Args:
             measure: The loss of one group, `measure(batch, output)`.
             batch: Leaves (n, b, ...).
-            output: Leaves (n, b, ...), which depend on the tensors.
-            tensors: What was watched.
+            output: Leaves (n, b, ...).
         """
+        ...
+
+    def pulled_back(self, output: Any, grads: Any, tensors: Sequence[Any]) -> Sequence[Any]:
+        """From gradients with respect to the output to those with respect to tensors; None where there is none."""
+        ...
+
+    def group_by_group(
+        self, function: Callable[[Sequence[Any], Sequence[Any]], Any], values: Sequence[Any], parts: Sequence[Any]
+    ) -> Sequence[Any]:
+        """The gradient of `function(values, part)` with respect to values, (n, *shape), for parts (n, ...)."""
         ...
 
     def kernel_gradient(self, x: Any, grad: Any, layer: Any, groups: int) -> Any:
@@ -43,48 +52,46 @@ class Differentiation(Protocol):
         ...
 
 
-class Capture:
-    """Knows which layers own `variables`, and listens to them during one pass.
+class OutOfReachError(RuntimeError):
+    """Variables whose layers can't be followed in one pass.
 
     Args:
-        model: The Keras model.
-        variables: The variables to differentiate.
-
-    Attributes:
-        names: For each variable, the path of the layer that owns it.
-        unknown: Names of the layers of variables without a rule; capturing needs a rule for each variable.
+        places: Places of the variables.
     """
 
-    def __init__(self, model: Any, variables: Sequence[Any]):
-        owners: dict[int, list[Any]] = {id(variable): [] for variable in variables}
-        for layer in layers_of(model):
-            for variable in own_weights(layer):
-                if id(variable) in owners:
-                    owners[id(variable)].append(layer)
-        self._layers: list[Any] = []
-        self._rules: list[tuple[int, Rule]] = []
-        self.names = [v.path.rpartition("/")[0] or v.path for v in variables]
-        self.unknown: list[str] = []
-        for variable, name in zip(variables, self.names, strict=True):
-            found = owners[id(variable)]
-            rule = rule_of(found[0], variable) if len(found) == 1 else None
-            if rule is None:
-                self.unknown += [name] if name not in self.unknown else []
-                continue
-            if not any(layer is found[0] for layer in self._layers):
-                self._layers.append(found[0])
-            place = next(i for i, layer in enumerate(self._layers) if layer is found[0])
-            self._rules.append((place, rule))
+    def __init__(self, places: Sequence[int]):
+        super().__init__("what some layers do can't be seen from outside")
+        self.places = list(places)
 
-    def sample(self, how: Differentiation, loss: Loss, values: Any, others: Any, batch: Any) -> list[Any]:
-        """The gradient of each of n groups, as `in_keras_layout` takes them."""
-        groups, size = arrays(batch)[0].shape[:2]
-        calls: list[list[tuple[Any, Any]]] = [[] for _ in self._layers]
-        with _listening(self._layers, calls, how):
+
+class Pass:
+    """One pass forward over all groups, and what came of it.
+
+    Attributes:
+        output: Leaves (n, b, ...).
+        grads: The gradient of each group's loss with respect to it.
+    """
+
+    def __init__(self, how: Differentiation, loss: Loss, values: Any, others: Any, batch: Any, ways: Ways):
+        self._how = how
+        self._loss = loss
+        self._values = values
+        self._others = others
+        self._ways = ways
+        self._groups, self._size = arrays(batch)[0].shape[:2]
+        self._heard = [(host, Record(how.watch)) for host in ways.hosts]
+        self._played = [(unit, Record(how.watch)) for unit in ways.units]
+        listeners = [(host.layer, host.listen, record) for host, record in self._heard]
+        listeners += [(unit.layer, listen_to_arguments, record) for unit, record in self._played]
+        with listening(listeners):
             output = loss.predict(values, others, map_arrays(_merged, batch))
+        lost = [place for host, record in self._heard if record.out_of_reach for place in host.places]
+        lost += [place for unit, record in self._played if record.out_of_reach for place in unit.places]
+        if lost:
+            raise OutOfReachError(lost)
         # Losses leave out what masks hide; Keras hangs them on outputs.
-        masks = map_arrays(lambda leaf: _grouped(mask_of(leaf), groups, size), output)
-        output = map_arrays(lambda leaf: _grouped(leaf, groups, size), output)
+        masks = map_arrays(lambda leaf: self._grouped(mask_of(leaf)), output)
+        self.output = map_arrays(self._grouped, output)
 
         def measure(group: Any, output: Any) -> Any:
             examples, hidden = group
@@ -93,68 +100,92 @@ class Capture:
                     set_mask(leaf, mask)
             return loss.measure(examples, output)
 
-        found = iter(how.gradients(measure, (batch, masks), output, [z for call in calls for _, z in call]))
-        pairs = [[(x, next(found)) for x, _ in call] for call in calls]
-        rows = []
-        for (place, rule), value in zip(self._rules, values, strict=True):
-            parts = [
-                rule.gradient(x, grad, groups, how.kernel_gradient) for x, grad in pairs[place] if grad is not None
-            ]
-            rows.append(sum(parts[1:], parts[0]) if parts else _nothing(groups, value.shape, rule))
+        self.grads = how.of_outputs(measure, (batch, masks), self.output)
+
+    def rows(self) -> list[Any]:
+        """The gradient of each group, those of rules in weight order; None where there is no way but the direct one."""
+        records = [record for _, record in (*self._heard, *self._played)]
+        tensors = [leaf for record in records for use in record.uses for leaf in differentiable(use.output)]
+        found = iter(self._how.pulled_back(self.output, self.grads, tensors))
+        pulled = [[[next(found) for _ in differentiable(use.output)] for use in record.uses] for record in records]
+        rows: list[Any] = [None] * len(self._values)
+        with self._loss.scope(self._values, self._others):
+            for (host, record), grads in zip(self._heard, pulled, strict=False):
+                uses = self._joined(record.uses, [parts[0] if parts else None for parts in grads])
+                for place, rule in zip(host.places, host.rules, strict=True):
+                    rows[place] = self._by_rule(rule, uses, self._values[place].shape)
+        for (unit, record), grads in zip(self._played, pulled[len(self._heard) :], strict=True):
+            again = Replay(unit.layer, self._groups, self._groups * self._size)
+            try:
+                for use, parts in zip(record.uses, grads, strict=True):
+                    again.add(use.tensors, use.output, parts)
+            except UnsplittableError as error:
+                raise OutOfReachError(unit.places) from error
+            for place, row in zip(unit.places, self._again(again, unit.places), strict=True):
+                rows[place] = row
         return rows
 
-    def in_keras_layout(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Views (n, *shape) of arrays that lie in weight order."""
-        return [row.transpose(rule.axes) for row, (_, rule) in zip(rows, self._rules, strict=True)]
+    def in_keras_layout(self, on_host: Callable[[Any], Any]) -> list[Any]:
+        """The same, brought to the host as they lie and seen as (n, *shape) there."""
+        return self._ways.in_keras_layout([None if row is None else on_host(row) for row in self.rows()])
+
+    def exact(self, group: int) -> list[Any]:
+        """The gradient of one group's loss by plain differentiation of this very pass."""
+        alone = map_arrays(lambda grad: grad * _one_hot(group, grad), self.grads)
+        return list(self._how.pulled_back(self.output, alone, self._values))
+
+    def _by_rule(self, rule: Rule, uses: Sequence[tuple[Use, Any]], shape: Any) -> Any:
+        parts = [
+            rule.formulas[use.role](use.tensors, grad, self._groups, self._how.kernel_gradient)
+            for use, grad in uses
+            if use.role in rule.formulas
+        ]
+        return sum(parts[1:], parts[0]) if parts else _nothing(self._groups, shape, rule)
+
+    def _joined(self, uses: Sequence[Use], grads: Sequence[Any]) -> list[tuple[Use, Any]]:
+        """Uses of a layer at several times count as one, of more examples in each group."""
+        alike: dict[Any, list[tuple[Use, Any]]] = {}
+        for use, grad in zip(uses, grads, strict=True):
+            if grad is not None:
+                shapes = tuple(tuple(tensor.shape[1:]) for tensor in (*use.tensors, grad))
+                alike.setdefault((use.role, shapes), []).append((use, grad))
+        return [found[0] if len(found) == 1 else self._join(found) for found in alike.values()]
+
+    def _join(self, found: Sequence[tuple[Use, Any]]) -> tuple[Use, Any]:
+        def join(parts: Sequence[Any]) -> Any:
+            wide = ops.concatenate([ops.reshape(t, (self._groups, -1, *t.shape[1:])) for t in parts], 1)
+            return ops.reshape(wide, (-1, *wide.shape[2:]))
+
+        tensors = tuple(map(join, zip(*(use.tensors for use, _ in found), strict=True)))
+        return Use(found[0][0].role, tensors, None), join([grad for _, grad in found])
+
+    def _again(self, again: Replay, places: Sequence[int]) -> Sequence[Any]:
+        if not again.parts:
+            return [ops.zeros((self._groups, *self._values[place].shape), "float32") for place in places]
+
+        def of_group(leaves: Sequence[Any], part: Sequence[Any]) -> Any:
+            values = list(self._values)
+            for place, leaf in zip(places, leaves, strict=True):
+                values[place] = leaf
+            with self._loss.scope(values, self._others):
+                return again(part)
+
+        return self._how.group_by_group(of_group, [self._values[place] for place in places], again.parts)
+
+    def _grouped(self, leaf: Any) -> Any:
+        return None if leaf is None else ops.reshape(leaf, (self._groups, self._size, *leaf.shape[1:]))
 
 
 def _merged(leaf: Any) -> Any:
     return ops.reshape(leaf, (leaf.shape[0] * leaf.shape[1], *leaf.shape[2:]))
 
 
-def _grouped(leaf: Any, groups: int, size: int) -> Any:
-    return None if leaf is None else ops.reshape(leaf, (groups, size, *leaf.shape[1:]))
+def _one_hot(group: int, grad: Any) -> Any:
+    chosen = np.zeros((grad.shape[0], *[1] * (len(grad.shape) - 1)), np.float32)
+    chosen[group] = 1.0
+    return ops.convert_to_tensor(chosen, grad.dtype)
 
 
 def _nothing(groups: int, shape: Any, rule: Rule) -> Any:
     stored = np.argsort(rule.axes)
     return ops.zeros([(groups, *shape)[axis] for axis in stored], "float32")
-
-
-_HOOKED = "call", "activation"
-
-
-@contextmanager
-def _listening(owners: Sequence[Any], calls: Sequence[list], how: Differentiation) -> Iterator[None]:
-    """Records (input, pre-activation output) of each call of each layer, and leaves no trace."""
-    # Users may have given a layer a `call` of its own. On torch, an activation that is a layer isn't in the dictionary.
-    before = [{name: vars(layer)[name] for name in _HOOKED if name in vars(layer)} for layer in owners]
-    try:
-        for layer, call in zip(owners, calls, strict=True):
-            _listen(layer, call, how)
-        yield
-    finally:
-        for layer, own in zip(owners, before, strict=True):
-            for name in _HOOKED:
-                vars(layer).pop(name, None)
-            vars(layer).update(own)
-
-
-def _listen(layer: Any, record: list, how: Differentiation) -> None:
-    original, activation = layer.call, getattr(layer, "activation", None)
-    inputs: list[Any] = []
-
-    def call(x: Any, *args: Any, **kwargs: Any) -> Any:
-        inputs.append(x)
-        output = original(x, *args, **kwargs)
-        return listen(output) if activation is None else output
-
-    def listen(z: Any) -> Any:
-        how.watch(z)
-        record.append((inputs.pop(), z))
-        return z if activation is None else activation(z)
-
-    # Past Keras's __setattr__, which would track them.
-    vars(layer)["call"] = call
-    if activation is not None:
-        vars(layer)["activation"] = listen

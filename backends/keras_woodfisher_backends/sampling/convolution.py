@@ -19,6 +19,8 @@ class KernelGradient(Protocol):
     def __call__(self, x: Any, grad: Any, layer: Any, groups: int) -> Any:
         """(n, filters, channels / layer.groups, *kernel_size); None where a matrix product is faster.
 
+        Of a layer without `groups`, which is a depthwise one, (n, channels, depth_multiplier, *kernel_size).
+
         Args:
             x: The input without padding, channels last.
             grad: The gradient of the output, channels last.
@@ -31,6 +33,10 @@ class KernelGradient(Protocol):
 def convolution_gradient(layer: Any, x: Any, grad: Any, groups: int, kernels: KernelGradient) -> Any:
     """(n, filters, channels / layer.groups, *kernel_size)."""
     x, grad = _channels_last(layer, x), _channels_last(layer, grad)
+    if layer.groups == 1 and max(*layer.kernel_size, *layer.strides) == 1:
+        x, grad = (ops.reshape(t, (groups, -1, t.shape[-1])) for t in (x, grad))
+        rows = ops.matmul(ops.swapaxes(grad, 1, 2), x)
+        return ops.reshape(rows, (*rows.shape, *layer.kernel_size))
     rows = None if _is_small(grad, groups) else kernels(x, grad, layer, groups)
     if rows is not None:
         return rows
@@ -52,6 +58,9 @@ def depthwise_gradient(layer: Any, x: Any, grad: Any, groups: int, kernels: Kern
     if hasattr(layer, "pointwise_kernel"):
         pointwise = ops.reshape(ops.cast(layer.pointwise_kernel, grad.dtype), (-1, layer.filters))
         grad = ops.matmul(grad, ops.transpose(pointwise))
+    rows = kernels(x, grad, layer, groups)
+    if rows is not None:
+        return rows
     x = padded(layer, x, grad.shape[1:-1])
     rows = _grouped_correlation(layer, x, grad, groups, x.shape[-1])
     return ops.reshape(rows, (groups, x.shape[-1], -1, *layer.kernel_size))

@@ -1,6 +1,6 @@
 """TensorFlow: devices, and gradients in `tf.function`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -9,14 +9,17 @@ import numpy as np
 import tensorflow as tf
 
 from keras_woodfisher_backends import devices
+from keras_woodfisher_backends.keras_internals.recurrence import has_loops_over_time
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
 from keras_woodfisher_backends.kernel.numpy_operators import host_kernel
 from keras_woodfisher_backends.kernel.stacking import Stacking
-from keras_woodfisher_backends.nest import arrays, fill, outline
+from keras_woodfisher_backends.nest import arrays, fill, map_arrays, outline, take
 from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
-from keras_woodfisher_backends.sampling.capture import Capture, Differentiation
+from keras_woodfisher_backends.sampling.capture import Differentiation, Pass
 from keras_woodfisher_backends.sampling.convolution import positions
-from keras_woodfisher_backends.sampling.verified import VerifiedSampler
+from keras_woodfisher_backends.sampling.traces import trace_of
+from keras_woodfisher_backends.sampling.verified import Gradients, VerifiedSampler, compared_in_place
+from keras_woodfisher_backends.sampling.ways import Ways
 from keras_woodfisher_backends.tensorflow.operators import ONE_AT_A_TIME, TensorFlowOperators, full_precision
 
 _FEW_POSITIONS = 8
@@ -60,19 +63,21 @@ class TensorFlowBackend:
         return ONE_AT_A_TIME
 
     def sampler(self, loss: Loss, model: Any, variables: Sequence[Any]) -> Sampler:
-        capture = Capture(model, variables)
-        gradients = _TensorFlowGradients(loss, capture)
-        return VerifiedSampler(capture, [gradients.captured], gradients.direct, self.is_out_of_memory)
+        return VerifiedSampler(_TensorFlowGradients(loss, Ways(model, variables)), self.is_out_of_memory)
 
-    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def compiled(self, function: Callable[..., Any], loss: Loss) -> Callable[..., Any]:
         # In a graph, layers and their activations are fused, and then `relu` makes 0 of NaN.
         return function
+
+    def outlined(self, function: Callable[..., Any], *args: Any) -> Any:
+        return function(*args)
 
     def dry_call(self, function: Callable[[Any], None], x: Any) -> None:
         function(x)
 
-    def chunk_groups(self, examples: int) -> int:
-        return max(1, (devices.EXAMPLES if _logical("GPU") else 64) // examples)
+    def chunk_groups(self, examples: int, model: Any = None) -> int:
+        on_host = devices.EXAMPLES_IN_TIME if has_loops_over_time(model) else 64
+        return max(1, (devices.EXAMPLES if _logical("GPU") else on_host) // examples)
 
     def write_row(self, buffer: Any, slot: Any, row: Any) -> None:
         buffer.value[slot].assign(row)
@@ -85,58 +90,105 @@ class TensorFlowBackend:
 class _TensorFlowGradients:
     """Samples by capture, and one backward pass at a time; each structure of a batch is traced once."""
 
-    def __init__(self, loss: Loss, capture: Capture):
+    manners = (True, False)
+    """Whether the losses of all groups are taken at once."""
+
+    def __init__(self, loss: Loss, ways: Ways):
+        self.ways = ways
         self._loss = loss
-        self._capture = capture
-        self._compiled: dict[tuple[str, str], Any] = {}
 
-    def captured(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
-        return self._capture.in_keras_layout(self._run(self._capture_chunk, values, others, batch))
+    def captured(self, manner: bool, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[Any]:
+        wanted = [place for place in range(len(values)) if place not in self.ways.direct]
+        rows = partial(self._pass_over_chunk, manner)
+        key = "captured", manner, *self.ways.left
+        found = dict(zip(wanted, self._run(key, rows, wanted, values, others, batch), strict=True))
+        return self.ways.in_keras_layout([found.get(place) for place in range(len(values))])
 
-    def direct(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
-        return self._run(self._loop_over_chunk, values, others, batch)
+    def direct(
+        self, values: Sequence[Any], others: Sequence[Any], batch: Any, places: Sequence[int]
+    ) -> list[np.ndarray]:
+        return self._run(("direct",), self._loop_over_chunk, list(places), values, others, batch)
 
-    def _run(self, rows: Callable[..., Any], values: Any, others: Any, batch: Any) -> list[np.ndarray]:
+    def direct_few(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
+        # Eagerly: to trace it would take longer than all else of a first call.
+        batch = map_arrays(tf.convert_to_tensor, batch)
+        rows = []
+        with full_precision.changed():
+            for index in range(arrays(batch)[0].shape[0]):
+                grads = self._gradient(list(range(len(values))), values, others, take(batch, index))
+                rows.append([_on_host(grad) for grad in grads])
+        return [np.stack(row) for row in zip(*rows, strict=True)]
+
+    def in_place(
+        self, manner: bool, values: Sequence[Any], others: Sequence[Any], batch: Any, groups: Sequence[int]
+    ) -> tuple[list[np.ndarray], list[np.ndarray], bool]:
+        batch = map_arrays(tf.convert_to_tensor, batch)
+        with full_precision.changed(), tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            found = Pass(_Tape(tape, manner), self._loss, values, others, batch, self.ways)
+            return compared_in_place(found, self._loss, values, others, batch, groups, _on_host)
+
+    def _run(
+        self, kind: Hashable, rows: Callable[..., Any], places: list[int], values: Any, others: Any, batch: Any
+    ) -> list[np.ndarray]:
         # A loop in the graph takes no None: the structure of the batch is kept aside.
         outlined = outline(batch)
-        key = rows.__name__, repr(outlined)
-        if key not in self._compiled:
-            self._compiled[key] = tf.function(partial(rows, outlined), autograph=False)
+        key = kind, repr(outlined), *places, self._loss.identity
+        trace = trace_of(self._loss.model, key, partial(tf.function, autograph=False))
         leaves = [tf.convert_to_tensor(leaf) for leaf in arrays(batch)]
-        rows_of = self._compiled[key]
         with full_precision.changed():
-            # Not `.numpy()`, which copies.
-            return [np.asarray(tf.cast(row, tf.float32)) for row in rows_of(list(values), list(others), leaves)]
+            found = trace(partial(rows, places, outlined), list(values), list(others), leaves)
+            return [_on_host(row) for row in found]
 
-    def _capture_chunk(self, outlined: Any, values: Any, others: Any, leaves: Any) -> list[Any]:
-        batch = fill(outlined, leaves)
+    def _pass_over_chunk(
+        self, manner: bool, places: list[int], outlined: Any, values: Any, others: Any, leaves: Any
+    ) -> list[Any]:
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-            return self._capture.sample(_Tape(tape), self._loss, values, others, batch)
+            found = Pass(_Tape(tape, manner), self._loss, values, others, fill(outlined, leaves), self.ways)
+            rows = found.rows()
+        return [rows[place] for place in places]
 
-    def _loop_over_chunk(self, outlined: Any, values: Any, others: Any, leaves: Any) -> list[Any]:
+    def _loop_over_chunk(self, places: list[int], outlined: Any, values: Any, others: Any, leaves: Any) -> list[Any]:
         def one(group: Any) -> list[Any]:
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(values)
-                value = self._loss(values, others, fill(outlined, group))
-            grads = tape.gradient(value, values, unconnected_gradients="zero")
-            return [tf.convert_to_tensor(grad) for grad in grads]
+            return self._gradient(places, values, others, fill(outlined, group))
 
-        kinds = [value.dtype for value in values]
+        kinds = [values[place].dtype for place in places]
         return tf.map_fn(one, leaves, fn_output_signature=kinds, parallel_iterations=2)
+
+    def _gradient(self, places: list[int], values: Any, others: Any, group: Any) -> list[Any]:
+        wanted = [values[place] for place in places]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(wanted)
+            value = self._loss(values, others, group)
+        grads = tape.gradient(value, wanted, unconnected_gradients="zero")
+        return [tf.convert_to_tensor(grad) for grad in grads]
+
+
+def _on_host(row: Any) -> np.ndarray:
+    # Not `.numpy()`, which copies.
+    return np.zeros((), np.float32) if row is None else np.asarray(tf.cast(tf.convert_to_tensor(row), tf.float32))
 
 
 class _Tape:
-    """`Differentiation` for capturing."""
+    """`Differentiation` for capturing.
 
-    def __init__(self, tape: Any):
+    Args:
+        tape: Records the pass.
+        losses_at_once: Whether the losses of all groups are differentiated at once, or in a loop.
+    """
+
+    def __init__(self, tape: Any, losses_at_once: bool):
+        self._losses_at_once = losses_at_once
         self._tape = tape
+        self._graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
-    def watch(self, tensor: Any) -> None:
+    def watch(self, tensor: Any) -> Any:
+        if self._graph is not None and tensor.graph is not self._graph:
+            return None
         self._tape.watch(tensor)
+        return tensor
 
-    def gradients(
-        self, measure: Callable[[Any, Any], Any], batch: Any, output: Any, tensors: Sequence[Any]
-    ) -> Sequence[Any]:
+    def of_outputs(self, measure: Callable[[Any, Any], Any], batch: Any, output: Any) -> list[Any]:
         outlines = outline(batch), outline(output)
         outputs = arrays(output)
 
@@ -148,13 +200,35 @@ class _Tape:
             return tape.gradient(loss, predicted, unconnected_gradients="zero")
 
         with self._tape.stop_recording():
-            # A loop in the graph: losses may do what can't be vectorised.
+            if self._losses_at_once:
+                return tf.vectorized_map(of_group, (arrays(batch), outputs), fallback_to_while_loop=False)
             kinds = [leaf.dtype for leaf in outputs]
-            grads = tf.map_fn(of_group, (arrays(batch), outputs), fn_output_signature=kinds)
-            return self._tape.gradient(outputs, tensors, output_gradients=grads)
+            return tf.map_fn(of_group, (arrays(batch), outputs), fn_output_signature=kinds)
+
+    def pulled_back(self, output: Any, grads: Any, tensors: Sequence[Any]) -> Sequence[Any]:
+        with self._tape.stop_recording():
+            return self._tape.gradient(arrays(output), list(tensors), output_gradients=list(grads))
+
+    def group_by_group(
+        self, function: Callable[[Sequence[Any], Sequence[Any]], Any], values: Sequence[Any], parts: Sequence[Any]
+    ) -> Sequence[Any]:
+        def of_group(part: Any) -> Any:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(values)
+                total = function(values, part)
+            grads = tape.gradient(total, values, unconnected_gradients="zero")
+            return [tf.convert_to_tensor(grad) for grad in grads]
+
+        with self._tape.stop_recording():
+            kinds = [value.dtype for value in values]
+            return tf.map_fn(of_group, list(parts), fn_output_signature=kinds, parallel_iterations=2)
 
     def kernel_gradient(self, x: Any, grad: Any, layer: Any, groups: int) -> Any:
-        if len(layer.kernel_size) != 2 or layer.groups > 1 or max(layer.dilation_rate) > 1:
+        if len(layer.kernel_size) != 2 or max(layer.dilation_rate) > 1:
+            return None
+        if not hasattr(layer, "groups"):
+            return None if len(set(layer.strides)) > 1 else self._depthwise_gradient(x, grad, layer, groups)
+        if layer.groups > 1:
             return None
         if positions(grad, groups) <= _FEW_POSITIONS * grad.shape[-1]:
             return None
@@ -169,6 +243,25 @@ class _Tape:
             ]
             return tf.transpose(tf.stack(kernels), (0, 4, 3, 1, 2))
 
+    def _depthwise_gradient(self, x: Any, grad: Any, layer: Any, groups: int) -> Any:
+        """Groups stand side by side as channels, none of which looks at another."""
+
+        def side_by_side(tensor: Any) -> Any:
+            parts = tf.reshape(tensor, (groups, -1, *tensor.shape[1:]))
+            return tf.reshape(tf.transpose(parts, (1, 2, 3, 0, 4)), (-1, *tensor.shape[1:3], groups * tensor.shape[3]))
+
+        channels, size = x.shape[3], tuple(layer.kernel_size)
+        shape = (*size, groups * channels, grad.shape[3] // channels)
+        with self._tape.stop_recording():
+            kernels = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
+                input=side_by_side(x),
+                filter_sizes=shape,
+                out_backprop=side_by_side(grad),
+                strides=[1, *layer.strides, 1],
+                padding=layer.padding.upper(),
+            )
+            return tf.transpose(tf.reshape(kernels, (*size, groups, channels, shape[3])), (2, 3, 4, 0, 1))
+
 
 def _logical(kind: str) -> list[Any]:
     return tf.config.list_logical_devices(kind)
@@ -176,3 +269,4 @@ def _logical(kind: str) -> list[Any]:
 
 _backend: type[Backend] = TensorFlowBackend
 _differentiation: Callable[..., Differentiation] = _Tape
+_gradients: Callable[..., Gradients] = _TensorFlowGradients

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import keras
@@ -12,14 +11,16 @@ from keras import ops
 from torch.overrides import TorchFunctionMode
 
 from keras_woodfisher_backends import devices
+from keras_woodfisher_backends.keras_internals.recurrence import has_loops_over_time
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
 from keras_woodfisher_backends.kernel.numpy_operators import host_kernel
 from keras_woodfisher_backends.kernel.stacking import Stacking
 from keras_woodfisher_backends.nest import arrays, fill, map_arrays, outline, take
 from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
-from keras_woodfisher_backends.sampling.capture import Capture, Differentiation
+from keras_woodfisher_backends.sampling.capture import Differentiation, Pass
 from keras_woodfisher_backends.sampling.convolution import padded
-from keras_woodfisher_backends.sampling.verified import VerifiedSampler
+from keras_woodfisher_backends.sampling.verified import Gradients, VerifiedSampler, compared_in_place
+from keras_woodfisher_backends.sampling.ways import Ways
 from keras_woodfisher_backends.torch.operators import TorchOperators, full_precision
 
 
@@ -82,19 +83,20 @@ class TorchBackend:
         return nullcontext()
 
     def sampler(self, loss: Loss, model: Any, variables: Sequence[Any]) -> Sampler:
-        capture = Capture(model, variables)
-        gradients = _TorchGradients(loss, model, capture)
-        ways = [partial(gradients.captured, vectorised) for vectorised in (True, False)]
-        return VerifiedSampler(capture, ways, gradients.direct, self.is_out_of_memory)
+        return VerifiedSampler(_TorchGradients(loss, model, Ways(model, variables)), self.is_out_of_memory)
 
-    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def compiled(self, function: Callable[..., Any], loss: Loss) -> Callable[..., Any]:
         return function
+
+    def outlined(self, function: Callable[..., Any], *args: Any) -> Any:
+        return function(*args)
 
     def dry_call(self, function: Callable[[Any], None], x: Any) -> None:
         function(x)
 
-    def chunk_groups(self, examples: int) -> int:
-        return max(1, (devices.EXAMPLES if self._accelerators.count() else 64) // examples)
+    def chunk_groups(self, examples: int, model: Any = None) -> int:
+        on_host = devices.EXAMPLES_IN_TIME if has_loops_over_time(model) else 64
+        return max(1, (devices.EXAMPLES if self._accelerators.count() else on_host) // examples)
 
     def write_row(self, buffer: Any, slot: Any, row: Any) -> None:
         buffer.value.index_copy_(0, slot.reshape(1).long(), row[None])
@@ -106,30 +108,61 @@ class TorchBackend:
 class _TorchGradients:
     """Samples by capture, and one backward pass at a time."""
 
-    def __init__(self, loss: Loss, model: Any, capture: Capture):
+    manners = ((True, True), (True, False), (False, False))
+    """Whether the losses of all groups are taken at once, and layers run again for all of them at once."""
+
+    def __init__(self, loss: Loss, model: Any, ways: Ways):
+        self.ways = ways
         self._loss = loss
         self._model = model
-        self._capture = capture
 
-    def captured(self, vectorised: bool, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
+    def captured(
+        self, manner: tuple[bool, bool], values: Sequence[Any], others: Sequence[Any], batch: Any
+    ) -> list[np.ndarray | None]:
         values, others = [v.detach() for v in values], [v.detach() for v in others]
-        with full_precision.changed(), _evaluating(self._model), torch.enable_grad():
-            batch = map_arrays(ops.convert_to_tensor, batch)
-            rows = self._capture.sample(_Autograd(vectorised), self._loss, values, others, batch)
-        # Here, with all threads: NumPy would have to move them with one.
-        return self._capture.in_keras_layout([row.detach().float().contiguous().cpu().numpy() for row in rows])
+        with self._mode():
+            return self._pass(manner, values, others, batch).in_keras_layout(_on_host)
 
-    def direct(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
-        leaves, others = [v.detach().requires_grad_() for v in values], [v.detach() for v in others]
+    def direct(
+        self, values: Sequence[Any], others: Sequence[Any], batch: Any, places: Sequence[int]
+    ) -> list[np.ndarray]:
+        leaves, others = [v.detach() for v in values], [v.detach() for v in others]
+        wanted = [leaves[place].requires_grad_() for place in places]
         rows = []
-        with full_precision.changed(), _evaluating(self._model), torch.enable_grad(), _ContiguousKernels():
+        with self._mode(), _ContiguousKernels():
             batch = map_arrays(ops.convert_to_tensor, batch)
             for index in range(arrays(batch)[0].shape[0]):
                 loss = self._loss(leaves, others, take(batch, index))
-                grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+                grads = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
                 # NumPy has no bfloat16.
                 rows.append([grad.detach().float().cpu().numpy() for grad in grads])
         return [np.stack(row) for row in zip(*rows, strict=True)]
+
+    def direct_few(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
+        return self.direct(values, others, batch, range(len(values)))
+
+    def in_place(
+        self, manner: tuple[bool, bool], values: Sequence[Any], others: Sequence[Any], batch: Any, groups: Sequence[int]
+    ) -> tuple[list[np.ndarray], list[np.ndarray], bool]:
+        leaves, others = [v.detach().requires_grad_() for v in values], [v.detach() for v in others]
+        with self._mode():
+            batch = map_arrays(ops.convert_to_tensor, batch)
+            found = self._pass(manner, leaves, others, batch)
+            return compared_in_place(found, self._loss, leaves, others, batch, groups, _on_host)
+
+    def _pass(self, manner: tuple[bool, bool], values: Sequence[Any], others: Sequence[Any], batch: Any) -> Pass:
+        how = _Autograd(*manner)
+        return Pass(how, self._loss, values, others, map_arrays(ops.convert_to_tensor, batch), self.ways)
+
+    @contextmanager
+    def _mode(self) -> Iterator[None]:
+        with full_precision.changed(), _evaluating(self._model), torch.enable_grad():
+            yield
+
+
+def _on_host(row: torch.Tensor | None) -> np.ndarray:
+    # Contiguous here, with all threads: NumPy would have to move it with one.
+    return np.zeros((), np.float32) if row is None else row.detach().float().contiguous().cpu().numpy()
 
 
 _CONVOLUTIONS = {
@@ -152,33 +185,72 @@ class _ContiguousKernels(TorchFunctionMode):
 
 
 class _Autograd:
-    """`Differentiation` for capturing; the losses of all groups at once, or one after the other."""
+    """`Differentiation` for capturing.
 
-    def __init__(self, vectorised: bool):
-        self._vectorised = vectorised
+    Args:
+        losses_at_once: Whether the losses of all groups are differentiated at once, or one after the other.
+        groups_at_once: The same of layers that are run again.
+    """
 
-    def watch(self, tensor: torch.Tensor) -> None:
+    def __init__(self, losses_at_once: bool, groups_at_once: bool):
+        self._losses_at_once = losses_at_once
+        self._groups_at_once = groups_at_once
+
+    def watch(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # noqa: SLF001 - no public way to tell
+            return None
         if not tensor.requires_grad:
             tensor.requires_grad_()
+        return tensor
 
-    def gradients(
-        self, measure: Callable[[Any, Any], Any], batch: Any, output: Any, tensors: Sequence[torch.Tensor]
-    ) -> Sequence[torch.Tensor | None]:
+    def of_outputs(self, measure: Callable[[Any, Any], Any], batch: Any, output: Any) -> list[torch.Tensor]:
+        outputs = [leaf.detach() for leaf in arrays(output)]
+        for leaf in outputs:
+            if leaf.is_floating_point():
+                leaf.requires_grad_()
         outlines = outline((batch, output))
-        leaves = arrays((batch, output))
 
         def loss(*group: torch.Tensor) -> torch.Tensor:
             return measure(*fill(outlines, group))
 
-        if self._vectorised:
+        leaves = [*arrays(batch), *outputs]
+        if self._losses_at_once:
             losses = torch.vmap(loss)(*leaves)
         else:
             losses = torch.stack([loss(*group) for group in zip(*leaves, strict=True)])
-        return torch.autograd.grad(losses.sum(), tensors, allow_unused=True)
+        floats = [leaf for leaf in outputs if leaf.requires_grad]
+        return list(torch.autograd.grad(losses.sum(), floats, allow_unused=True, materialize_grads=True))
+
+    def pulled_back(self, output: Any, grads: Any, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
+        pairs = [(leaf, grad) for leaf, grad in zip(_floats(output), grads, strict=True) if leaf.requires_grad]
+        if not pairs or not tensors:
+            return [None] * len(tensors)
+        outputs, seeds = zip(*pairs, strict=True)
+        return torch.autograd.grad(outputs, tensors, seeds, allow_unused=True, retain_graph=True)
+
+    def group_by_group(
+        self,
+        function: Callable[[Sequence[Any], Sequence[Any]], Any],
+        values: Sequence[torch.Tensor],
+        parts: Sequence[torch.Tensor],
+    ) -> Sequence[torch.Tensor]:
+        values = tuple(value.detach() for value in values)
+
+        def gradient(values: tuple[torch.Tensor, ...], *part: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return torch.func.grad(lambda leaves: function(leaves, part))(values)
+
+        if self._groups_at_once:
+            return torch.vmap(gradient, (None, *[0] * len(parts)))(values, *parts)
+        rows = []
+        for part in zip(*parts, strict=True):
+            leaves = [value.clone().requires_grad_() for value in values]
+            total = function(leaves, part)
+            rows.append(torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True))
+        return [torch.stack(row) for row in zip(*rows, strict=True)]
 
     def kernel_gradient(self, x: torch.Tensor, grad: torch.Tensor, layer: Any, groups: int) -> torch.Tensor | None:
         size = x.shape[0] // groups
-        if size == 1:
+        if size == 1 or not hasattr(layer, "groups"):
             return None
         x = padded(layer, x, grad.shape[1:-1])
         kernel = x.new_empty((grad.shape[-1], x.shape[-1] // layer.groups, *layer.kernel_size))
@@ -188,6 +260,10 @@ class _Autograd:
         backward = torch.ops.aten.convolution_backward
         # Neither the gradient of the input nor that of a bias.
         return torch.stack([backward(g, part, kernel, None, *steps, [False, True, False])[1] for g, part in pairs])
+
+
+def _floats(output: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in arrays(output) if leaf.is_floating_point()]
 
 
 @contextmanager
@@ -204,3 +280,4 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 _backend: type[Backend] = TorchBackend
 _differentiation: Callable[..., Differentiation] = _Autograd
+_gradients: Callable[..., Gradients] = _TorchGradients
