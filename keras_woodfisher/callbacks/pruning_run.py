@@ -187,6 +187,7 @@ class Run:
 
     def go_on(self, known: Mapping[str, np.ndarray]) -> None:
         """To be called instead of `begin` where training goes on with what `knowledge` told."""
+        self._collapse = Collapse(self.targets)
         self.pruner.take(np.unpackbits(known["pruned"], count=sum(t.size for t in self.targets)).astype(bool))
         self._ramps.begin_at(known["beginnings"].tolist())
         self.done = None if np.isnan(known["done"]) else float(known["done"])

@@ -64,6 +64,8 @@ class GradientBuffer:
         free = np.zeros((self.capacity - len(rows), rows.shape[1]), np.float32)
         self._rows.assign(np.concatenate([rows, free]) if len(free) else rows)
         self._seen.assign(seen)
+        # The run that they are from has found all of them trained.
+        _Apply.of(self._hidden.optimizer).trained |= {id(target.variable) for target in self._targets}
 
     def latest(self, count: int, chunk: int | None = None) -> Iterator[np.ndarray]:
         """The `count` newest rows, or as many as there are, oldest first: parts (n, d) float32 in weight order.

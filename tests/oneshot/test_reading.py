@@ -57,11 +57,13 @@ GIVEN = {"quality": "fast", "num_grads": 16, "grad_batch_size": 1}
     "options, stream, dataset",
     [
         # A look at the first group, then the samples of each stage; a dataset's length tells how much it holds.
-        (GIVEN, 2, 3),
-        (GIVEN | {"stages": 2}, 3, 4),
+        # Where that is known, some are held out to compare with magnitude pruning on.
+        (GIVEN, 2, 4),
+        (GIVEN | {"damp": 1e-4}, 2, 3),
+        (GIVEN | {"stages": 2}, 3, 5),
         # Examples are counted, once.
         ({"quality": "fast"}, 3, 3),
-        (GIVEN | {"reestimate_batchnorm": True}, 3, 4),
+        (GIVEN | {"reestimate_batchnorm": True}, 3, 5),
         # What is held out; a gradient for each step that is tried.
         (GIVEN | {"update": "calibrated", "calibration": 20, "newton_steps": 0}, 3, 4),
         (GIVEN | {"update": "calibrated", "newton_steps": 0}, 4, 4),

@@ -150,7 +150,7 @@ def test_a_saturated_net_is_pruned_in_one_stage(saturating):
     model.set_weights(before)
     with pytest.warns(UserWarning, match=SATURATED):
         report = kw.prune(model, data, 0.75, quality="fast", stages=2, **PLAIN)
-    assert report.sparsity == 0.75 and [note[:21] for note in report.notes] == [SATURATED[:21]]
+    assert report.sparsity == 0.75 and report.notes[0].startswith(SATURATED)
     assert SATURATED in str(report) and report.as_dict()["stages"][0]["note"] == report.notes[0]
     np.testing.assert_array_equal(model.get_weights()[0], alone[0])
 

@@ -16,6 +16,7 @@ from keras_woodfisher.memory.plan import RECOMPUTED, MemoryPlan
 from keras_woodfisher.memory.store import MemoryStore
 from keras_woodfisher.oneshot.reconstruction.footprint import Plan
 from keras_woodfisher.oneshot.reconstruction.pruning import Examined, effort_of
+from keras_woodfisher.options.pruning_options import AUTO
 from keras_woodfisher.pruning.fisher import block_slices
 from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.recipe.modifiers.reconstruction import ReconstructionModifier
@@ -107,7 +108,7 @@ def cost_of(run: Run, updates: Sequence[PlannedUpdate], seconds_per_sample: floa
         flops = sum(_flops(u.num_grads, width) for u, widths in blocks.items() for width in widths)
         seconds = options.num_recomputations * _OVERHEAD * flops / _gemm_rate()
     samples = options.num_recomputations * sum(u.num_grads for u in working)
-    samples *= passes_of(memory, max(max(widths) for widths in blocks.values()))
+    samples *= passes_of(memory, max(max(widths) for widths in blocks.values()), options.damp == AUTO)
     return Cost(
         gradients,
         ring,
@@ -133,15 +134,16 @@ def probed_seconds(run: Run) -> float:
     return (time.perf_counter() - start) / rows
 
 
-def passes_of(memory: MemoryPlan | None, widest: int) -> int:
-    """How often each sample is taken."""
+def passes_of(memory: MemoryPlan | None, widest: int, shrinks: bool) -> int:
+    """How often each sample is taken; `shrinks` where the ridge is found from them."""
     if memory is None or memory.storage != RECOMPUTED:
         return 1
     if widest > memory.page:
         # Gram matrix and leverage, then the change of the samples, Gram matrix and correction, each over all pages.
-        return 5 * memory.pages
+        return (6 if shrinks else 5) * memory.pages
     # For the scores page after page, and for the corrections back to the first one.
-    return 2 * memory.pages - 1
+    once = memory.pages - 1
+    return (3 if shrinks else 2) * once + 1
 
 
 def _kept(sizes: Sequence[int], update: PlannedUpdate) -> list[int]:
