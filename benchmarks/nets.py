@@ -21,7 +21,9 @@ def digits() -> tuple[tuple, tuple]:
     return (x[:1200], y[:1200]), (x[1200:], y[1200:])
 
 
-def trained(kind: str, train: tuple | None = None, batchnorm: bool = False, verbose: int = 0) -> keras.Model:
+def trained(
+    kind: str, train: tuple | None = None, batchnorm: bool = False, verbose: int = 0, seed: int = 0
+) -> keras.Model:
     """A trained net whose output is logits.
 
     Args:
@@ -29,8 +31,9 @@ def trained(kind: str, train: tuple | None = None, batchnorm: bool = False, verb
         train: Images (N, H, W, C), from 0 to 255, and labels; without, digits. Images are cropped and flipped.
         batchnorm: Whether the convolutional net has BatchNorm.
         verbose: As in `fit`.
+        seed: Of weights and of the order of examples.
     """
-    keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(seed)
     x, y = train or digits()[0]
     make = {"cnn": _cnn, "transformer": transformer, "mobilenet": mobilenet, "lstm": _recurrent, "gru": _recurrent}
     options = {"cnn": {"batchnorm": batchnorm}, "gru": {"layer": keras.layers.GRU}}.get(kind, {})
