@@ -57,8 +57,8 @@ class WoodFisherPruning(MaskCallback):
             with buffering).
         damp: Ridge on the Fisher's diagonal, in units of squared gradient; `"auto"`: the one by which the estimate is
             nearest to the true Fisher (`keras_woodfisher.pruning.shrinkage`). Where `data` has examples to spare, up to
-            128 of them are held out, and an update that leaves a higher loss on them than magnitude pruning gives way
-            to that. The papers have 1e-5.
+            128 of them are held out, a smaller ridge is tried first, and an update that isn't clearly better on them
+            than magnitude pruning gives way to that. The papers have 1e-5.
         fisher_block_size: Weights in one block (B); None means one block over everything.
         num_recomputations: Stages of one update, each with new gradients; the kept fraction falls by the same factor
             in each (not with buffering).

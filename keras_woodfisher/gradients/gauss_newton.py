@@ -113,7 +113,9 @@ def _spread(factor: Any, axes: int) -> Any:
 
 
 def _softmax_of_logits(logits: Any, signs: Any) -> Any:
-    p = ops.softmax(logits, axis=-1)
+    # By hand: TensorFlow's fused kernel rounds probabilities of 1, and then nothing is left out where outputs saturate.
+    powers = ops.exp(logits - ops.max(logits, axis=-1, keepdims=True))
+    p = powers / ops.sum(powers, axis=-1, keepdims=True)
     root = ops.sqrt(p)
     return root * signs - p * ops.sum(root * signs, axis=-1, keepdims=True)
 

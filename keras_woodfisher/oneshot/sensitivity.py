@@ -76,7 +76,7 @@ def sensitivity(  # noqa: PLR0913
         num_grads: Gradient samples (m); by default 512, or as many as arrays hold.
         grad_batch_size: Examples averaged into one sample (b).
         fisher: `"empirical"` or `"ggn"`.
-        damp: Ridge on the Fisher's diagonal, or `"auto"`.
+        damp: Ridge on the Fisher's diagonal; `"auto"`: a tenth of its mean.
         fisher_block_size: Weights in one block (B); None means that each variable is one block.
         update: `"joint"` or `"independent"`.
         method: `"woodfisher"`, or `"magnitude"` or `"reconstruct"`, which predict nothing.

@@ -14,6 +14,7 @@ from keras_woodfisher.oneshot.reconstruction.layerwise import Layerwise, joined
 from keras_woodfisher.pruning.fisher import BlockFisher
 from keras_woodfisher.pruning.masks import saliencies
 from keras_woodfisher.pruning.pruner import Pruner
+from keras_woodfisher.pruning.shrinkage import ridges
 from keras_woodfisher.reports.meter import Meter
 
 _EXAMPLES = 1024
@@ -57,8 +58,9 @@ def single_changes(
         yield lambda level: _change(pruner, weights, still, _chosen(pruner, np.abs(weights), level), no_costs), 0
         return
     keep = ~np.concatenate(pruner.pruned)
-    with pruner.gradients(source, rows, 0, meter) as (grads, blocks, _, damp):
+    with pruner.gradients(source, rows, 0, meter) as (grads, blocks, mean_diagonal):
         kernels = pruner.workspace.kernels
+        damp = next(ridges(pruner.options.damp, grads, blocks, mean_diagonal, None))
         with meter.phase("inverse", len(blocks), "block") as advance:
             diagonal = BlockFisher(grads, blocks, damp, kernels).inverse_diagonal(advance)
         scores = saliencies(weights, keep, diagonal)

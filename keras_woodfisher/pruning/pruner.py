@@ -13,14 +13,14 @@ from keras_woodfisher.memory.plan import MemoryPlan
 from keras_woodfisher.memory.store import GradientStore
 from keras_woodfisher.model.restoring import restored
 from keras_woodfisher.model.targets import Target, find_targets
-from keras_woodfisher.options.pruning_options import AUTO, PruningOptions
+from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.corrections import BlockCorrector, Corrector, RemovedWeights
 from keras_woodfisher.pruning.fisher import Advance, BlockFisher, block_slices, no_progress
 from keras_woodfisher.pruning.group_masks import grows, select
 from keras_woodfisher.pruning.groups import Structure, arranged, structure_of
 from keras_woodfisher.pruning.guard import MagnitudeGuard
 from keras_woodfisher.pruning.masks import count, grow, saliencies, zeros_of
-from keras_woodfisher.pruning.shrinkage import shrinkage_ridge
+from keras_woodfisher.pruning.shrinkage import ridges
 from keras_woodfisher.pruning.workspace import Workspace
 from keras_woodfisher.reports.meter import Meter
 from keras_woodfisher.reports.stage_report import StageReport
@@ -193,16 +193,11 @@ class Pruner:
         weights = self.check_weights()
         done = StageReport(0.0)
         if source is None:
-            new, delta = self._select(weights, None, sparsity), np.zeros(weights.shape)
+            new = self._select(weights, None, sparsity)
+            changed = np.where(new, 0.0, weights)
         else:
-            corrector = corrector or BlockCorrector(self.options.update == "joint")
-            new, delta, done = self._second_order(weights, sparsity, source, rows, draw, corrector, meter)
-        changed = np.where(new, 0.0, weights + delta).astype(weights.dtype)
-        if source is not None and self.guard is not None:
-            plain = self._select(weights, None, sparsity)
-            removed = np.where(plain, 0.0, weights)
-            if self.guard.prefers_magnitude(weights, removed, changed, self._at_a_time):
-                changed, new, done = removed, plain, replace(done, by_magnitude=True)
+            changed, new, done = self._second_order(weights, sparsity, source, rows, draw, corrector, meter)
+        changed = changed.astype(weights.dtype)
         if not np.isfinite(changed).all():
             raise FloatingPointError(
                 "The corrected weights aren't finite; nothing was changed. A larger damp may help."
@@ -213,8 +208,8 @@ class Pruner:
     @contextmanager
     def gradients(
         self, source: GradientSource, rows: int, draw: int, meter: Meter
-    ) -> Iterator[tuple[GradientStore, list[slice], float, float]]:
-        """Gradient samples of the unpruned weights, their blocks, the mean of the diagonal of `(1/m) G^T G`, the ridge.
+    ) -> Iterator[tuple[GradientStore, list[slice], float]]:
+        """Gradient samples of the unpruned weights, their blocks, and the mean of the diagonal of `(1/m) G^T G`.
 
         For the arguments see `update`; `meter` shows progress.
         """
@@ -224,8 +219,7 @@ class Pruner:
         store, squares = self.workspace.gradients(source, kept, blocks, rows, draw, meter)
         with closing(store) as grads:
             self.workspace.fit(len(grads))
-            mean, damp = squares / (len(grads) * grads.shape[1]), self.options.damp
-            yield grads, blocks, mean, shrinkage_ridge(grads, blocks, mean) if damp == AUTO else float(damp)
+            yield grads, blocks, squares / (len(grads) * grads.shape[1])
 
     def _second_order(
         self,
@@ -234,20 +228,30 @@ class Pruner:
         source: GradientSource,
         rows: int,
         draw: int,
-        corrector: Corrector,
+        corrector: Corrector | None,
         meter: Meter,
     ) -> tuple[np.ndarray, np.ndarray, StageReport]:
-        keep = ~np.concatenate(self.pruned)
-        with self.gradients(source, rows, draw, meter) as (grads, blocks, mean_diagonal, damp):
-            fisher = BlockFisher(grads, blocks, damp, self.workspace.kernels)
-            with meter.phase("inverse", len(blocks), "block") as advance:
-                new = self._select(weights, fisher, sparsity, advance)
-            removal = RemovedWeights(fisher, weights, keep, new[keep], mean_diagonal, draw, self._at_a_time)
-            change, chosen = corrector(removal, meter)
-            samples = len(grads)
-        delta = np.zeros(weights.shape)
-        delta[keep] = change
-        return new, delta, StageReport(0.0, samples, damp, chosen, slow_layers=source.slow_layers)
+        keep, guard = ~np.concatenate(self.pruned), self.guard
+        correct = corrector or BlockCorrector(self.options.update == "joint")
+        guarded = None if corrector is not None else guard is not None
+        with self.gradients(source, rows, draw, meter) as (grads, blocks, mean_diagonal):
+            for damp in ridges(self.options.damp, grads, blocks, mean_diagonal, guarded):
+                fisher = BlockFisher(grads, blocks, damp, self.workspace.kernels)
+                with meter.phase("inverse", len(blocks), "block") as advance:
+                    new = self._select(weights, fisher, sparsity, advance)
+                removal = RemovedWeights(fisher, weights, keep, new[keep], mean_diagonal, draw, self._at_a_time)
+                change, chosen = correct(removal, meter)
+                changed = weights.astype(np.float64)
+                changed[keep] += change
+                changed[new] = 0.0
+                done = StageReport(0.0, len(grads), damp, chosen, slow_layers=source.slow_layers)
+                if guard is None:
+                    return changed, new, done
+                plain = self._select(weights, None, sparsity)
+                removed = np.where(plain, 0.0, weights)
+                if not guard.prefers_magnitude(weights, removed, changed.astype(weights.dtype), self._at_a_time):
+                    return changed, new, done
+        return removed, plain, replace(done, by_magnitude=True)
 
     def _select(
         self, weights: np.ndarray, fisher: BlockFisher | None, sparsity: Sequence[float], advance: Advance = no_progress

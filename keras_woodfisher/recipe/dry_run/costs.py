@@ -108,7 +108,8 @@ def cost_of(run: Run, updates: Sequence[PlannedUpdate], seconds_per_sample: floa
         flops = sum(_flops(u.num_grads, width) for u, widths in blocks.items() for width in widths)
         seconds = options.num_recomputations * _OVERHEAD * flops / _gemm_rate()
     samples = options.num_recomputations * sum(u.num_grads for u in working)
-    samples *= passes_of(memory, max(max(widths) for widths in blocks.values()), options.damp == AUTO)
+    shrinks = options.damp == AUTO and pruner.guard is None
+    samples *= passes_of(memory, max(max(widths) for widths in blocks.values()), shrinks)
     return Cost(
         gradients,
         ring,
