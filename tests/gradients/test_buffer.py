@@ -8,7 +8,9 @@ from keras_woodfisher_backends.keras_internals.training import several_steps_are
 from releases import MultiOptimizer, OptimizerMap
 
 import keras_woodfisher as kw
+from keras_woodfisher.gradients.buffer import BufferedGradients
 from keras_woodfisher.model.optimizer_variables import inner_optimizer
+from keras_woodfisher.model.targets import find_targets
 
 BACKEND = keras.backend.backend()
 
@@ -204,3 +206,17 @@ class Stop(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if epoch == self._last:
             self.model.stop_training = True
+
+
+def test_a_step_without_a_gradient_of_a_variable_leaves_zeros(make_mlp, backend):
+    model = make_mlp()
+    targets = find_targets(model, "__ALL_PRUNABLE__")
+    source = BufferedGradients(model, targets, 3, backend)
+    source.attach()
+    first = targets[0].variable
+    gradient = np.arange(first.shape[0] * first.shape[1], dtype="float32").reshape(first.shape) + 1.0
+    source.ring.keep(inner_optimizer(model.optimizer), {id(first): ops.convert_to_tensor(gradient)})
+    (row,) = np.concatenate(list(source.ring.latest(3)))
+    source.detach()
+    np.testing.assert_array_equal(row[: targets[0].size], targets[0].flatten(gradient))
+    assert not row[targets[0].size :].any()

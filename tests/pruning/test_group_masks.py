@@ -165,3 +165,13 @@ def test_nan_costs_are_refused():
         grow_patterns(structure, costs, sets, np.zeros(structure.labels.size, bool), [0.5] * 2, True)
     with pytest.raises(FloatingPointError, match="1 of 2 scores of groups are NaN"):
         grow_groups(Groups([[2, 2]]), np.array([np.nan, 1.0]), np.zeros(4, bool), [0.5], True)
+
+
+def test_the_smallest_group_decides_whether_anything_goes():
+    structure = Groups([[8, 2, 8]])
+    none = np.zeros(structure.labels.size, bool)
+    # 3 of 18 weights: the group of two fits, those of eight don't.
+    assert grows(structure, none, [3 / 18], True)
+    taken = grow_groups(structure, np.array([9.0, 0.5, 9.0]), none, [3 / 18], True)
+    assert structure.zeros(taken).tolist() == [0, 2, 0]
+    assert not grows(structure, none, [0.5 / 18], True)

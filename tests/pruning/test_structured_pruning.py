@@ -13,6 +13,7 @@ from keras_woodfisher.callbacks.update_plan import Ramps
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.options.schedule import checked_schedule
 from keras_woodfisher.pruning.pruner import Pruner
+from keras_woodfisher.pruning.stages import StagedUpdates
 
 DAMP = 1e-3
 MASKS = ["2:4", "1:4", "block4", [2, 2], "filter", "channel"]
@@ -289,3 +290,16 @@ def test_memory_for_groups_is_part_of_the_plan(make_mlp, blobs):
         assert structured.total > plain.total
     wide, _ = plan("channel")
     assert wide.blocks > plain.blocks
+
+
+def test_sparsities_are_fractions_of_what_fills_groups():
+    """Of 10 inputs two fill no group of four: stages aim at fractions of the other eight."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(6, use_bias=False)])
+    pruner = Pruner(model, PruningOptions(mask_type="1:4", method="magnitude", verbose=0))
+    assert pruner.coverage == [48]
+    StagedUpdates(pruner, None, 2).update([0.75], lambda _: 0)
+    assert sum(pruner.zeros) == 36 and pruner.reached == [0.75]
+    again = Pruner(model, PruningOptions(mask_type="1:4", method="magnitude", global_sparsity=False, verbose=0))
+    again.find_zeros()
+    assert again.reached == [0.75]
