@@ -13,7 +13,7 @@ KERAS_PACKAGE = $(if $(filter nightly,$(KERAS)),keras-nightly,keras==$(KERAS))
 FITS ?= 300
 BACKENDS ?= torch tensorflow jax
 
-.PHONY: demo test test-torch test-tensorflow test-jax test-keras lint docs bench fuzz clean
+.PHONY: demo test test-torch test-tensorflow test-jax test-keras lint docs bench fuzz mutants clean
 
 demo: $(VENV)/.demo-$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(QUIET) $(BIN)/python examples/quickstart.py
@@ -44,6 +44,9 @@ bench: $(VENV)/.dev
 fuzz: $(VENV)/.dev
 	KERAS_BACKEND=$(BACKEND) $(QUIET) $(BIN)/python tests/recipe/fuzz_recipes.py $(ARGS)
 	FITS=$(FITS) KERAS_BACKEND=$(BACKEND) $(QUIET) $(BIN)/python -m pytest tests/callbacks/test_composed_fits.py
+
+mutants: $(VENV)/.dev
+	KERAS_BACKEND=$(BACKEND) $(QUIET) $(BIN)/python tests/mutants.py $(ARGS)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
