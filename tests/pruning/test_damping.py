@@ -73,6 +73,20 @@ def test_it_doesnt_depend_on_where_samples_are():
     np.testing.assert_allclose(found, ridge_of(grads), rtol=1e-12)
 
 
+def test_which_ridges_are_tried():
+    grads = samples(40)
+    mean = 4.0
+    shrunk = shrinkage_ridge(stored(grads), BLOCKS, mean)
+    for damp, guarded, expected in (
+        ("auto", True, [0.01 * mean, shrunk]),
+        ("auto", False, [shrunk]),
+        ("auto", None, [0.1 * mean]),
+        (0.5, True, [0.5]),
+        (0.5, None, [0.5]),
+    ):
+        assert list(ridges(damp, stored(grads), BLOCKS, mean, guarded)) == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.fixture
 def task(make_mlp, rng):
     """A model and 400 examples."""
