@@ -8,7 +8,7 @@ import pytest
 from keras import layers, ops
 from keras_woodfisher_backends.keras_internals import RELEASE
 from keras_woodfisher_backends.least_squares.arithmetic import DOUBLE, SINGLE, OnDevice, arithmetic_for
-from keras_woodfisher_backends.least_squares.exchange import best_moves, exchange
+from keras_woodfisher_backends.least_squares.exchange import Moves, best_moves, exchange, pairs_of
 from keras_woodfisher_backends.least_squares.kept_values import conjugate_gradients, least_squares
 from keras_woodfisher_backends.least_squares.normal_equations import NormalEquations
 from keras_woodfisher_backends.least_squares.parts import Call, Side, parts_of
@@ -140,6 +140,23 @@ def test_exchanges_are_worth_what_the_errors_say():
         assert move.cost == pytest.approx(min(removals.values(), default=np.inf))
         assert move.gain == pytest.approx(max(additions.values(), default=-np.inf))
         assert move.pair_gain == pytest.approx(max(pairs.values(), default=-np.inf))
+
+
+def test_no_output_gives_to_itself_nor_twice():
+    def moves(cost, gain, removal=0, addition=1, pair_gain=0.0):
+        return Moves(cost, removal, gain, addition, pair_gain, (addition, removal))
+
+    a, b, c, d = ((0, column) for column in range(4))
+    # The cheapest giver is the best taker itself.
+    assert pairs_of({a: moves(1.0, 9.0), b: moves(2.0, 5.0)}, 0.0) == [(b, a)]
+    # What one output gains by itself is better than what two gain together.
+    assert not pairs_of({a: moves(1.0, 9.0, pair_gain=8.0), b: moves(2.0, 5.0)}, 0.0)
+    assert not pairs_of({a: moves(1.0, 9.0), b: moves(2.0, 5.0)}, 7.0)
+    found = pairs_of({a: moves(8.0, 9.0), b: moves(1.0, 2.0), c: moves(7.0, 8.5), d: moves(0.5, 1.0)}, 0.0)
+    assert found == [(d, a), (b, c)]
+    # Neither without a weight to give, nor without one to take.
+    assert not pairs_of({a: moves(1.0, 9.0, removal=-1), b: moves(2.0, 5.0, removal=-1)}, 0.0)
+    assert not pairs_of({a: moves(1.0, 9.0, addition=-1), b: moves(2.0, 5.0, addition=-1)}, 0.0)
 
 
 @pytest.mark.parametrize("seed", range(12))

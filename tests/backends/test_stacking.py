@@ -12,6 +12,7 @@ from keras_woodfisher_backends.kernel import factors
 from keras_woodfisher_backends.kernel import stacking as stacks
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
 from keras_woodfisher_backends.kernel.numpy_operators import NumpyOperators, host_kernel
+from keras_woodfisher_backends.kernel.operators import fill_stack
 from keras_woodfisher_backends.kernel.stacking import Stack, Stacking
 
 from keras_woodfisher.pruning import fisher as fisher_module
@@ -273,3 +274,10 @@ def test_a_host_takes_blocks_one_by_one():
     np.testing.assert_array_equal(
         single[2], host.independent_update(stack[2], DAMP, weights[2], prune[2], diagonals[2])
     )
+
+
+def test_parts_lie_one_after_the_other():
+    parts = [np.arange(12.0).reshape(3, 4), np.arange(100.0, 106.0).reshape(3, 2)]
+    stack = np.full((3, 3, 2), -1.0)
+    fill_stack(stack, iter(parts))
+    np.testing.assert_array_equal(stack, np.stack([parts[0][:, :2], parts[0][:, 2:], parts[1]]))

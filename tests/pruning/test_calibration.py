@@ -26,6 +26,8 @@ def test_steps_become_longer_while_that_helps():
     assert longest_that_helps(CHANGES, losses({1: 4.0, 3: 3.0, 5: 2.0, 4: 2.5}), 5.0) == (4, 2.0)
     assert longest_that_helps(CHANGES, losses({1: 4.0, 3: 4.5, 2: 3.9}), 5.0) == (1, 3.9)
     assert longest_that_helps(CHANGES, losses({1: 4.0, 3: 3.0, 5: 3.5, 2: 3.4, 4: 2.9}), 5.0) == (3, 2.9)
+    # Of equal ones that which was found first.
+    assert longest_that_helps(CHANGES, losses({1: 4.0, 3: 3.0, 5: 3.0, 2: 3.0, 4: 3.0}), 5.0) == (2, 3.0)
 
 
 def test_no_step_where_the_shortest_does_not_help():

@@ -175,3 +175,18 @@ def test_the_smallest_group_decides_whether_anything_goes():
     taken = grow_groups(structure, np.array([9.0, 0.5, 9.0]), none, [3 / 18], True)
     assert structure.zeros(taken).tolist() == [0, 2, 0]
     assert not grows(structure, none, [0.5 / 18], True)
+
+
+def test_a_variable_without_a_whole_group_has_no_last_one_to_keep():
+    structure = Groups([[2, 2], [], [2, 2]])
+    none = np.zeros(structure.labels.size, bool)
+    new = grow_groups(structure, np.array([1.0, 2.0, 4.0, 3.0]), none, [0.9] * 3, True)
+    assert structure.zeros(new).tolist() == [2, 0, 0, 2]
+
+
+def test_one_variable_that_is_not_there_yet_is_enough():
+    structure, costs, sets = pattern_case(0)
+    none = np.zeros(structure.labels.size, bool)
+    new = grow_patterns(structure, costs, sets, none, [0.5, 0.0], False)
+    assert grows(structure, new, [0.5, 0.25], False) and grows(structure, none, [0.25, 0.0], False)
+    assert not grows(structure, new, [0.5, 0.0], False)

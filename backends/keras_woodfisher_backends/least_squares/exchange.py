@@ -59,7 +59,7 @@ def exchange(gram: np.ndarray, cross: np.ndarray, kept: np.ndarray, free: np.nda
             some = (array[branch][:, columns] for array in (cross, kept, free))
             moves |= zip(((branch, c) for c in columns), best_moves(gram[branch], *some), strict=True)
         least = _LEAST * max(move.gain for move in moves.values())
-        pairs = _pairs(moves, least)
+        pairs = pairs_of(moves, least)
         changed, gained = [], 0.0
         for giver, taker in pairs:
             gained += moves[taker].gain - moves[giver].cost
@@ -84,7 +84,7 @@ def _work(inputs: int, size: int) -> float:
     return 2.0 * inputs * size**2 + size**3 + 1e5
 
 
-def _pairs(moves: dict[tuple[int, int], Moves], least: float) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+def pairs_of(moves: dict[tuple[int, int], Moves], least: float) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Outputs that give a weight, each with one that takes it: the cheapest removals for the best additions."""
     givers = iter(sorted((key for key in moves if moves[key].removal >= 0), key=lambda key: moves[key].cost))
     takers = sorted((key for key in moves if moves[key].addition >= 0), key=lambda key: -moves[key].gain)

@@ -5,9 +5,13 @@ import weakref
 
 import numpy as np
 import pytest
+from keras import layers
+from keras_woodfisher_backends.least_squares.normal_equations import ROWS
+from keras_woodfisher_backends.least_squares.parts import parts_of
 
 from keras_woodfisher.memory.free_memory import give_back_memory
 from keras_woodfisher.oneshot.reconstruction.footprint import TOGETHER, Needs, plan_chunks
+from keras_woodfisher.oneshot.reconstruction.problem import Problem
 
 NEEDS = Needs(example=100, live=5_000, sums=(20_000, 70_000, 50_000, 10_000), work=90_000)
 
@@ -57,3 +61,14 @@ def test_young_cycles_of_references_are_freed():
         assert alive() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(("inputs", "units"), [(300, 10), (3, 40_000), (4, 2)])
+def test_a_problem_takes_its_sums_and_the_larger_of_rows_and_solution(inputs, units):
+    layer = layers.Dense(units)
+    layer.build((None, inputs))
+    problem = Problem(layer, parts_of(layer)[0], {}, {}, 0)
+    # H and B; then the rows that they are sums of, or H four times over and seven arrays of the kernel's shape.
+    assert problem.sums == 8 * (inputs**2 + inputs * units)
+    rows, solution = 8 * ROWS * (inputs + units), 8 * (4 * inputs**2 + 7 * inputs * units)
+    assert problem.work == max(rows, solution)
