@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_woodfisher_backends import devices
 from keras_woodfisher_backends.jax.operators import JaxOperators
+from keras_woodfisher_backends.keras_internals.recurrence import has_loops_over_time
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
 from keras_woodfisher_backends.kernel.numpy_operators import host_kernel
 from keras_woodfisher_backends.kernel.stacking import Stacking
@@ -72,7 +73,8 @@ class JaxBackend:
             function(x)
 
     def chunk_groups(self, examples: int, model: Any = None) -> int:
-        return max(1, (devices.EXAMPLES if _gpus() else 16) // examples)
+        on_host = 64 if has_loops_over_time(model) else 16
+        return max(1, (devices.EXAMPLES if _gpus() else on_host) // examples)
 
     def write_row(self, buffer: Any, slot: Any, row: Any) -> None:
         start = (slot.astype("int32"), jnp.zeros((), "int32"))
