@@ -38,6 +38,12 @@ if keras.backend.backend() == "tensorflow":
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
     )
 
+    # An iterator that is collected waits for the thread that tunes it: of hundreds of fits, for up to a minute.
+    _UNTUNED = tf.data.Options()
+    _UNTUNED.autotune.enabled = False
+    _iterate = tf.data.Dataset.__iter__
+    tf.data.Dataset.__iter__ = lambda self: _iterate(self.with_options(_UNTUNED))
+
 
 @pytest.fixture(autouse=True)
 def seeded():

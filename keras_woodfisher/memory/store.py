@@ -93,7 +93,8 @@ class MemoryStore:
         return self._array[: self._filled, block]
 
     def close(self) -> None:
-        self._array, self._filled = self._array[:0], 0
+        # A view would keep all of it.
+        self._array, self._filled = self._array[:0].copy(), 0
 
 
 _: type[GradientStore] = MemoryStore

@@ -278,6 +278,12 @@ def test_an_einsum_that_sums_over_positions_has_no_form():
     assert not parts_of(layer)
 
 
+def test_an_einsum_whose_outputs_do_not_begin_with_the_examples_has_no_form():
+    layer = layers.EinsumDense("abc,cd->dab", (5, 6))
+    layer.build((5, 6, 4))
+    assert not parts_of(layer)
+
+
 def test_a_layer_without_a_product_has_no_parts():
     assert not parts_of(layers.Embedding(5, 3))
     assert not parts_of(layers.ConvLSTM1D(2, 3))

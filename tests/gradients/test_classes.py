@@ -74,3 +74,15 @@ def test_what_is_no_real_number_is_refused(blobs, make_mlp, dtype):
     x, y = blobs
     with pytest.raises(TypeError, match="isn't a dense array of real numbers"):
         kw.prune(make_mlp(), (x.astype("int32").astype(dtype), y), 0.5, verbose=0)
+
+
+@pytest.mark.parametrize("loss", [LOSS, keras.losses.sparse_categorical_crossentropy])
+def test_labels_of_each_time(rng, loss):
+    """Five times, three classes: the last axis is that of the classes, with a plain function too."""
+    model = keras.Sequential([layers.Input((5, 4)), layers.Dense(3, "softmax")])
+    model.compile("sgd", loss)
+    x, y = rng.normal(size=(8, 5, 4)).astype("float32"), rng.integers(0, 3, (8, 5))
+    kw.prune(model, (x, y), 0.5, quality="fast", num_grads=4, verbose=0)
+    y[2, 4] = 3
+    with pytest.raises(ValueError, match=RULE.format(3)):
+        kw.prune(model, (x, y), 0.5, quality="fast", num_grads=4, verbose=0)

@@ -3,6 +3,7 @@
 import tempfile
 import threading
 import time
+import weakref
 
 import keras
 import numpy as np
@@ -14,7 +15,7 @@ from keras_woodfisher_backends.kernel.numpy_operators import host_kernel
 from keras_woodfisher.memory.device import DeviceStore
 from keras_woodfisher.memory.disk import DiskStore, Spool, disk_room
 from keras_woodfisher.memory.recomputed import RecomputedStore
-from keras_woodfisher.memory.staged import HalfStore
+from keras_woodfisher.memory.staged import HalfStore, scales_of
 from keras_woodfisher.memory.store import MemoryStore
 from keras_woodfisher.pruning.fisher import BlockFisher, block_slices
 
@@ -267,3 +268,20 @@ def test_a_block_is_cut_out_where_the_gradients_are(monkeypatch):
     number = device().partition(":")[2]
     # torch has one processor only.
     assert keras.backend.backend() == "torch" or all(number in before for before, _ in places)
+
+
+def test_memory_is_free_when_a_store_is_closed():
+    store = MemoryStore((4, 3), 2)
+    alive = weakref.ref(store._array)
+    store.close()
+    assert alive() is None
+    assert store.shape == (0, 3) and store.block(slice(0, 2)).shape == (0, 2)
+
+
+def test_the_largest_entry_decides_about_a_rows_scale_whatever_its_sign():
+    rows = np.array([[1000.0, -1.0], [-1000.0, 1.0], [0.001, 0.0], [0.0, -0.001]], np.float32)
+    scales = scales_of(rows, "float16")
+    largest = np.abs(rows).max(1) / scales
+    assert ((largest >= 2.0**14) & (largest < 2.0**15)).all()
+    assert scales[0] == scales[1] and scales[2] == scales[3]
+    np.testing.assert_array_equal(scales_of(rows, "float32"), 1.0)
