@@ -16,7 +16,7 @@ from batched import batched_pass
 from common import record
 from nets import mobilenet, transformer
 
-import keras_woodfisher as kw
+from keras_woodfisher import prune
 from keras_woodfisher.model.targets import find_targets
 
 NETS = {"mobilenet": (mobilenet, (32, 32, 3)), "transformer": (transformer, (8, 8, 1))}
@@ -71,10 +71,10 @@ def _plain(name: str) -> list[float]:
 def _prunes(name: str, quality: str, method: str) -> list[float]:
     model, x, y = _net(name)
 
-    def prune(sparsity: float) -> None:
-        kw.prune(model, data=(x, y), sparsity=sparsity, quality=quality, method=method, verbose=0)
+    def to(sparsity: float) -> None:
+        prune(model, data=(x, y), sparsity=sparsity, quality=quality, method=method, verbose=0)
 
-    return [_seconds(lambda sparsity=sparsity: prune(sparsity)) for sparsity in SPARSITIES]
+    return [_seconds(lambda sparsity=sparsity: to(sparsity)) for sparsity in SPARSITIES]
 
 
 def _seconds(work: Callable[[], object]) -> float:
