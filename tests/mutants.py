@@ -20,7 +20,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parent.parent
 
 ROOMS = {
-    "keras_woodfisher/pruning": ["tests/pruning"],
+    "keras_woodfisher/pruning": ["tests/pruning", "tests/oneshot/test_prune_presets.py"],
     "keras_woodfisher/gradients": ["tests/gradients", "tests/pruning/test_workspace.py"],
     "keras_woodfisher/callbacks": ["tests/callbacks", "tests/pruning/test_collapse.py"],
     "keras_woodfisher/model": ["tests/model", "tests/callbacks"],

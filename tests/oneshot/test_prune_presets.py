@@ -272,7 +272,9 @@ def test_nothing_is_left_to_correct(model, digits):
     report = kw.prune(model, digits, 0.995, params=[last.kernel.path], stages=2, num_grads=20, verbose=0)
     assert report.sparsity == 1.0
     assert not keras.ops.convert_to_numpy(last.kernel).any()
-    assert report.stages[-1].calibration.steps == () and np.isfinite(report.stages[-1].calibration.loss)
+    calibration = report.stages[-1].calibration
+    assert calibration.steps == () and calibration.compensation is None and calibration.examples == 0
+    assert np.isfinite(calibration.loss) and calibration.loss == calibration.loss_removed
 
 
 @pytest.mark.parametrize("given", [True, False])

@@ -440,11 +440,15 @@ def test_one_kernel_of_a_recurrent_layer():
 def test_the_best_quality_goes_on_with_steps_on_all_layers_together(kind, far, monkeypatch):
     """Far from the dense outputs they begin with more weights than are left in the end."""
     monkeypatch.setattr(pruning, "_FAR", far)
+    begun, removal = [], pruning.Removal
+    monkeypatch.setattr(pruning, "Removal", lambda p, first, finals: begun.append(first) or removal(p, first, finals))
     make, x = MODELS[kind]
     model = make()
     monkeypatch.setitem(pruning._EFFORTS, "best", replace(pruning._EFFORTS["best"], steps=48))
     report = kw.prune(model, x, 0.7, quality="best", verbose=0)
     refined = report.reconstruction.refined
+    # Twice the 30 % that are left in the end.
+    assert all(first == pytest.approx([0.4] * len(first)) for first in begun) and len(begun) == (not far)
     assert refined.examples == 64 * (48 + 9) and report.settings["steps"] == 48
     if refined.steps:
         assert report.reconstruction.error < refined.error
