@@ -45,6 +45,14 @@ if keras.backend.backend() == "tensorflow":
     tf.data.Dataset.__iter__ = lambda self: _iterate(self.with_options(_UNTUNED))
 
 
+def pytest_collection_modifyitems(config, items):
+    if keras.backend.backend() == "torch":
+        return
+    once = [item for item in items if item.get_closest_marker("once")]
+    items[:] = [item for item in items if not item.get_closest_marker("once")]
+    config.hook.pytest_deselected(items=once)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     keras.utils.set_random_seed(0)

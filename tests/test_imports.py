@@ -16,9 +16,6 @@ NAME = keras.backend.backend()
 FRAMEWORKS = "('torch', 'tensorflow', 'jax', 'matplotlib', 'keras_woodfisher_backends.torch.backend')"
 
 
-ONCE = pytest.mark.skipif(NAME != "torch", reason="the same whichever backend is under test")
-
-
 def run(code, backend):
     env = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
@@ -26,7 +23,7 @@ def run(code, backend):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@ONCE
+@pytest.mark.once
 def test_importing_the_package_imports_no_framework_of_its_own():
     seen = run(
         "import sys, json, keras\n"
@@ -41,7 +38,7 @@ def test_importing_the_package_imports_no_framework_of_its_own():
     assert not {"torch", "tensorflow", "keras_woodfisher_backends.torch.backend"} & set(seen[1])
 
 
-@ONCE
+@pytest.mark.once
 def test_importing_the_package_imports_no_keras():
     seen = run(
         "import sys, json\n"
@@ -65,7 +62,7 @@ def test_all_public_names_are_seen_by_people_and_type_checkers():
         kw.Prune  # noqa: B018
 
 
-@ONCE
+@pytest.mark.once
 def test_a_backend_without_gradients_is_refused_at_first_use():
     said = run(
         "import json, keras, keras_woodfisher as kw\n"

@@ -179,7 +179,7 @@ class OptimizerSlots:
         if unknown:
             self._grow(inner, unknown)
 
-    def show(self, variables: Sequence[Any], as_they_are: bool = False) -> None:
+    def show(self, variables: Sequence[Any], as_they_are: bool) -> None:
         """Has the optimizer train these variables, in their order.
 
         Averages and sums of those that it didn't train begin anew, or stay `as_they_are`.

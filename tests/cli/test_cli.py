@@ -699,9 +699,6 @@ def test_demo_without_scikit_learn_names_the_extra(cli, monkeypatch):
 # --- the process -------------------------------------------------------------------------------------------------
 
 
-ONCE = pytest.mark.skipif(NAME != "torch", reason="the same whichever backend is under test")
-
-
 def start(*words, folder, **env):
     return subprocess.run(
         [sys.executable, *words], cwd=folder, env=os.environ | env, capture_output=True, text=True, check=False
@@ -727,14 +724,14 @@ def test_another_backend_is_refused_once_keras_is_loaded(cli):
     assert f"set KERAS_BACKEND={OTHER}" in err
 
 
-@ONCE
+@pytest.mark.once
 def test_an_error_of_the_process(tmp_path):
     done = start("-m", "keras_woodfisher.cli", "inspect", "none.keras", folder=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1] == "keras-woodfisher: error: There is no file none.keras."
 
 
-@ONCE
+@pytest.mark.once
 def test_help_version_and_wrong_usage_need_no_keras(tmp_path):
     code = (
         "import sys\n"

@@ -5,6 +5,8 @@ import pytest
 
 from keras_woodfisher.options.patterns import check_pattern, matches_pattern
 
+pytestmark = pytest.mark.once
+
 NAMES = [
     "block_12/attention/self/query/kernel",
     "block_12.attention.self.query.weight",

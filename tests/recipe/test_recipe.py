@@ -260,6 +260,7 @@ def test_a_stage_holds_nothing_that_begins_at_its_end():
 SLOW = "re:(.|[^!])*[XYZ]"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "change",
     [

@@ -30,6 +30,8 @@ from keras_woodfisher import load_recipe
 from keras_woodfisher.recipe.syntax.errors import RecipeError
 from keras_woodfisher.recipe.syntax.outline import Outline, read_outline
 
+pytestmark = pytest.mark.once
+
 ONE = "modifiers:\n  - !A\n    x: 1\n"
 
 
