@@ -274,7 +274,7 @@ def test_memory_is_free_when_a_store_is_closed():
     store = MemoryStore((4, 3), 2)
     alive = weakref.ref(store._array)
     store.close()
-    assert alive() is None
+    assert alive() is None and store._array.size == 0
     assert store.shape == (0, 3) and store.block(slice(0, 2)).shape == (0, 2)
 
 

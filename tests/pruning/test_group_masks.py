@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from keras_woodfisher.options.mask_types import TOLERANCE, highest
 from keras_woodfisher.pruning.group_masks import grow_groups, grow_patterns, grows, marginal_costs
 from keras_woodfisher.pruning.masks import grow
 
@@ -143,6 +144,15 @@ def test_patterns_by_variable_and_the_sparsity_of_the_pattern():
     assert structure.zeros(new)[2:].tolist() == [2, 2, 2]
     # 0.497 is taken for one half.
     assert structure.zeros(grow_patterns(structure, costs, sets, none, [0.497] * 2, True)).tolist() == [2] * 5
+
+
+@pytest.mark.parametrize(("below", "zeros"), [(0.0, 400), (TOLERANCE, 400), (1.01 * TOLERANCE, 396)])
+def test_how_near_the_sparsity_of_the_pattern_is_near_enough(below, zeros):
+    structure = Groups([[4] * 200], (2, 4))
+    sets = np.tile(np.array([[True, False, False, False], [True, True, False, False]]), (200, 1, 1))
+    costs = np.arange(1.0, 401.0).reshape(200, 2)
+    new = grow_patterns(structure, costs, sets, np.zeros(800, bool), [highest((2, 4)) - below], True)
+    assert new.sum() == zeros
 
 
 def test_a_group_with_more_zeros_than_the_pattern_keeps_them_and_the_others_get_theirs():

@@ -459,10 +459,12 @@ def test_the_best_quality_goes_on_with_steps_on_all_layers_together(kind, far, m
     json.dumps(report.as_dict())
 
 
-def test_steps_that_do_not_help_are_not_taken(monkeypatch):
+@pytest.mark.parametrize("rate", [1e3, 0.0])
+def test_steps_that_do_not_help_are_not_taken(monkeypatch, rate):
     model = residual_cnn()
+    monkeypatch.setattr(pruning, "_FAR", np.inf)
     monkeypatch.setitem(pruning._EFFORTS, "best", replace(pruning._EFFORTS["best"], steps=4))
-    monkeypatch.setattr(pruning, "RATES", (1e3,))
+    monkeypatch.setattr(pruning, "RATES", (rate,))
     report = kw.prune(model, IMAGES, 0.5, quality="best", verbose=0)
     assert report.reconstruction.refined.steps == 0
     assert report.reconstruction.error == report.reconstruction.refined.error < 0.5
