@@ -1,5 +1,6 @@
 """One suite for every backend: run it once with each KERAS_BACKEND (`make test` does)."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -51,6 +52,14 @@ def pytest_collection_modifyitems(config, items):
     once = [item for item in items if item.get_closest_marker("once")]
     items[:] = [item for item in items if not item.get_closest_marker("once")]
     config.hook.pytest_deselected(items=once)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collected():
+    """Each collection of garbage would look again at a million objects that frameworks keep for good."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
