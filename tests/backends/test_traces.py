@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
+from keras_woodfisher_backends.sampling.traces import trace_of
 from sampling import NAME
 
 import keras_woodfisher as kw
@@ -87,3 +88,17 @@ def test_a_dead_model_is_kept_by_nothing(rng):
     keras.utils.clear_session()
     gc.collect()
     assert alive() is None
+
+
+def test_the_one_that_was_not_used_for_longest_goes_first():
+    model, made = built(), []
+
+    def ask(key):
+        trace_of(model, key, lambda function: made.append(key) or function)
+
+    for key in [*range(8), *range(8)]:
+        ask(key)
+    assert made == list(range(8)), "eight are kept"
+    for key in (0, 8, 0, 1):
+        ask(key)
+    assert made == [*range(8), 8, 1]

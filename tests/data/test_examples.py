@@ -9,7 +9,7 @@ import torch
 from keras import tree
 
 import keras_woodfisher as kw
-from keras_woodfisher.data.examples import open_examples
+from keras_woodfisher.data.examples import open_examples, read_batches
 
 ROWS = 23
 
@@ -354,3 +354,15 @@ def test_endless_streams_are_given_up_where_groups_never_form():
     growing = lambda: ((np.ones((2, n), "float32"), np.zeros(2, "int32")) for n in itertools.cycle([3, 4]))  # noqa: E731
     assert list(open_examples(growing).groups(2, 4, 0)) == []
     assert sum(len(part[1]) for part in open_examples(growing).groups(50, 2, 0)) == 50
+
+
+@pytest.mark.parametrize(("number", "read"), [(None, 10), (10, 10), (5, 5), (99, 10)])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_so_many_examples_are_read_or_all(number, read, streamed):
+    x, y = np.arange(20.0, dtype="float32").reshape(10, 2), np.arange(10)
+    data = (lambda: ((x[i : i + 3], y[i : i + 3]) for i in range(0, 10, 3))) if streamed else (x, y)
+    batches = read_batches(open_examples(data), number, 4, 0)
+    assert sum(len(batch[0]) for batch in batches) == read and max(len(batch[0]) for batch in batches) <= 4
+    found = np.concatenate([batch[1] for batch in batches])
+    assert len(set(found.tolist())) == len(found)
+    np.testing.assert_array_equal(np.concatenate([batch[0] for batch in batches]), x[found])
