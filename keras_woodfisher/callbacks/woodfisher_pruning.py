@@ -178,7 +178,7 @@ class WoodFisherPruning(MaskCallback):
         with self._leaving_nothing():
             self.run.check_first_step()
         if self._progress.is_last_batch() and self._progress.is_last_epoch():
-            self._prune_if_due(self._progress.epoch + 1.0)
+            self._prune_if_due(self._progress.epoch + 1.0, last=True)
         self._log(logs)
 
     def on_test_begin(self, logs: Any = None) -> None:
