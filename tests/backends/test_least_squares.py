@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 from keras_woodfisher_backends.keras_internals import RELEASE
+from keras_woodfisher_backends.least_squares import exchange as exchange_module
 from keras_woodfisher_backends.least_squares.arithmetic import DOUBLE, SINGLE, OnDevice, arithmetic_for
 from keras_woodfisher_backends.least_squares.exchange import Moves, best_moves, exchange, pairs_of
 from keras_woodfisher_backends.least_squares.kept_values import conjugate_gradients, least_squares
@@ -140,6 +141,20 @@ def test_exchanges_are_worth_what_the_errors_say():
         assert move.cost == pytest.approx(min(removals.values(), default=np.inf))
         assert move.gain == pytest.approx(max(additions.values(), default=-np.inf))
         assert move.pair_gain == pytest.approx(max(pairs.values(), default=-np.inf))
+
+
+@pytest.mark.parametrize(("numbers", "widths"), [(1, [1, 1, 1, 1]), (2 * 12 * 3, [2, 2]), (10**6, [4])])
+def test_outputs_are_worked_on_together_as_far_as_a_cache_holds_them(numbers, widths, monkeypatch):
+    x, t, _ = _problem(8, (1, 15, 4), rows=80)
+    gram, cross = (np.einsum("grk,gro->gko", x, other, dtype=np.float64)[0] for other in (x, t))
+    kept, free = np.arange(15)[:, None] < np.full(4, 3), np.ones((15, 4), bool)
+    whole, found, moves = best_moves(gram, cross, kept, free), [], exchange_module._moves
+    monkeypatch.setattr(exchange_module, "_NUMBERS", numbers)
+    monkeypatch.setattr(exchange_module, "_moves", lambda *parts: found.append(len(parts[1])) or moves(*parts))
+    parted = best_moves(gram, cross, kept, free)
+    assert found == widths
+    for one, other in zip(parted, whole, strict=True):
+        assert one.pair == other.pair and one.pair_gain == pytest.approx(other.pair_gain)
 
 
 def test_no_output_gives_to_itself_nor_twice():

@@ -12,6 +12,7 @@ from keras import ops
 from kills import KINDS, MOMENTS, X, Y, amid_update, compared, network, outcome, train, woodfisher
 
 import keras_woodfisher as kw
+from keras_woodfisher.callbacks.pruning_run import Run
 from keras_woodfisher.callbacks.saved_states import Moment, Part, SavedState, StateFolder
 from keras_woodfisher.callbacks.update_plan import Ramps
 from keras_woodfisher.options.pruning_options import PruningOptions
@@ -247,6 +248,14 @@ def test_gradients_that_werent_saved_are_told_of(tmp_path):
     # Updates wait for six of them.
     assert log[:6] == [0.0] * 6
     assert log[6] > 0.4
+
+
+def test_at_the_last_batch_no_update_waits_for_gradients(monkeypatch):
+    """A run that began amid an epoch may have fewer than it wants."""
+    monkeypatch.setattr(Run, "waits", lambda self, rows, steps: True)
+    log = fit(network(), [woodfisher(0.8, end_epoch=2, start_epoch=1)], epochs=2)
+    assert log[:7] == [0.0] * 7
+    assert log[7] == pytest.approx(0.8, abs=1e-2)
 
 
 def test_the_place_in_the_list_is_checked(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from keras import tree
 
 import keras_woodfisher as kw
+from keras_woodfisher.data.batches import cut_evenly
 from keras_woodfisher.data.examples import open_examples, read_batches
 
 ROWS = 23
@@ -320,6 +321,7 @@ REFUSED = [
     ((tf.constant(["a", "b"]), np.ones(2)), TypeError, "of object, which isn't a dense array.*text is to be tokenised"),
     (([[1.0, 2.0], [3.0, 4.0]], [0, 1]), TypeError, r"the plain number 1\.0, perhaps within lists.*numpy\.asarray"),
     (lambda: iter([(np.ones((4, 2)), np.ones(3))]), ValueError, r"a batch in data hold \[3, 4\] examples"),
+    (lambda: iter([(np.ones((1, 2)), np.array(1.0))]), ValueError, r"a batch in data hold \[0, 1\] examples"),
     # A dataset of single examples: rows would be taken for examples.
     (tf.data.Dataset.from_tensor_slices((np.ones((4, 2)), np.ones(4))), ValueError, r"dataset of single .*\.batch"),
     (lambda: iter([(np.ones(2),) * 5]), ValueError, "got 5 parts"),
@@ -366,3 +368,9 @@ def test_so_many_examples_are_read_or_all(number, read, streamed):
     found = np.concatenate([batch[1] for batch in batches])
     assert len(set(found.tolist())) == len(found)
     np.testing.assert_array_equal(np.concatenate([batch[0] for batch in batches]), x[found])
+
+
+def test_even_parts_are_few_and_leave_only_the_last_examples_over():
+    parts = cut_evenly(np.arange(7), 3)
+    assert [part.tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
+    assert [part.tolist() for part in cut_evenly(np.arange(6), 3)] == [[0, 1, 2], [3, 4, 5]]

@@ -13,7 +13,7 @@ from keras_woodfisher.cli import arguments
 from keras_woodfisher.cli.prune import options_of as passed_on
 from keras_woodfisher.oneshot.presets import CHOSEN, PRESETS
 from keras_woodfisher.options import pruning_options, table
-from keras_woodfisher.options.kinds import COUNT
+from keras_woodfisher.options.kinds import COUNT, whole_text
 from keras_woodfisher.options.option import CALLBACK, PRUNE, SENSITIVITY, UPDATE, option, options_of
 from keras_woodfisher.options.pruning_options import PruningOptions
 
@@ -63,6 +63,11 @@ def test_a_new_option_is_checked(haste):
     assert (WithHaste().haste, WithHaste(haste=5).haste) == (3, 5)
     with pytest.raises(ValueError, match="haste must be at least 1, got 0"):
         WithHaste(haste=0)
+
+
+@pytest.mark.parametrize(("least", "text"), [(0, "0"), (1, "1"), (1, "12")])
+def test_whole_numbers_begin_with_the_least(least, text):
+    assert whole_text(least)(text) == int(text)
 
 
 def test_a_new_option_is_on_the_command_line(haste, capsys):

@@ -82,12 +82,17 @@ def halves(nest: Any, part: slice, length: int) -> Any:
     return tree.map_structure(take, nest)
 
 
+def channel_axis(layer: Any, output: Any) -> int:
+    """The axis of a layer's output that its bias goes along."""
+    return 1 if getattr(layer, "data_format", None) == "channels_first" else len(output.shape) - 1
+
+
 def after_bias(layer: Any, output: Any) -> Any:
     """A layer's output without its bias."""
     bias = getattr(layer, "bias", None)
     if bias is None or getattr(layer, "cell", None) is not None:
         return output
-    if getattr(layer, "data_format", None) == "channels_first":
+    if channel_axis(layer, output) == 1:
         bias = ops.reshape(bias, (-1, *(1 for _ in output.shape[2:])))
     return output - ops.cast(bias, output.dtype)
 

@@ -158,7 +158,7 @@ class Problem:
             self._equations.add(self.part.rows(inputs, some), targets, self._arithmetic)
         self._seconds += time.perf_counter() - start
 
-    def places(self, output: np.ndarray, mask: np.ndarray | None, share: float) -> np.ndarray:
+    def places(self, output: Any, mask: np.ndarray | None, share: float) -> np.ndarray:
         """Flat indices of the (example, position)s to use.
 
         Args:
@@ -167,7 +167,7 @@ class Problem:
             share: The part that this call has in all that will be seen.
         """
         positions = self.part.positions(output)
-        examples, each = len(output), int(np.prod(positions))
+        examples, each = output.shape[0], int(np.prod(positions))
         most = most_rows(self.part.shape[1]) * share
         if mask is not None:
             inner = (1,) * (1 + len(positions) - mask.ndim)

@@ -28,6 +28,7 @@ from keras_woodfisher.memory.free_memory import give_back_memory
 from keras_woodfisher.oneshot.reconstruction.footprint import LiveOutputs
 from keras_woodfisher.oneshot.reconstruction.layer_calls import (
     after_bias,
+    channel_axis,
     halves,
     hooked,
     inverse_factors,
@@ -193,7 +194,7 @@ class Walk:
         shown = problem.part.ready([ops.convert_to_numpy(x) for x in inputs])
         (wanted,) = problem.part.ready([ops.convert_to_numpy(output)])
         counted = None if mask is None else ops.convert_to_numpy(mask)[:half].astype(bool)
-        places = problem.places(wanted, counted, self._share / problem.calls)
+        places = problem.places(output, counted, self._share / problem.calls)
 
         def dense_inputs() -> list[np.ndarray]:
             same = problem.part.seen(call._replace(pruned=call.dense))[0]
@@ -224,7 +225,7 @@ class Walk:
         branches, _, outputs = problem.part.shape
         for scaling in scalings:
             factors = inverse_factors(scaling)
-            if factors.size != branches * outputs:
+            if factors.size != branches * outputs or scaling.axis % other.ndim != channel_axis(problem.layer, other):
                 return None
             error = error * factors.reshape(branches, 1, outputs)
         return error

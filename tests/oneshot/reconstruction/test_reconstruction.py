@@ -10,6 +10,9 @@ from keras import layers, ops
 
 import keras_woodfisher as kw
 from keras_woodfisher.oneshot.reconstruction import pruning
+from keras_woodfisher.oneshot.reconstruction.refinement import Refinement
+from keras_woodfisher.options.pruning_options import PruningOptions
+from keras_woodfisher.pruning.pruner import Pruner
 
 RNG = np.random.default_rng(0)
 
@@ -217,6 +220,33 @@ def test_examples_a_part_at_a_time_give_nearly_the_same():
     assert found[1] == pytest.approx(found[0], rel=0.5)
     with pytest.raises(MemoryError, match=r"needs at least .* but 0\.0 MiB may be used \(memory_limit\)"):
         kw.prune(model, IMAGES, 0.5, memory_limit=2000, verbose=0)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="has channels_first on GPUs only")
+def test_channels_may_come_first():
+    """Convolutions of every kind, with a shortcut and biases that aren't zero: the same kernels as with channels last."""
+    found = []
+    for order in ("channels_last", "channels_first"):
+        keras.utils.set_random_seed(0)
+        first = order == "channels_first"
+        conv = {"padding": "same", "data_format": order, "bias_initializer": "ones"}
+        inputs = layers.Input((3, 8, 8) if first else (8, 8, 3))
+        x = layers.Conv2D(6, 3, activation="relu", **conv)(inputs)
+        x = layers.Conv2D(5, 3, strides=2, **conv)(x)
+        branch = layers.Conv2D(5, 1, **conv)(layers.DepthwiseConv2D(3, **conv)(x))
+        x = layers.Add()([x, layers.BatchNormalization(axis=1 if first else -1, gamma_initializer="he_normal")(branch)])
+        x = layers.SeparableConv2D(4, 3, **conv)(x)
+        x = layers.Conv2DTranspose(4, 3, strides=2, **conv)(x)
+        outputs = layers.Dense(4)(layers.GlobalAveragePooling2D(data_format=order)(x))
+        model = keras.Model(inputs, outputs)
+        images = RNG.normal(size=(96, 8, 8, 3)).astype("float32") if not found else found[0][1]
+        data = images.transpose(0, 3, 1, 2) if first else images
+        report = kw.prune(model, data, 0.6, method="reconstruct", seed=0, verbose=0)
+        assert not any(layer.note for layer in report.reconstruction.layers)
+        found.append((model, images))
+    for one, other in zip(found[0][0].get_weights(), found[1][0].get_weights(), strict=True):
+        assert ((one == 0) == (other == 0)).mean() > 0.98
+        np.testing.assert_allclose(one, other, atol=0.05 * np.abs(one).max())
 
 
 def test_padding_does_not_count():
@@ -459,6 +489,17 @@ def test_the_best_quality_goes_on_with_steps_on_all_layers_together(kind, far, m
     json.dumps(report.as_dict())
 
 
+def test_a_step_takes_each_example_once(backend):
+    """Here all of a batch: in whatever order."""
+    model, x = residual_cnn(), IMAGES[:24]
+    work = Refinement(model, Pruner(model, PruningOptions(verbose=0)).targets, [x], backend, 0)
+    inputs, outputs, weights = work._draw(np.random.default_rng(0))
+    assert inputs.shape[0] == 1 and weights is None
+    order = [int(np.flatnonzero((x == image).all((1, 2, 3)))[0]) for image in inputs[0]]
+    assert sorted(order) == list(range(24)) and order != sorted(order)
+    np.testing.assert_allclose(outputs[0], dense_output(model, x)[order], atol=1e-5)
+
+
 @pytest.mark.parametrize("rate", [1e3, 0.0])
 def test_steps_that_do_not_help_are_not_taken(monkeypatch, rate):
     model = residual_cnn()
@@ -489,6 +530,12 @@ def test_where_outputs_are_far_off_other_ways_to_divide_the_zeros_are_tried(monk
     plain = kw.prune(model, IMAGES, 0.9, verbose=0).reconstruction
     model.set_weights(weights)
     monkeypatch.setitem(pruning._EFFORTS, "balanced", replace(pruning._EFFORTS["balanced"], compare=1e-6))
+    parts, run = [], pruning.Layerwise.run
+    monkeypatch.setattr(
+        pruning.Layerwise, "run", lambda self, a, part=1.0, *b, **c: parts.append(part) or run(self, a, part, *b, **c)
+    )
     found = kw.prune(model, IMAGES, 0.9, verbose=0).reconstruction
     assert [name for name, _ in found.compared] == ["between", "magnitude", "uniform"]
     assert found.error <= plain.error and found.allocation in dict(found.compared)
+    # They are tried with a part of the examples, and what is best with all of them.
+    assert 0.0 < parts[0] == parts[1] < 0.5 and parts[-1] == 1.0
