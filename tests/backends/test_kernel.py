@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from keras import ops
 from keras_woodfisher_backends import get_backend
-from keras_woodfisher_backends.kernel import factors
+from keras_woodfisher_backends.kernel import factors, triangular
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
 from keras_woodfisher_backends.kernel.numpy_operators import NumpyOperators, host_kernel
 
@@ -324,3 +324,21 @@ def test_light_compilation_is_put_back():
         assert jax.config.read("jax_disable_most_optimizations")
         raise ZeroDivisionError
     assert not jax.config.read("jax_disable_most_optimizations")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("size", [127, 128, 129, 300])
+def test_the_zero_quarter_of_a_large_triangle_is_left_alone(size):
+    """What is never read may be anything."""
+    rng = np.random.default_rng(size)
+    left, lower = rng.normal(size=(5, size)), np.tril(rng.normal(size=(size, size)))
+    out, other = np.empty((5, size)), np.empty((size, 5))
+    spoilt = lower.copy()
+    if size >= 128:
+        spoilt[: size // 2, size // 2 :] = np.nan
+    triangular._times_lower(left, spoilt, out)
+    np.testing.assert_allclose(out, left @ lower, rtol=1e-12, atol=1e-10)
+    triangular._times_upper(left, spoilt.T, out)
+    np.testing.assert_allclose(out, left @ lower.T, rtol=1e-12, atol=1e-10)
+    triangular._lower_times(spoilt, left.T, other)
+    np.testing.assert_allclose(other, lower @ left.T, rtol=1e-12, atol=1e-10)

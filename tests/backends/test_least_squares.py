@@ -8,6 +8,7 @@ import pytest
 from keras import layers, ops
 from keras_woodfisher_backends.keras_internals import RELEASE
 from keras_woodfisher_backends.least_squares import exchange as exchange_module
+from keras_woodfisher_backends.least_squares import support as support_module
 from keras_woodfisher_backends.least_squares.arithmetic import DOUBLE, SINGLE, OnDevice, arithmetic_for
 from keras_woodfisher_backends.least_squares.exchange import Moves, best_moves, exchange, pairs_of
 from keras_woodfisher_backends.least_squares.kept_values import conjugate_gradients, least_squares
@@ -169,6 +170,8 @@ def test_no_output_gives_to_itself_nor_twice():
     assert not pairs_of({a: moves(1.0, 9.0), b: moves(2.0, 5.0)}, 7.0)
     found = pairs_of({a: moves(8.0, 9.0), b: moves(1.0, 2.0), c: moves(7.0, 8.5), d: moves(0.5, 1.0)}, 0.0)
     assert found == [(d, a), (b, c)]
+    # Nor better than what the giver gains by itself.
+    assert not pairs_of({a: moves(1.0, 9.0), b: moves(0.5, 2.0, pair_gain=9.0)}, 0.0)
     # Neither without a weight to give, nor without one to take.
     assert not pairs_of({a: moves(1.0, 9.0, removal=-1), b: moves(2.0, 5.0, removal=-1)}, 0.0)
     assert not pairs_of({a: moves(1.0, 9.0, addition=-1), b: moves(2.0, 5.0, addition=-1)}, 0.0)
@@ -223,6 +226,24 @@ def test_a_kernel_that_is_sparse_is_found(seed):
     np.testing.assert_array_equal(kept, true != 0)
     np.testing.assert_allclose(near, true, atol=0.05)
     np.testing.assert_allclose(least_squares(gram, cross, kept), true, atol=1e-8)
+
+
+@pytest.mark.parametrize(("hurried", "flops"), [(True, 1e12), (False, 4.0 * 100 * 30 * 30 * 6 / 8.0)])
+def test_the_penalty_grows_faster_where_that_saves_much_work(hurried, flops, monkeypatch):
+    """A much larger problem, here by a smaller measure, or one that is hurried, takes fewer iterations."""
+    x, t, _ = _problem(9, (1, 30, 6), rows=300)
+    gram, cross = (np.einsum("grk,gro->gko", x, other, dtype=np.float64) for other in (x, t))
+
+    def iterations(hurried):
+        calls, project = [], _largest(40)
+        sparse_support(
+            gram, cross, np.linalg.solve(gram, cross), lambda w: calls.append(1) or project(w), hurried=hurried
+        )
+        return len(calls)
+
+    usual = iterations(False)
+    monkeypatch.setattr(support_module, "_FLOPS", flops)
+    assert iterations(hurried) < 0.7 * usual
 
 
 LAYERS = {

@@ -1,5 +1,7 @@
 """Faults of labels and losses that one example alone hides: found before any work, in each entry point."""
 
+from contextlib import nullcontext
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from keras import layers, ops
 from sampling import SEED, source_of
 
 import keras_woodfisher as kw
+from keras_woodfisher.gradients.probing import check_examples_alone
 
 N = 40
 STRETCHED = r"labels of shape \(n,\), which don't fit the outputs of shape \(n, 3\).*Give what `fit` takes"
@@ -227,6 +230,20 @@ def test_a_flat_loss_is_not_taken_for_one_within_the_batch(backend, labelled):
     check(backend, flat, (x, y))
     with pytest.raises(ValueError, match=r"No usable gradient sample: 4 of 4.*samples.*grad_batch_size=1"):
         kw.prune(flat, (x, y), 0.5, quality="fast", num_grads=4, verbose=0)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("size", "far", "refused"), [(1.0, 0.1, True), (1e6, 100.0, False), (1e6, 1e4, True)])
+def test_losses_of_any_size_are_compared_to_three_digits(size, far, refused):
+    """A loss of two examples that depends on the outputs, where that of one doesn't."""
+
+    def measure(batch, prediction):
+        return size + far * (len(batch[1]) > 1) * (1.0 + ops.mean(prediction))
+
+    groups = [(numbers(1, 3), np.zeros(1), None) for _ in range(2)]
+    context = pytest.raises(ValueError, match="compares the examples of a batch") if refused else nullcontext()
+    with context:
+        check_examples_alone(lambda x: 0.1 * ops.tanh(x), measure, groups)
 
 
 def test_one_flat_example_is_not_taken_for_a_loss_within_the_batch(backend, labelled):

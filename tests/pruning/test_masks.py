@@ -28,6 +28,13 @@ def test_lowest_is_the_head_of_a_stable_sort(seed):
         np.testing.assert_array_equal(lowest(scores, number), expected)
 
 
+def test_lowest_of_many():
+    """NumPy sorts few scores as a whole, but of many only what it is asked for."""
+    scores = np.random.default_rng(0).permutation(20_000).astype(float)
+    for number in (1, 2, 9_999, 19_998, 19_999):
+        np.testing.assert_array_equal(lowest(scores, number), scores < number)
+
+
 def test_the_count_is_exact_when_all_scores_tie():
     chosen = lowest(np.full(1000, 0.25), 333)
     assert chosen.sum() == 333

@@ -63,7 +63,7 @@ def test_young_cycles_of_references_are_freed():
         gc.enable()
 
 
-@pytest.mark.parametrize(("inputs", "units"), [(300, 10), (3, 40_000), (4, 2)])
+@pytest.mark.parametrize(("inputs", "units"), [(300, 10), (3, 40_000), (4, 2), (2_000, 10)])
 def test_a_problem_takes_its_sums_and_the_larger_of_rows_and_solution(inputs, units):
     layer = layers.Dense(units)
     layer.build((None, inputs))

@@ -224,7 +224,7 @@ def test_examples_a_part_at_a_time_give_nearly_the_same():
 
 @pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="has channels_first on GPUs only")
 def test_channels_may_come_first():
-    """Convolutions of every kind, with a shortcut and biases that aren't zero: the same kernels as with channels last."""
+    """Convolutions of every kind, with a shortcut and a bias: the same kernels as with channels last."""
     found = []
     for order in ("channels_last", "channels_first"):
         keras.utils.set_random_seed(0)
