@@ -21,7 +21,12 @@ ROOT = Path(__file__).parent.parent
 
 ROOMS = {
     "keras_woodfisher/pruning": ["tests/pruning", "tests/oneshot/test_prune_presets.py"],
-    "keras_woodfisher/gradients": ["tests/gradients", "tests/pruning/test_workspace.py"],
+    "keras_woodfisher/gradients": [
+        "tests/gradients",
+        "tests/pruning/test_workspace.py",
+        "tests/callbacks/test_untrained.py",
+        "tests/callbacks/test_resuming.py",
+    ],
     "keras_woodfisher/callbacks": ["tests/callbacks", "tests/pruning/test_collapse.py"],
     "keras_woodfisher/model": ["tests/model", "tests/callbacks"],
     "keras_woodfisher/data": ["tests/data", "tests/oneshot/test_reading.py"],

@@ -2,6 +2,7 @@
 
 import pytest
 
+import keras_woodfisher as kw
 from keras_woodfisher.callbacks.update_plan import Ramps
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.options.schedule import Schedule
@@ -28,3 +29,8 @@ def ramps(together, sizes, num_grads):
 )
 def test_rounding_to_whole_weights_does_not_choose_fewer_samples(together, sizes, pruned, samples):
     assert ramps(together, sizes, {0.0: 8, 0.5: 16}).gradients_after(pruned) == samples
+
+
+@pytest.mark.parametrize(("end", "epochs", "first"), [(2.0, None, 2), (2.5, None, 2), (2.0, 6, 2), (2.0, 2, 1)])
+def test_the_first_epoch_that_ends_at_the_final_sparsity(end, epochs, first):
+    assert kw.WoodFisherPruning(0.5, end_epoch=end).task.first_final_epoch(epochs) == first

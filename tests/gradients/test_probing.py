@@ -9,6 +9,7 @@ from keras import layers, ops
 from sampling import SEED, source_of
 
 import keras_woodfisher as kw
+from keras_woodfisher.gradients.loss import has_loss
 from keras_woodfisher.gradients.probing import check_examples_alone
 
 N = 40
@@ -230,6 +231,25 @@ def test_a_flat_loss_is_not_taken_for_one_within_the_batch(backend, labelled):
     check(backend, flat, (x, y))
     with pytest.raises(ValueError, match=r"No usable gradient sample: 4 of 4.*samples.*grad_batch_size=1"):
         kw.prune(flat, (x, y), 0.5, quality="fast", num_grads=4, verbose=0)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("kind", "compiled_with", "found"),
+    [
+        (keras.Model, None, False),
+        (keras.Model, {}, False),
+        (keras.Model, {"loss": "mse"}, True),
+        (OwnModel, None, False),
+        (OwnModel, {}, True),
+    ],
+)
+def test_a_loss_is_compiled_or_computed_by_a_compiled_model(kind, compiled_with, found):
+    inputs = layers.Input((5,))
+    model = kind(inputs, layers.Dense(3)(inputs))
+    if compiled_with is not None:
+        model.compile("sgd", **compiled_with)
+    assert has_loss(model) == found
 
 
 @pytest.mark.once

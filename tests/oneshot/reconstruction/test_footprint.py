@@ -10,6 +10,7 @@ from keras_woodfisher_backends.least_squares.normal_equations import ROWS
 from keras_woodfisher_backends.least_squares.parts import parts_of
 
 from keras_woodfisher.memory.free_memory import give_back_memory
+from keras_woodfisher.oneshot.reconstruction import problem as problem_module
 from keras_woodfisher.oneshot.reconstruction.footprint import TOGETHER, Needs, plan_chunks
 from keras_woodfisher.oneshot.reconstruction.problem import Problem
 
@@ -72,3 +73,18 @@ def test_a_problem_takes_its_sums_and_the_larger_of_rows_and_solution(inputs, un
     assert problem.sums == 8 * (inputs**2 + inputs * units)
     rows, solution = 8 * ROWS * (inputs + units), 8 * (4 * inputs**2 + 7 * inputs * units)
     assert problem.work == max(rows, solution)
+
+
+@pytest.mark.parametrize(
+    ("most", "masked", "number"), [(7, True, 7), (1000, True, 13), (7, False, 10), (1000, False, 40)]
+)
+def test_of_the_positions_that_count_each_is_used_once(most, masked, number, monkeypatch):
+    """Without a mask as many of each of the five examples."""
+    layer = layers.Dense(3)
+    layer.build((None, None, 4))
+    problem = Problem(layer, parts_of(layer)[0], {}, {}, 0)
+    monkeypatch.setattr(problem_module, "most_rows", lambda inputs: most)
+    mask = np.arange(40).reshape(5, 8) % 3 == 1 if masked else None
+    places = problem.places(np.zeros((5, 8, 3)), mask, 1.0)
+    assert len(places) == number and (np.diff(places) > 0).all()
+    assert np.isin(places, np.arange(40) if mask is None else np.flatnonzero(mask)).all()

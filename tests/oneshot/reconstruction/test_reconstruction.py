@@ -10,7 +10,9 @@ from keras import layers, ops
 
 import keras_woodfisher as kw
 from keras_woodfisher.oneshot.reconstruction import pruning
+from keras_woodfisher.oneshot.reconstruction.footprint import TOGETHER
 from keras_woodfisher.oneshot.reconstruction.refinement import Refinement
+from keras_woodfisher.oneshot.reconstruction.walk import Walk
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.pruner import Pruner
 
@@ -247,6 +249,18 @@ def test_channels_may_come_first():
     for one, other in zip(found[0][0].get_weights(), found[1][0].get_weights(), strict=True):
         assert ((one == 0) == (other == 0)).mean() > 0.98
         np.testing.assert_allclose(one, other, atol=0.05 * np.abs(one).max())
+
+
+def test_one_pass_solves_every_matrix_where_all_examples_fit(monkeypatch):
+    """Six of them, where a pass over chunks would solve a few."""
+    passes, solve = [], Walk.solve
+    monkeypatch.setattr(
+        Walk, "solve", lambda self, group, *more: passes.append(len(group)) or solve(self, group, *more)
+    )
+    model = mobile_cnn()
+    total = len(targets_of(model))
+    kw.prune(model, IMAGES, 0.5, method="reconstruct", verbose=0)
+    assert passes == [total] and total > TOGETHER
 
 
 def test_padding_does_not_count():
