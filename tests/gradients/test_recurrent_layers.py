@@ -128,6 +128,29 @@ def test_convolutional_recurrence(backend, rng):
     exact(backend, rng, branched((3, 5, 4, 2), [layers.ConvLSTM2D(2, (3, 2), padding="same")]), 1)
 
 
+@pytest.mark.parametrize("b", [1, 3])
+def test_layers_that_remember_begin_anew(backend, b):
+    """With batches of any size, though theirs is fixed, and what they remember stays."""
+    x, y = (np.random.default_rng(0).normal(size=(9, *shape)).astype("float32") for shape in ((4, 3), (2,)))
+    found = []
+    for stateful in (True, False):
+        keras.utils.set_random_seed(0)
+        parts = [layers.LSTM(3, return_sequences=True, stateful=stateful), layers.GRU(2, stateful=stateful)]
+        model = keras.Sequential([layers.Input(batch_shape=(6 if stateful else None, 4, 3)), *parts])
+        model.compile("sgd", "mse")
+        if stateful:
+            model(x[:6])
+            states = [ops.convert_to_numpy(state) for part in parts for state in part.states]
+            assert all(state.any() for state in states)
+        found.append(sample(backend, model, (x, y), 3, b=b))
+        if stateful:
+            assert all(part.stateful for part in parts)
+            for state, before in zip((state for part in parts for state in part.states), states, strict=True):
+                np.testing.assert_array_equal(ops.convert_to_numpy(state), before)
+    assert_rows(found[0][0], found[1][0], found[0][1])
+    assert found[0][2] == found[1][2]
+
+
 @pytest.mark.parametrize("kind", [layers.LSTM, layers.GRU])
 def test_what_runs_through_time_is_run_once_for_all_groups(backend, rng, kind):
     """Not once a group, beside the two groups that are compared."""

@@ -1,6 +1,6 @@
 """Private parts of models, layers and losses."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,8 +32,29 @@ def own_state(layer: Any) -> list[Any]:
 
 
 def infer(model: Any, x: Any) -> Any:
-    """Calls a model as Keras's own test step does: `training=False` where it takes that."""
-    return model(x, training=False) if model._call_has_training_arg else model(x)
+    """Calls a model as Keras's own test step does: `training=False` where it takes that.
+
+    Recurrent layers that remember (`stateful=True`) begin at zero, and what they remember stays as it is: the examples
+    needn't come in their order, nor in batches of the size of training. Layers of a `RematScope` compute once, where
+    their values can be seen.
+    """
+    with _as_if(layers_of(model), {"stateful": False, "_remat_mode": None}):
+        return model(x, training=False) if model._call_has_training_arg else model(x)
+
+
+@contextmanager
+def _as_if(layers: list[Any], changes: Mapping[str, Any]) -> Iterator[None]:
+    """Layers with other values of those attributes that they have and that are set."""
+    before = [(layer, name) for layer in layers for name in changes if vars(layer).get(name)]
+    found = [vars(layer)[name] for layer, name in before]
+    try:
+        for layer, name in before:
+            # Past Keras's __setattr__, which would track them.
+            vars(layer)[name] = changes[name]
+        yield
+    finally:
+        for (layer, name), value in zip(before, found, strict=True):
+            vars(layer)[name] = value
 
 
 def compiled_losses(model: Any) -> list[Any] | None:

@@ -26,7 +26,7 @@ def is_plain_cell(layer: Any) -> bool:
 
 def is_plain_loop(layer: Any) -> bool:
     """Whether a recurrent layer does nothing but call its cell at each time."""
-    return any(type(layer).inner_loop is kind.inner_loop for kind in _LOOPS) and not layer.stateful
+    return any(type(layer).inner_loop is kind.inner_loop for kind in _LOOPS)
 
 
 def has_loops_over_time(model: Any) -> bool:

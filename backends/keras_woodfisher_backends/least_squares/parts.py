@@ -84,7 +84,9 @@ class Part:
 
     def ready(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Inputs as `rows` takes them, or a list of one output as `targets` does."""
-        return [form.ready(array) for form, array in zip(self.forms.values(), arrays, strict=False)]
+        # Sums of products of small whole numbers would overflow.
+        floats = (array if array.dtype.kind == "f" else array.astype(np.float32) for array in arrays)
+        return [form.ready(array) for form, array in zip(self.forms.values(), floats, strict=False)]
 
     def rows(self, inputs: Sequence[np.ndarray], places: np.ndarray) -> np.ndarray:
         """(g, R, k) at flat indices of (example, position)."""

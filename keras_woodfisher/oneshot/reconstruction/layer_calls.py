@@ -1,5 +1,6 @@
 """Calls of single layers: hooks that leave no trace, and the layer's output before bias and activation."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops, tree
+from keras_woodfisher_backends.nest import arrays
 
 _SMALLEST_FACTOR = 1e-3
 """Channels whose factor is smaller than this part of the largest one make up for nothing."""
@@ -14,7 +16,10 @@ _SMALLEST_FACTOR = 1e-3
 
 @contextmanager
 def hooked(layers: Iterable[Any], call: Callable[[Any, Callable[..., Any], Any, Any], Any]) -> Iterator[None]:
-    """Has `call(layer, own, args, kwargs)` answer for the layers' own calls, which it gets as `own`."""
+    """Has `call(layer, own, args, kwargs)` answer for the layers' own calls, which it gets as `own`.
+
+    The input comes first among `args`, even if the model gives it by its name.
+    """
     # Past Keras's __setattr__, which would track them. Users may have given a layer a `call` of its own.
     before = [(layer, vars(layer).get("call"), layer.call) for layer in layers]
     try:
@@ -29,7 +34,15 @@ def hooked(layers: Iterable[Any], call: Callable[[Any, Callable[..., Any], Any, 
 
 
 def _hook(layer: Any, own: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *args, **kwargs: call(layer, own, args, kwargs)
+    first = next(iter(inspect.signature(own).parameters.values()), None)
+    name = first.name if first is not None and first.kind is first.POSITIONAL_OR_KEYWORD else ""
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        if not args and name in kwargs:
+            args = (kwargs.pop(name),)
+        return call(layer, own, args, kwargs)
+
+    return called
 
 
 @contextmanager
@@ -70,6 +83,16 @@ def replaced(layer: Any, kernels: Mapping[str, np.ndarray]) -> Iterator[None]:
     finally:
         for (variable, _), value in zip(variables, before, strict=True):
             variable.assign(value)
+
+
+def has_values(nest: Any) -> bool:
+    """Whether numbers can be read from tensors: within a loop that the framework compiles they only stand for some."""
+    try:
+        for leaf in arrays(nest):
+            ops.convert_to_numpy(leaf[:1])
+    except Exception:  # noqa: BLE001 (each framework has errors of its own for it)
+        return False
+    return True
 
 
 def halves(nest: Any, part: slice, length: int) -> Any:

@@ -30,6 +30,7 @@ from keras_woodfisher.oneshot.reconstruction.layer_calls import (
     after_bias,
     channel_axis,
     halves,
+    has_values,
     hooked,
     inverse_factors,
     is_linear,
@@ -45,6 +46,8 @@ from keras_woodfisher.reports.layer_report import LayerReport
 
 _ROUNDS = 1
 """How often a recurrent layer is solved anew with the states that it has then."""
+
+_HIDDEN = "its layer is called within something that the framework compiles, such as a loop"
 
 
 class _Reached(BaseException):
@@ -149,6 +152,12 @@ class Walk:
             if args:
                 self._masks.begin(layer, args[0])
             return own(*args, **kwargs)
+        if not has_values(args[0]):
+            self._give_up(
+                self._of_layer[id(layer)],
+                "its layer is called within something that the framework compiles, such as a loop",
+            )
+            return own(*args, **kwargs)
         # Where all examples are worked on at once, there is enough.
         give_back_memory(to_system=not self._at_once)
         half = arrays(args[0])[0].shape[0] // 2
@@ -176,6 +185,13 @@ class Walk:
         if self._awaited and not any(self._awaited.values()):
             raise _Reached
         return tree.map_structure(lambda one, other: ops.concatenate([one, other]), dense, pruned)
+
+    def _give_up(self, problems: Sequence[Problem], why: str) -> None:
+        for problem in problems:
+            if self._awaited.get(id(problem)) and not problem.done:
+                problem.report = LayerReport(problem.name, note=why)
+                self._advance()
+            self._awaited.pop(id(problem), None)
 
     def _show(self, problem: Problem, call: Call, mask: Any, half: int) -> None:
         self._awaited[id(problem)] -= 1

@@ -335,6 +335,81 @@ def test_layers_that_are_no_products_are_pruned_by_magnitude_and_say_so():
         assert (kernel == 0).any()
 
 
+class ByName(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = layers.Dense(8, activation="relu"), layers.Dense(4)
+
+    def call(self, inputs):
+        return self.last(inputs=self.first(inputs=inputs))
+
+
+def test_layers_that_are_called_by_keyword():
+    model, x = ByName(), RNG.normal(size=(60, 6)).astype("float32")
+    wanted = model.predict(x, verbose=0)
+    report = kw.prune(model, x, 0.4, verbose=0)
+    assert all(layer.error is not None for layer in report.reconstruction.layers)
+    assert np.square(model.predict(x, verbose=0) - wanted).sum() < 0.4 * np.square(wanted).sum()
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int8", "int16"])
+def test_inputs_that_are_small_whole_numbers(dtype):
+    """Sums of their products are beyond their type."""
+    x = RNG.integers(0, 2 if dtype == "bool" else 100, (200, 8))
+    found = []
+    for kind in (dtype, "float32"):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([layers.Input((8,), dtype=kind), layers.Dense(16, "relu"), layers.Dense(4)])
+        kw.prune(model, x.astype(kind), 0.3, seed=0, verbose=0)
+        found.append(model.get_weights())
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+class Hidden(layers.Layer):
+    """A Dense layer within what each framework compiles, or runs on all examples at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(5, activation="relu")
+
+    def build(self, shape):
+        self.dense.build((None, shape[-1]))
+
+    def call(self, x):
+        return ops.moveaxis(ops.vectorized_map(self.dense, ops.moveaxis(x, 1, 0)), 0, 1)
+
+
+def test_layers_whose_values_cannot_be_seen_are_pruned_by_magnitude_and_say_so():
+    model = keras.Sequential([layers.Input((6, 4)), Hidden(), layers.Flatten(), layers.Dense(3)])
+    before = ops.convert_to_numpy(model.layers[0].dense.kernel)
+    report = kw.prune(model, RNG.normal(size=(60, 6, 4)).astype("float32"), 0.5, verbose=0)
+    hidden, last = report.reconstruction.layers
+    assert "within something that the framework compiles" in hidden.note and hidden.error is None
+    assert not last.note and last.rows
+    kept = ops.convert_to_numpy(model.layers[0].dense.kernel)
+    np.testing.assert_array_equal(kept[kept != 0], before[kept != 0])
+    assert np.abs(before[kept == 0]).max() <= np.abs(before[kept != 0]).min()
+
+
+def test_what_is_rematerialised_in_training_can_be_seen():
+    x, y = RNG.normal(size=(60, 6)).astype("float32"), RNG.integers(0, 3, 60)
+    found = []
+    for mode in (None, "full"):
+        keras.utils.set_random_seed(0)
+        with keras.RematScope(mode):
+            model = keras.Sequential([layers.Input((6,)), layers.Dense(5, activation="relu"), layers.Dense(3)])
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        refitted = kw.prune(model, x, 0.3, seed=0, verbose=0)
+        report = kw.prune(model, (x, y), 0.5, quality="fast", num_grads=16, seed=0, verbose=0)
+        found.append((refitted, report, model.get_weights()))
+    (one, _, weights), (other, report, same) = found
+    assert other.reconstruction.error == pytest.approx(one.reconstruction.error, rel=1e-3)
+    assert not report.slow_layers and not any(layer.note for layer in other.reconstruction.layers)
+    for a, b in zip(weights, same, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
 def test_an_embedding_that_is_named_is_pruned_by_magnitude():
     model = transformer()
     report = kw.prune(model, TOKENS, 0.5, params=["re:.*embeddings", "re:.*dense/kernel"], verbose=0)
