@@ -13,19 +13,17 @@ from keras_woodfisher.callbacks.mask_callback import MaskCallback
 from keras_woodfisher.callbacks.mask_constraint import MaskConstraint, WeightMasks
 from keras_woodfisher.model.targets import ALL, ALL_PRUNABLE, Target, all_targets, find_targets, matches
 from keras_woodfisher.options.checks import as_json, names, number
-from keras_woodfisher.pruning.masks import zeros_of
+from keras_woodfisher.pruning.masks import MANY, zeros_of
 from keras_woodfisher.reports.zeros import count_zeros
-
-_MANY = 0.1
-"""So large a part of zeros doesn't come about by itself."""
 
 
 class KeepZeros(MaskCallback):
     """Holds the zeros that are in a model while it is trained further.
 
     For fine-tuning a pruned model. Weights that are zero at `start_epoch` are exactly zero after every optimizer step
-    from then on. A variable that is zero as a whole was pruned if others are sparse; in a dense model it isn't trained
-    yet, and is left free.
+    from then on, in variables that are frozen now, too, if they are trained later. A variable that is zero as a whole
+    was pruned if others are sparse, or if it is named; in a dense model it isn't trained yet, and is left free, with a
+    warning.
 
         >>> report = kw.prune(model, sparsity=0.5, method="magnitude")
         >>> history = model.fit(x, y, callbacks=[kw.KeepZeros()], verbose=0)
@@ -110,7 +108,7 @@ class KeepZeros(MaskCallback):
                 f"length: total_epochs={math.floor(self._start_epoch) + 1} or more."
             )
         exclude = (self._exclude,) if isinstance(self._exclude, str) else self._exclude
-        return find_targets(model, self._params_wanted, exclude)
+        return find_targets(model, self._params_wanted, exclude, frozen_too=True)
 
     def _prepare(self, model: keras.Model) -> WeightMasks:
         self._holds = False
@@ -138,18 +136,24 @@ class KeepZeros(MaskCallback):
             target
             for target in all_targets(model_of(self))
             if matches(target, ALL)
-            and target.variable.trainable
             and not isinstance(target.variable.constraint, MaskConstraint)
             and not any(matches(target, item) for item in exclude)
         ]
-        return [v.name for v in count_zeros(free) if _MANY <= v.sparsity < 1.0]
+        return [v.name for v in count_zeros(free) if MANY <= v.sparsity < 1.0]
 
     def _go_on(self, known: Mapping[str, np.ndarray]) -> None:
         self._holds = bool(known["holds"])
 
     def _zeros(self) -> list[np.ndarray]:
-        zeros = zeros_of(model_of(self), self._targets)
+        params = self._params_wanted
+        zeros = zeros_of(model_of(self), self._targets, (params,) if isinstance(params, str) else params)
         warn_of_dead(self._targets, zeros)
+        pairs = zip(self._targets, zeros, strict=True)
+        if free := [target.name for target, here in pairs if not here.any() and not target.read().any()]:
+            warn(
+                f"All weights of {', '.join(free)} are zero, and no other variable of the model is sparse: they count "
+                "as not trained yet, and KeepZeros doesn't hold them. If they were pruned, name them in `params`."
+            )
         return [target.unflatten(here) for target, here in zip(self._targets, zeros, strict=True)]
 
 

@@ -122,6 +122,8 @@ class Run:
             ValueError, TypeError, MemoryError: See `open_source`.
         """
         if not self.task.options.second_order:
+            # Nothing is sampled, but outputs are looked at.
+            self._examples = None if self.task.data is None else open_examples(self.task.data)
             return
         self.task.check_buffered()
         self.open_source(self.plan(progress.steps, progress.epochs))

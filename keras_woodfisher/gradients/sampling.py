@@ -23,6 +23,9 @@ class HalvingSampler:
         loss: What to differentiate.
         sampler: The backend's own, of that loss.
         backend: Tells how many groups a chunk should hold, and whether an error means that memory is full.
+
+    Attributes:
+        told: Names of variables that no sample depended on and that were warned of.
     """
 
     def __init__(self, loss: ModelLoss, sampler: Sampler, backend: Backend):
@@ -30,6 +33,7 @@ class HalvingSampler:
         self.sampler = sampler
         self._backend = backend
         self._most: int | None = None
+        self.told: set[str] = set()
 
     @property
     def slow_layers(self) -> SlowLayers | None:
@@ -122,7 +126,8 @@ def sample_gradients(
             advance(number)
             size = arrays(batch)[0].shape[1]
     check_samples(len(store), dropped, wanted, size)
-    warn_of_still(still)
+    warn_of_still([name for name in still if name not in sampler.told])
+    sampler.told.update(still)
     return total
 
 
@@ -158,9 +163,9 @@ def warn_of_still(names: Sequence[str]) -> None:
     """Warns of variables, by name, that no gradient sample depends on."""
     if names:
         warnings.warn(
-            f"No gradient sample depends on {', '.join(names)}: by this loss they are worth nothing, and are pruned "
-            "first. If something else needs them (an output without a loss, a network that another optimizer trains), "
-            "put them in `exclude`.",
+            f"No gradient sample depends on {', '.join(names)}: nothing but their size and `damp` says what they are "
+            "worth, which can't be compared with the others. If something else needs them (an output without a loss, a "
+            "network that another optimizer trains), put them in `exclude`.",
             stacklevel=2,
         )
 

@@ -88,7 +88,11 @@ def tensors_of(targets: Sequence[Target], weights: np.ndarray) -> list[Any]:
 
 
 def find_targets(
-    model: keras.Model, params: str | Sequence[str], exclude: Sequence[str] = (), argument: str = "params"
+    model: keras.Model,
+    params: str | Sequence[str],
+    exclude: Sequence[str] = (),
+    argument: str = "params",
+    frozen_too: bool = False,
 ) -> list[Target]:
     """The variables to prune, in the order of the model's layers; a shared variable once.
 
@@ -99,6 +103,7 @@ def find_targets(
             and of `re:` patterns, which are matched from the start of a name.
         exclude: Names and patterns to leave out.
         argument: What messages call `params`.
+        frozen_too: Whether those that aren't trained now are among them. Else they are left out, with a warning.
 
     Raises:
         ValueError: If the model isn't built, nothing is left to prune, or a layer is quantised or has LoRA.
@@ -110,13 +115,13 @@ def find_targets(
     # First of all, since quantising a layer and LoRA freeze its kernel.
     for target in chosen:
         _refuse_unsuitable(target)
-    frozen = [t.name for t in chosen if not t.variable.trainable]
+    frozen = [] if frozen_too else [t.name for t in chosen if not t.variable.trainable]
     if frozen:
         warnings.warn(
             f"{FROZEN} are left as they are: {_listed(frozen)}. Set `trainable = True` on their layers to prune them.",
             stacklevel=2,
         )
-    chosen = [t for t in chosen if t.variable.trainable]
+    chosen = [t for t in chosen if frozen_too or t.variable.trainable]
     if not chosen:
         raise ValueError(
             f"Nothing to prune: params={params!r} with exclude={list(exclude)!r} leaves no trainable "

@@ -98,12 +98,18 @@ def emptied_at(sparsity: Sequence[float], sizes: Sequence[int], together: bool) 
 
 
 def constant_outputs(model: keras.Model, x: Any) -> str:
-    """Says so where an output of a model is the same for all of some inputs that differ, else ""."""
+    """Says so where an output of a model is the same for all of some inputs that differ, or isn't finite, else ""."""
     if all(_is_constant(array) for array in arrays(x)):
         return ""
     with forward_only(), float32_computation(model), keras.StatelessScope():
         outputs = tree.flatten(infer(model, map_arrays(ops.convert_to_tensor, x)))
     found = [ops.convert_to_numpy(ops.cast(output, "float32")) for output in outputs]
+    lost = [sum(not np.isfinite(example).all() for example in output) for output in found]
+    if any(lost):
+        return (
+            f"The output of the pruned model isn't finite for {max(lost)} of {len(found[0])} examples that were looked "
+            "at. Lower the sparsity, or look for a division by what may be zero."
+        )
     constant = [place for place, output in enumerate(found) if _is_constant(output)]
     if not constant:
         return ""

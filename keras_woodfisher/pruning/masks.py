@@ -1,14 +1,17 @@
 """Scores to masks: exactly so many zeros, ties included."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import keras
 import numpy as np
 
-from keras_woodfisher.model.targets import ALL_PRUNABLE, Target, all_targets, named_targets
+from keras_woodfisher.model.targets import ALL, ALL_PRUNABLE, Target, all_targets, named_targets
 
 SPARSE = 0.001
 """Fraction of zeros from which a variable counts as pruned: a few come by chance where many weights are drawn."""
+
+MANY = 0.1
+"""The same for variables that aren't prunable by default: embeddings may have rows of zeros for padding."""
 
 
 def count(sparsity: float, total: int) -> int:
@@ -69,19 +72,25 @@ def saliencies(weights: np.ndarray, keep: np.ndarray, diagonal: np.ndarray) -> n
     return scores
 
 
-def zeros_of(model: keras.Model, targets: Sequence[Target]) -> list[np.ndarray]:
+def zeros_of(model: keras.Model, targets: Sequence[Target], named: Container[str] = ()) -> list[np.ndarray]:
     """The pruned weights of variables, found by their being zero: for each (size,) bool in weight order.
 
-    A variable that is zero as a whole was pruned if others of the model are sparse. In a dense model it only isn't
-    trained yet, as an output layer that begins with zeros: none of its weights is pruned then.
+    A variable that is zero as a whole was pruned if others of the model are sparse, or if the user names it. In a dense
+    model it only isn't trained yet, as an output layer that begins with zeros: none of its weights is pruned then.
     """
     zeros = [target.read() == 0 for target in targets]
     if any(zero.all() for zero in zeros) and not _is_sparse(model, targets):
-        zeros = [np.zeros_like(zero) if zero.all() else zero for zero in zeros]
+        pairs = zip(targets, zeros, strict=True)
+        zeros = [np.zeros_like(zero) if zero.all() and target.name not in named else zero for target, zero in pairs]
     return zeros
 
 
 def _is_sparse(model: keras.Model, targets: Sequence[Target]) -> bool:
-    """Whether any of some variables, or of all that are prunable, was pruned in part."""
-    others = named_targets(all_targets(model), ALL_PRUNABLE)
-    return any(SPARSE <= float(np.mean(target.read() == 0)) < 1.0 for target in [*targets, *others])
+    """Whether any of some variables, of all that are prunable, or of all matrices was pruned in part."""
+    everything = all_targets(model)
+    kernels, matrices = (named_targets(everything, keyword) for keyword in (ALL_PRUNABLE, ALL))
+    return any(
+        least <= float(np.mean(target.read() == 0)) < 1.0
+        for least, chosen in ((SPARSE, [*targets, *kernels]), (MANY, matrices))
+        for target in chosen
+    )

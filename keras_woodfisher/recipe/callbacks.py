@@ -75,7 +75,8 @@ def buffers(modifier: Modifier, data: Any) -> bool:
 
 def _source_of(modifier: PruningModifier, data: Any) -> dict[str, Any]:
     if not isinstance(modifier, WoodFisherPruningModifier):
-        return {}
+        # What the pruned model gives is looked at.
+        return {"data": data}
     if buffers(modifier, data):
         # A gradient that is buffered is the mean over a training batch, whatever a sampler would take.
         return {"data": None}

@@ -19,7 +19,7 @@ from keras_woodfisher.model.targets import (
 )
 from keras_woodfisher.options.patterns import PATTERN, matches_pattern
 from keras_woodfisher.options.sparsity_levels import names_of
-from keras_woodfisher.recipe.modifiers.pruning import Modifier
+from keras_woodfisher.recipe.modifiers.pruning import ConstantPruningModifier, Modifier
 from keras_woodfisher.recipe.modifiers.reconstruction import PRUNING
 from keras_woodfisher.recipe.modifiers.training import TrainableParamsModifier
 from keras_woodfisher.reports.left_out import LeftOut
@@ -38,7 +38,8 @@ def targets_of(modifier: Modifier, model: keras.Model) -> list[Target]:
         return everything if holds_keyword(modifier.params, ALL) else named_targets(everything, modifier.params)
     if isinstance(modifier, PRUNING):
         argument = "final_sparsity" if getattr(modifier, "levels", ()) else "params"
-        return find_targets(model, _params_of(modifier), modifier.exclude, argument)
+        holds = isinstance(modifier, ConstantPruningModifier)
+        return find_targets(model, _params_of(modifier), modifier.exclude, argument, frozen_too=holds)
     return []
 
 
@@ -56,7 +57,7 @@ def considered(modifiers: Sequence[Modifier], model: keras.Model) -> tuple[list[
 
 def frozen_targets(modifier: Modifier, model: keras.Model) -> list[Target]:
     """The variables that a modifier means and leaves alone, since they are frozen now."""
-    if not isinstance(modifier, PRUNING):
+    if not isinstance(modifier, PRUNING) or isinstance(modifier, ConstantPruningModifier):
         return []
     meant = named_targets(all_targets(model), _params_of(modifier))
     return [t for t in meant if not t.variable.trainable and not any(matches(t, item) for item in modifier.exclude)]

@@ -89,6 +89,9 @@ def test_samples_of_data_tell_of_them(blobs):
         fit(two_outputs({"first": LOSS}), x, {"first": y}, data=(x, {"first": y}))
     with pytest.warns(UserWarning, match=r"No gradient sample depends on tower/kernel, second/kernel"):
         kw.prune(two_outputs({"first": LOSS}), (x, {"first": y}), 0.5, quality="fast", verbose=0)
+    with pytest.warns(UserWarning) as caught:
+        kw.prune(two_outputs({"first": LOSS}), (x, {"first": y}), 0.5, method="woodfisher", stages=3, verbose=0)
+    assert sum("No gradient sample depends on" in str(entry.message) for entry in caught) == 1, "not at each stage"
 
 
 class Teacher(keras.Model):

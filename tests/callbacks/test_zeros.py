@@ -1,5 +1,7 @@
 """Pruned weights are exactly zero after every optimizer step, whatever trains them."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -535,3 +537,68 @@ def test_model_can_be_copied_and_exported_amid_training(make_mlp, blobs, tmp_pat
     model.set_state_tree(states[0])
     if BACKEND == "tensorflow":
         model.export(tmp_path / "exported", verbose=False)
+
+
+def thawing(start):
+    return kw.TrainableParams(["hidden/kernel"], trainable=True, start_epoch=start)
+
+
+def by_recipe(params):
+    thaw = {"params": ["hidden/kernel"], "trainable": True, "start_epoch": 1.0}
+    held = {"params": params, "start_epoch": 0.0}
+    return kw.load_recipe({"modifiers": [{"ConstantPruningModifier": held}, {"TrainableParamsModifier": thaw}]})
+
+
+@pytest.mark.parametrize("params", ["__ALL_PRUNABLE__", ["hidden/kernel", "out/kernel"]])
+@pytest.mark.parametrize("entry", ["callback", "recipe"])
+def test_zeros_of_what_is_thawed_amid_training_are_held(make_mlp, blobs, params, entry):
+    model = make_mlp()
+    kw.prune(model, sparsity=0.7, method="magnitude", global_sparsity=False, verbose=0)
+    model.get_layer("hidden").trainable = False
+    model.compile("adam", model.loss)
+    before, zeros = ops.convert_to_numpy(model.get_layer("hidden").kernel), zeros_in(model)
+    recipe = by_recipe(params)
+    assert not kw.check_recipe(recipe, model, 8, 3, data=blobs, verbose=0).problems
+    callbacks = [kw.KeepZeros(params), thawing(1)] if entry == "callback" else recipe.callbacks(model, blobs, verbose=0)
+    watch = Watch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.fit(*blobs, epochs=3, callbacks=[*callbacks, watch], verbose=0)
+    assert watch.regrown == 0 and zeros_in(model) == zeros
+    assert (ops.convert_to_numpy(model.get_layer("hidden").kernel) != before).any()
+
+
+def with_a_dead_branch(**sparse):
+    """`sparse`: fractions of zeros of the other weights."""
+    inputs = keras.Input((6,), dtype="int32")
+    embedded = keras.layers.Embedding(50, 8, name="embed")(inputs)
+    branch = keras.layers.Dense(8, name="branch", kernel_initializer="zeros")(embedded)
+    flat = keras.layers.Flatten()(keras.layers.Add()([embedded, branch]))
+    model = keras.Model(inputs, keras.layers.Dense(3, name="out")(flat))
+    model.compile("adam", "sparse_categorical_crossentropy")
+    for name, fraction in sparse.items():
+        weight = model.get_layer(name).weights[0]
+        values = ops.convert_to_numpy(weight)
+        weight.assign(np.where(np.abs(values) < np.quantile(np.abs(values), fraction), 0.0, values))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("sparse", "params", "held", "message"),
+    [
+        ({"out": 0.5}, "__ALL_PRUNABLE__", True, "count as pruned, and stay zero"),
+        ({"embed": 0.5}, "__ALL_PRUNABLE__", True, "count as pruned, and stay zero"),
+        ({"embed": 0.02}, "__ALL_PRUNABLE__", False, "as not trained yet, and KeepZeros doesn't hold them"),
+        ({}, "__ALL_PRUNABLE__", False, "All weights of branch/kernel are zero, and no other .* name them in `params`"),
+        ({}, ["re:branch/.*"], False, "as not trained yet, and KeepZeros doesn't hold them"),
+        ({}, ["branch/kernel"], True, "count as pruned, and stay zero"),
+        ({}, "branch/kernel", True, "count as pruned, and stay zero"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:KeepZeros doesn't hold the zeros of embed")
+def test_a_variable_that_is_zero_as_a_whole_is_held_or_told_of(rng, sparse, params, held, message):
+    model = with_a_dead_branch(**sparse)
+    x, y = rng.integers(0, 50, (32, 6)), rng.integers(0, 3, 32)
+    with pytest.warns(UserWarning, match=message):
+        model.fit(x, y, callbacks=[kw.KeepZeros(params)], verbose=0)
+    assert (not ops.convert_to_numpy(model.get_layer("branch").kernel).any()) == held

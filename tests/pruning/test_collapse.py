@@ -100,6 +100,44 @@ def test_a_path_that_is_cut_is_seen_though_each_variable_has_weights(chain, exam
     assert collapse.news(model, lambda: open_examples(examples)) == [], "nothing twice"
 
 
+@pytest.mark.parametrize("entry", ["prune", "callback", "recipe", "recipe in one shot"])
+def test_each_way_of_magnitude_looks_at_outputs_where_there_is_data(chain, examples, entry):
+    """The weights that are left: 3 units of the first layer, the others' rows of the last one."""
+    model = chain()
+    first, last = 0.01 * np.ones((16, 32)), 0.01 * np.ones((32, 7))
+    first[:, :3], last[3:, :] = 1.0, 1.0
+    model.get_layer("first").kernel.assign(first)
+    model.get_layer("last").kernel.assign(last)
+    model.compile(keras.optimizers.SGD(1e-9), LOSS)
+    sparsity = 1.0 - (16 * 3 + 29 * 7) / 736
+    fields = {"init_sparsity": 0.0, "final_sparsity": sparsity, "start_epoch": 0.0, "end_epoch": 1.0}
+    fields |= {"update_frequency": 1.0, "params": "__ALL_PRUNABLE__", "global_sparsity": True}
+    with pytest.warns(UserWarning, match=SAME):
+        if entry == "prune":
+            kw.prune(model, examples, sparsity, method="magnitude", verbose=0)
+        elif entry == "callback":
+            pruner = kw.WoodFisherPruning(sparsity, end_epoch=1, data=examples, method="magnitude", verbose=0)
+            model.fit(*examples, epochs=2, callbacks=[pruner], verbose=0)
+            assert any("is the same for all 16 examples" in note for note in pruner.report().notes)
+        else:
+            recipe = kw.load_recipe({"modifiers": [{"GMPruningModifier": fields}]})
+            if entry == "recipe":
+                model.fit(*examples, epochs=2, callbacks=recipe.callbacks(model, examples, verbose=0), verbose=0)
+            else:
+                recipe.apply(model, examples, verbose=0)
+
+
+def test_outputs_that_are_not_finite_are_told():
+    class Normed(layers.Layer):
+        def call(self, x):
+            return x / keras.ops.sqrt(keras.ops.sum(x * x, -1, keepdims=True))
+
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(6, "relu"), Normed(), layers.Dense(3)])
+    model.layers[0].kernel.assign(np.eye(4, 6))
+    x = np.concatenate([np.ones((9, 4)), -np.ones((7, 4))]).astype("float32")
+    assert constant_outputs(model, x).startswith("The output of the pruned model isn't finite for 7 of 16 examples")
+
+
 def test_the_callback_warns_before_training_and_at_the_update(chain, examples):
     pruner = kw.WoodFisherPruning(0.9999, end_epoch=1, data=examples, num_grads=16, verbose=0)
     with pytest.warns(UserWarning) as caught:

@@ -52,16 +52,22 @@ class Differentiation(Protocol):
         ...
 
 
+LOOP = "within a loop of the framework's their gradients can't be seen"
+MIXED = "the first axis of what they take or give isn't that of the examples"
+
+
 class OutOfReachError(RuntimeError):
     """Variables whose layers can't be followed in one pass.
 
     Args:
         places: Places of the variables.
+        reason: Why.
     """
 
-    def __init__(self, places: Sequence[int]):
-        super().__init__("what some layers do can't be seen from outside")
+    def __init__(self, places: Sequence[int], reason: str):
+        super().__init__(reason)
         self.places = list(places)
+        self.reason = reason
 
 
 class Pass:
@@ -88,7 +94,7 @@ class Pass:
         lost = [place for host, record in self._heard if record.out_of_reach for place in host.places]
         lost += [place for unit, record in self._played if record.out_of_reach for place in unit.places]
         if lost:
-            raise OutOfReachError(lost)
+            raise OutOfReachError(lost, LOOP)
         # Losses leave out what masks hide; Keras hangs them on outputs.
         masks = map_arrays(lambda leaf: self._grouped(mask_of(leaf)), output)
         self.output = map_arrays(self._grouped, output)
@@ -104,6 +110,8 @@ class Pass:
 
     def rows(self) -> list[Any]:
         """The gradient of each group, those of rules in weight order; None where there is no way but the direct one."""
+        if mixed := [p for host, record in self._heard if not self._are_apart(record.uses) for p in host.places]:
+            raise OutOfReachError(mixed, MIXED)
         records = [record for _, record in (*self._heard, *self._played)]
         tensors = [leaf for record in records for use in record.uses for leaf in differentiable(use.output)]
         found = iter(self._how.pulled_back(self.output, self.grads, tensors))
@@ -120,7 +128,7 @@ class Pass:
                 for use, parts in zip(record.uses, grads, strict=True):
                     again.add(use.tensors, use.output, parts)
             except UnsplittableError as error:
-                raise OutOfReachError(unit.places) from error
+                raise OutOfReachError(unit.places, MIXED) from error
             for place, row in zip(unit.places, self._again(again, unit.places), strict=True):
                 rows[place] = row
         return rows
@@ -141,6 +149,10 @@ class Pass:
             if use.role in rule.formulas
         ]
         return sum(parts[1:], parts[0]) if parts else _nothing(self._groups, shape, rule)
+
+    def _are_apart(self, uses: Sequence[Use]) -> bool:
+        """Whether what a layer takes may be that of one group after the other."""
+        return all(tensor.shape[0] % self._groups == 0 for use in uses for tensor in use.tensors)
 
     def _joined(self, uses: Sequence[Use], grads: Sequence[Any]) -> list[tuple[Use, Any]]:
         """Uses of a layer at several times count as one, of more examples in each group."""

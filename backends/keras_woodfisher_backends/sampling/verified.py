@@ -113,7 +113,7 @@ class VerifiedSampler:
                 rows = self._rows(values, others, batch)
                 wrong = self._wrong(rows, values, others, batch, exact)
             except OutOfReachError as error:
-                self._ways.give_up(error.places, "within a loop of the framework's their gradients can't be seen")
+                self._ways.give_up(error.places, error.reason)
                 continue
             except Exception as error:  # what is wrong with the model itself, the direct way will say
                 if len(self._ways.direct) == len(values) or (

@@ -14,6 +14,7 @@ from keras_woodfisher_backends.nest import arrays, map_arrays, take
 
 from keras_woodfisher.data.batches import cut_evenly
 from keras_woodfisher.model.targets import Target
+from keras_woodfisher.oneshot.reconstruction.apart import MIXED, mixed_layers
 from keras_woodfisher.oneshot.reconstruction.footprint import Needs, plan_chunks, size_of
 from keras_woodfisher.oneshot.reconstruction.problem import Choice, Problem
 from keras_woodfisher.oneshot.reconstruction.walk import Walk
@@ -70,7 +71,9 @@ class Layerwise:
         problems = _problems(model, targets, seed, alone)
         one, seen = take(batches[0], slice(0, 1)), list[tuple[list[Problem], int]]()
         pruner.backend.dry_call(lambda x: seen.append(Walk(model, problems).order(x)), one)
-        self._ordered, live = seen[-1]
+        called, live = seen[-1]
+        self._mixed = mixed_layers(model, called, pruner.backend, batches[0])
+        self._ordered = [problem for problem in called if id(problem.layer) not in self._mixed]
         self._calls = {problem.key: problem.calls for problem in self._ordered}
         self.total = len(self._ordered)
         examples = sum(len(arrays(batch)[0]) for batch in batches)
@@ -149,7 +152,7 @@ class Layerwise:
                 solved |= {id(t.variable): problem.solution[name] for name, t in problem.targets.items()}
                 errors |= {id(t.variable): problem.report.error for t in problem.targets.values()}
         why = {
-            id(t.variable): "the model doesn't call its layer on this data"
+            id(t.variable): MIXED if id(p.layer) in self._mixed else "the model doesn't call its layer on this data"
             for p in uncalled
             for t in p.targets.values()
         }

@@ -108,6 +108,23 @@ class Walk:
                 found.append(problem)
         return found, live.peak
 
+    def inputs(self, x: Any, look: Callable[[Any], Any]) -> dict[int, list[Any]]:
+        """What `look` makes of the input of each call of the problems' layers, by the layer's id.
+
+        Args:
+            x: Inputs of the model.
+            look: Gets a tensor, the first one that the call takes.
+        """
+        found: dict[int, list[Any]] = {}
+
+        def listen(layer: Any, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+            if id(layer) in self._of_layer:
+                found.setdefault(id(layer), []).append(look(arrays(args[0])[0]))
+            return own(*args, **kwargs)
+
+        self._run(x, listen)
+        return found
+
     def solve(
         self, group: Sequence[Problem], chunks: Sequence[Any], at_once: bool, advance: Advance = no_progress
     ) -> None:

@@ -335,6 +335,49 @@ def test_layers_that_are_no_products_are_pruned_by_magnitude_and_say_so():
         assert (kernel == 0).any()
 
 
+class Mixing(keras.Model):
+    """Has a layer whose first axis isn't that of the examples, or (windows) is that of parts of each."""
+
+    def __init__(self, kind, times):
+        super().__init__()
+        self.kind, self.times = kind, times
+        self.inner, self.last = layers.Dense(4, activation="relu"), layers.Dense(4)
+
+    def call(self, x):
+        count = ops.shape(x)[0]
+        if self.kind == "table":
+            table = np.random.default_rng(0).normal(size=(self.times, 4)).astype("float32")
+            x = x + self.inner(ops.convert_to_tensor(table))[None]
+        elif self.kind == "time first":
+            x = ops.moveaxis(self.inner(ops.moveaxis(x, 1, 0)), 0, 1)
+        elif self.kind == "time first, flat":
+            flat = ops.reshape(ops.moveaxis(x, 1, 0), (-1, 4))
+            x = ops.moveaxis(ops.reshape(self.inner(flat), (self.times, count, 4)), 0, 1)
+        elif self.kind == "two views":
+            one, other = ops.split(self.inner(ops.concatenate([x, -x], 0)), 2, 0)
+            x = one - other
+        else:
+            x = ops.reshape(self.inner(ops.reshape(x, (-1, 4))), (count, self.times, 4))
+        return self.last(x)
+
+
+@pytest.mark.parametrize("times", [7, 8])
+@pytest.mark.parametrize("kind", ["table", "time first", "time first, flat", "two views", "windows"])
+def test_layers_in_which_examples_cannot_be_told_apart(kind, times):
+    x = RNG.normal(size=(60, times, 4)).astype("float32")
+    keras.utils.set_random_seed(0)
+    model = Mixing(kind, times)
+    wanted = model.predict(x, verbose=0)
+    report = kw.prune(model, x, 0.5, verbose=0)
+    notes = {layer.name.split("/")[-2]: layer.note for layer in report.reconstruction.layers}
+    mixed = notes[model.inner.name]
+    assert not notes[model.last.name] and (not mixed if kind == "windows" else "isn't that of the examples" in mixed)
+    last = next(layer for layer in report.reconstruction.layers if model.last.name in layer.name)
+    # Else the pruned model's examples would be taken for the dense one's.
+    found = model.predict(x, verbose=0)
+    assert last.error < 0.3 and np.square(found - wanted).sum() < 0.9 * np.square(wanted).sum()
+
+
 class ByName(keras.Model):
     def __init__(self):
         super().__init__()
