@@ -50,6 +50,9 @@ class ResumableCallback(CopiedUnused):
 
     def on_train_begin(self, logs: Any = None) -> None:
         super().on_train_begin(logs)
+        if model_of(self) is None:
+            name = type(self).__name__
+            raise ValueError(f"{name} has no model yet. Give it to fit, or call its set_model(model) before training.")
         self._known = None
         before, after = callbacks_beside(self)
         callbacks = [*before, self, *after]

@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_woodfisher.cli.paths import check_input
 from keras_woodfisher.memory.free_memory import free_memory
+from keras_woodfisher.model.tokens import check_tokens, token_inputs
 from keras_woodfisher.options.sizes import size_text
 
 _WANTED = (
@@ -72,6 +73,10 @@ def load_data(path: str, model: keras.Model | None = None, labels: bool = True) 
     y = keras.tree.map_structure(_as_labels, nests["y"]) if "y" in nests else None
     if model is not None:
         x, y = arranged(path, model, x, y)
+        try:
+            check_tokens(token_inputs(model), x)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     return Data(x, y, nests.get("sample_weight"))
 
 

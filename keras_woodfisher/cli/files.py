@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +20,7 @@ from keras_woodfisher.options.sizes import size_text
 _SAVE = "Save the model with model.save('model.keras')."
 _ANEW = "Save the model anew, or copy the file again."
 _HDF5, _CONFIG, _WEIGHTS = b"\x89HDF\r\n\x1a\n", "config.json", "model.weights.h5"
+_OWN = re.compile(r"Could not locate (class|function) '([^']+)'")
 _LONGEST_CONFIG = 64 * 2**20
 _EXPANSION, _SMALL = 200, 64 * 2**20
 """How many times its size a part of a file may unpack to, above so many bytes; Keras doesn't compress models."""
@@ -41,8 +43,24 @@ def load_model(path: str, compile: bool = True) -> keras.Model:
         if compilation is not None:
             model.compile_from_config(compilation)
     except Exception as error:
+        if compile and (unknown := _OWN.search(str(error))) and (model := _uncompiled(path)) is not None:
+            warnings.warn(
+                f"{path} is compiled with the {unknown[1]} {unknown[2]!r} of somebody's own, which this command can't "
+                "import: the model is used, and written, without its compilation. Give --loss where one is needed.",
+                stacklevel=2,
+            )
+            return model
         raise _why(path, error) from error
     return model
+
+
+def _uncompiled(path: str) -> keras.Model | None:
+    """The model without its loss and optimizer; None where that can't be loaded either."""
+    try:
+        with _light_compilation():
+            return keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception:  # noqa: BLE001 - the first error says more
+        return None
 
 
 def _check_archive(path: str) -> None:
@@ -137,7 +155,7 @@ def _why(path: str, error: Exception) -> Exception:
             "(safe mode). If you trust the file, load it in Python with safe_mode=False and call "
             "keras_woodfisher.prune."
         )
-    missing = re.search(r"Could not locate (class|function) '([^']+)'", message)
+    missing = _OWN.search(message)
     if missing:
         return ValueError(
             f"{path} can't be loaded: it uses the {missing[1]} {missing[2]!r} of somebody's own, which this command "

@@ -4,6 +4,7 @@ Keras reads KERAS_BACKEND once, while it is imported. Help and wrong usage need 
 """
 
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -91,8 +92,14 @@ def _one_line(error: Exception) -> str:
         return f"Keras's backend is {missing}, which isn't installed: pip install 'keras-woodfisher[{missing}]'."
     # The text of a KeyError is its argument in quotes.
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    text = " ".join(text.split())
+    text = " ".join(_own_words(text).split())
     return text if text and isinstance(error, _EXPLAINED) else f"{type(error).__name__}: {text}"
+
+
+def _own_words(text: str) -> str:
+    """An error's text without what Keras puts around one that comes up within a layer's call, and without colours."""
+    inner = re.search(r"Exception encountered when calling .*?\n\n(.*?)\n\nArguments received by ", text, re.DOTALL)
+    return re.sub(r"\x1b\[[0-9;]*m", "", inner[1] if inner else text)
 
 
 def _say(text: str) -> None:

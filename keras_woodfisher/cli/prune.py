@@ -44,7 +44,7 @@ def run(args: Namespace) -> Answer:
     check_labels(args.eval, model, loss, held_out)
     if isinstance(again := batchnorm.get("reestimate_batchnorm"), Data):
         check_labels(args.reestimate_batchnorm, model, loss, again)
-    keras.utils.set_random_seed(args.seed)
+    keras.utils.set_random_seed(args.seed % 2**32)
     measured = Evaluation(model, loss, held_out, args.batch_size or _BATCH_SIZE).measure if held_out else dict
     before = measured()
     if args.epochs:

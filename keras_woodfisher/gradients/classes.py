@@ -76,6 +76,19 @@ def check_classes(outputs: Sequence[ClassOutput], labels: Any, names: Sequence[s
             )
 
 
+def one_hot_text(outputs: Sequence[ClassOutput], labels: Any, names: Sequence[str] | None) -> str:
+    """What is wrong with labels that are one-hot where numbers of classes are wanted, or ""; see `check_classes`."""
+    for output in outputs:
+        found = _at(labels, output.path, names)
+        if found is not None and np.ndim(found) > 1 and output.number == np.shape(found)[-1] > 1:
+            of = f" of the output {output.name!r}" if output.name else ""
+            return (
+                f"The labels{of} hold {output.number} numbers an example, as one-hot labels do, but the loss takes the "
+                "number of the class. Compile the model with categorical_crossentropy, or give numpy.argmax(y, -1)."
+            )
+    return ""
+
+
 def _at(nest: Any, path: Sequence[Any], names: Sequence[str] | None) -> Any:
     """The leaf at the end of a path, or None."""
     for step in path:

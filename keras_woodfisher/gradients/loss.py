@@ -22,9 +22,10 @@ from keras_woodfisher_backends.keras_internals.models import (
 from keras_woodfisher_backends.nest import arrays, map_arrays, take
 
 from keras_woodfisher.data.batches import Batch
-from keras_woodfisher.gradients.classes import ClassOutput, check_classes, class_outputs
+from keras_woodfisher.gradients.classes import ClassOutput, check_classes, class_outputs, one_hot_text
 from keras_woodfisher.gradients.probing import check_examples_alone, check_shapes, depends
 from keras_woodfisher.model.targets import Target
+from keras_woodfisher.model.tokens import check_tokens, token_inputs
 
 Outlined = Callable[..., Any]
 
@@ -104,6 +105,7 @@ class ModelLoss:
         Raises:
             ValueError: If the data, the model and the loss don't fit together.
         """
+        check_tokens(token_inputs(self.model), batch[0])
         metrics = {id(v): ops.convert_to_numpy(v) for v in self.model.metrics_variables}
         try:
             first = map_arrays(ops.convert_to_tensor, take(batch, 0))
@@ -121,6 +123,9 @@ class ModelLoss:
                     "The loss has reduction='none', so it gives a number for each example, and there is none to "
                     "differentiate. Use reduction='sum_over_batch_size' (or 'sum')."
                 ) from error
+            names = getattr(self._trainer, "output_names", None)
+            if text := one_hot_text(self._classes or (), take(batch, 0)[1], names):
+                raise ValueError(text) from error
             labels = "" if batch[1] is not None else "data holds no labels: give (x, y) if the loss needs them. "
             raise ValueError(f"{labels}The loss of the first examples in data can't be computed: {error}") from error
         finally:
@@ -156,8 +161,10 @@ class ModelLoss:
             check_classes(self._classes, labels, getattr(self._trainer, "output_names", None))
 
     def checked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches, if their labels are classes of the model, where they are to be."""
+        """The same batches, if labels are classes and tokens are embedded, where they are to be."""
+        tokens = token_inputs(self.model)
         for batch in batches:
+            check_tokens(tokens, batch[0])
             self.check_classes(batch[1])
             yield batch
 

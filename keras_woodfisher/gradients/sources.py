@@ -89,6 +89,7 @@ class SampledGradients:
         loss: Any = None,
     ):
         self.targets = list(targets)
+        _refuse_modules(self.targets)
         self.loss = ModelLoss(model, targets, loss)
         self._options = options
         self._backend = backend
@@ -99,6 +100,7 @@ class SampledGradients:
         self._curvature = GaussNewtonLoss(model, targets, loss) if options.fisher == "ggn" else None
         self._samplers: dict[int, HalvingSampler] = {}
         self._probed: tuple[Any, PassBytes] | None = None
+        self._but_for = ""
 
     @property
     def available(self) -> int | None:
@@ -126,6 +128,7 @@ class SampledGradients:
             ValueError: If there aren't so many, and at least one for the samples.
         """
         held, self._examples = self._examples.hold_out(count, self._seed)
+        self._but_for = f" beside the {count} that are held out"
         return held
 
     def take_gradients(self) -> None:
@@ -137,7 +140,7 @@ class SampledGradients:
         if self.available is not None and self.available < rows:
             raise ValueError(
                 f"num_grads={rows} with grad_batch_size={size} needs {rows * size} examples, but data holds "
-                f"{self._examples.available}. {self._fitting(rows)}"
+                f"{self._examples.available}{self._but_for}. {self._fitting(rows)}"
             )
         first = next(self._examples.groups(1, size, self._seed), None)
         if first is None:
@@ -252,3 +255,14 @@ class SampledGradients:
             sampler = self._backend.sampler(loss, self._model, [t.variable for t in self.targets])
             self._samplers[id(loss)] = HalvingSampler(loss, sampler, self._backend)
         return self._samplers[id(loss)]
+
+
+def _refuse_modules(targets: Sequence[Target]) -> None:
+    # Their parameters are read past Keras, so that no sample depends on what is put in place of them.
+    found = [target.name for target in targets if isinstance(target.layer, keras.layers.TorchModuleWrapper)]
+    if found:
+        raise ValueError(
+            f"{found[0]} belongs to a torch module in a TorchModuleWrapper, of which no gradient samples can be taken. "
+            "Put it in `exclude`, prune it by method='magnitude', or while training with buffered gradients "
+            "(WoodFisherPruning without `data`)."
+        )

@@ -4,6 +4,7 @@ import difflib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import Any
 
 import keras
@@ -144,13 +145,25 @@ def holds_keyword(params: str | Sequence[str], keyword: str) -> bool:
     return keyword in [item.upper() for item in ([params] if isinstance(params, str) else params)]
 
 
+def check_model(model: Any) -> None:
+    """Refuses what isn't a Keras model (a TypeError)."""
+    if not isinstance(model, keras.Model):
+        is_path = isinstance(model, (str, PathLike))
+        mend = "Load it first: keras.models.load_model(...)." if is_path else "It comes first, before data."
+        raise TypeError(f"model must be a keras.Model, got {type(model).__name__}. {mend}")
+
+
 def all_targets(model: keras.Model) -> list[Target]:
     """Every weight of the model that has one axis or more, frozen or quantised ones too, each variable once.
 
     Raises:
-        ValueError: If the model isn't built.
+        TypeError: If it is no Keras model.
+        ValueError: If it isn't built.
     """
-    if not model.built or not model.variables:
+    check_model(model)
+    if model.built and not model.variables:
+        raise ValueError(f"The model {model.name!r} has no weights. Call it on a batch of data first if it makes any.")
+    if not model.built:
         raise ValueError(
             f"The model {model.name!r} isn't built, so it has no weights yet. Call it on a batch of data first."
         )

@@ -12,6 +12,7 @@ from keras_woodfisher.data.batches import length
 from keras_woodfisher.data.examples import Examples, open_examples, read_batches
 from keras_woodfisher.gradients.loss import ModelLoss, has_loss, mean_loss
 from keras_woodfisher.model.restoring import restored
+from keras_woodfisher.model.targets import check_model
 from keras_woodfisher.oneshot.batchnorm_statistics import batchnorm_layers, call_order, measure, name_of
 from keras_woodfisher.options.checks import one_of
 from keras_woodfisher.reports.batchnorm_report import BatchNormReport
@@ -190,6 +191,7 @@ def reestimation_of(
 
 def _measurable_layers(model: keras.Model) -> list[Any]:
     """All BatchNorm layers of a model, of which one isn't frozen at least."""
+    check_model(model)
     found = batchnorm_layers(model)
     if not found:
         raise ValueError(

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_woodfisher.data.examples import Examples, read_batches
 from keras_woodfisher.gradients.sources import SampledGradients
+from keras_woodfisher.model.tokens import checked
 from keras_woodfisher.oneshot.reconstruction.allocation import candidates
 from keras_woodfisher.oneshot.reconstruction.layerwise import Layerwise, joined
 from keras_woodfisher.pruning.fisher import BlockFisher
@@ -114,7 +115,8 @@ def reconstructed_changes(
         FloatingPointError: If a weight, or what a layer gets or gives, isn't finite.
     """
     pruner.check_weights()
-    batches = joined([batch[0] for batch in read_batches(examples, _EXAMPLES, _EXAMPLES, pruner.options.seed)])
+    read = read_batches(examples, _EXAMPLES, _EXAMPLES, pruner.options.seed)
+    batches = joined(list(checked(model, (batch[0] for batch in read))))
     work = Layerwise(model, pruner, batches, alone=True)
     no_costs = [None] * len(pruner.targets)
 

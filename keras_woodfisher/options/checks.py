@@ -11,6 +11,8 @@ from keras_woodfisher.options.patterns import check_pattern
 
 LARGEST_FLOAT32 = 3.4e38
 
+_LONG = 200
+
 
 def number(
     name: str,
@@ -102,10 +104,19 @@ def names(name: str, value: Any) -> str | tuple[str, ...]:
         return ()
     listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, Sequence) or not all(isinstance(item, str) for item in listed):
-        raise TypeError(f"{name} must be a name or a list of names, got {value!r}.")
+        raise TypeError(f"{name} must be a name or a list of names, got {_shown(value)}.")
     for item in listed:
         check_pattern(item, f" in {name}")
     return value if isinstance(value, str) else tuple(value)
+
+
+def _shown(value: Any) -> str:
+    """A value as messages tell it: of a variable its path, which is the name to give."""
+    for item in value if isinstance(value, (list, tuple)) else [value]:
+        if hasattr(item, "path") and hasattr(item, "assign"):
+            return f"the variable {item.path} itself. Give its name: {item.path!r}"
+    text = repr(value)
+    return text if len(text) <= _LONG else f"{text[:_LONG]}..."
 
 
 def by_number(value: Mapping[Any, Any]) -> dict[Any, Any]:

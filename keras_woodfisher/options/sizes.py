@@ -1,6 +1,7 @@
 """Memory as people write it."""
 
 import re
+from numbers import Integral
 from typing import Any
 
 _UNITS = {"": 1, "B": 1} | {
@@ -21,9 +22,10 @@ def parse_bytes(name: str, value: Any) -> int:
         ValueError: If the text isn't a size, or nothing is left of it.
     """
     rule = 'Give bytes, or a text such as "4GiB" or "500 MB".'
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
+    whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not (whole or isinstance(value, str)):
         raise TypeError(f"{name} must be a size, got {value!r}. {rule}")
-    size = float(value) if isinstance(value, int) else 0.0
+    size = float(value) if whole else 0.0
     if isinstance(value, str):
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
         if found is None or found[2].upper() not in _UNITS:

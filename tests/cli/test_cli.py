@@ -576,6 +576,40 @@ def test_models_with_code_are_refused_in_one_line(cli, monkeypatch, layer, messa
     assert err.count("\n") == 1
 
 
+def own_loss(y, z):
+    """A loss that the command can't know."""
+    return keras.ops.mean(keras.ops.square(y - z))
+
+
+@pytest.mark.parametrize(("options", "code"), [("", 0), ("--loss mse --quality fast", 0), ("--quality fast", 1)])
+def test_a_model_that_is_compiled_with_a_loss_of_ones_own(cli, options, code):
+    model = keras.Sequential([layers.Input((3,)), layers.Dense(4), layers.Dense(2)])
+    model.compile("sgd", own_loss)
+    model.save("own.keras")
+    rng = np.random.default_rng(0)
+    np.savez("own.npz", x=rng.normal(size=(32, 3)), y=rng.normal(size=(32, 2)))
+    found, _, err = cli(f"prune own.keras --data own.npz --sparsity 0.5 --out p.keras {options}")
+    assert found == code, err
+    assert "own.keras is compiled with the function 'own_loss' of somebody's own" in err
+    assert ("needs --loss" in err) == bool(code)
+
+
+def test_tokens_that_the_model_does_not_have_are_told_with_the_file(cli):
+    parts = [layers.Embedding(10, 4, name="table"), layers.Flatten(), layers.Dense(2)]
+    keras.Sequential([layers.Input((6,), dtype="int32"), *parts]).save("tokens.keras")
+    np.savez("tokens.npz", x=np.full((8, 6), 12))
+    code, _, err = cli("prune tokens.keras --data tokens.npz --sparsity 0.5 --out p.keras")
+    assert code == 1 and "tokens.npz: data holds the token 12, but 'table' has 10 embeddings" in err
+
+
+def test_what_comes_up_within_a_layer_is_told_in_one_line(cli):
+    keras.Sequential([layers.Input((3,)), layers.Dense(4), layers.Dense(2)]).save("plain.keras")
+    np.savez("nan.npz", x=np.full((8, 3), np.nan))
+    code, _, err = cli("prune plain.keras --data nan.npz --sparsity 0.5 --out p.keras")
+    assert code == 1 and err.splitlines()[-1].startswith("keras-woodfisher: error: What the layer of ")
+    assert "Exception encountered" not in err and "\x1b" not in err
+
+
 def test_files_that_are_no_models(cli, tmp_path):
     (tmp_path / "text.keras").write_text("x")
     assert "text.keras isn't a .keras file (a zip archive)" in cli("inspect text.keras")[2]

@@ -86,3 +86,19 @@ def test_labels_of_each_time(rng, loss):
     y[2, 4] = 3
     with pytest.raises(ValueError, match=RULE.format(3)):
         kw.prune(model, (x, y), 0.5, quality="fast", num_grads=4, verbose=0)
+
+
+@pytest.mark.parametrize("loss", [LOSS, "sparse_categorical_crossentropy"])
+def test_one_hot_labels_where_numbers_of_classes_are_wanted(blobs, make_mlp, loss):
+    x, y = blobs
+    model = make_mlp()
+    model.compile("sgd", loss)
+    one_hot = np.eye(3, dtype="float32")[y]
+    message = r"hold 3 numbers an example, as one-hot labels do.*categorical_crossentropy, or give numpy\.argmax"
+    with pytest.raises(ValueError, match=message):
+        kw.prune(model, (x, one_hot), 0.5, quality="fast", verbose=0)
+    with pytest.raises(ValueError, match=message):
+        kw.sensitivity(model, (x, one_hot), levels=[0.5], verbose=0)
+    pruner = kw.WoodFisherPruning(0.5, end_epoch=1, data=(x, one_hot), num_grads=8, verbose=0)
+    with pytest.raises(ValueError, match=message):
+        model.fit(x, y, callbacks=[pruner], verbose=0)

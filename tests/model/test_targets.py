@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+import keras_woodfisher as kw
 from keras_woodfisher.model.targets import all_targets, find_targets
 
 
@@ -257,3 +258,28 @@ def test_half_precision_weights_are_read_as_float32(dtype):
     target.write(np.arange(6, dtype="float32"))
     assert keras.backend.standardize_dtype(target.variable.dtype) == dtype
     np.testing.assert_array_equal(target.read(), np.arange(6))
+
+
+@pytest.mark.parametrize(
+    ("given", "mend"), [("m.keras", "Load it first"), (np.zeros(3), "It comes first, before data")]
+)
+def test_what_is_no_model_is_refused_in_each_entry(given, mend):
+    x = np.zeros((4, 3), "float32")
+    model = keras.Sequential([layers.Input((3,)), layers.Dense(2)])
+    for work in (
+        lambda: kw.prune(given, x, 0.5),
+        lambda: kw.reconstruct(given, x, dense=model),
+        lambda: kw.sensitivity(given, x),
+        lambda: kw.sparsity_report(given),
+        lambda: kw.reestimate_batchnorm(given, x),
+    ):
+        with pytest.raises(TypeError, match=f"model must be a keras.Model, got {type(given).__name__}. {mend}"):
+            work()
+    for callback in (kw.WoodFisherPruning(0.5, end_epoch=1), kw.KeepZeros(), kw.TrainableParams(["a"])):
+        with pytest.raises(ValueError, match=f"{type(callback).__name__} has no model yet. Give it to fit"):
+            callback.on_train_begin()
+
+
+def test_a_model_that_makes_no_weights():
+    with pytest.raises(ValueError, match="has no weights"):
+        find_targets(keras.Sequential([layers.Input((3,)), layers.ReLU()]), "__ALL__")

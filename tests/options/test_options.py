@@ -1,11 +1,13 @@
 import inspect
 import json
 
+import keras
 import numpy as np
 import pytest
 
 import keras_woodfisher as kw
 from keras_woodfisher.options.pruning_options import PruningOptions
+from keras_woodfisher.options.sizes import parse_bytes
 
 SHARED = [
     # Arguments that the callback, prune and PruningOptions have in common.
@@ -271,3 +273,18 @@ def test_the_callers_dictionary_is_copied():
     options = PruningOptions(num_grads=counts)
     counts[0.0] = 5
     assert options.gradients_at(0.2) == 4
+
+
+@pytest.mark.parametrize("limit", [10**9, np.int64(10**9), 1e9, "1GB"])
+def test_a_size_is_a_whole_number_of_any_kind(limit):
+    assert parse_bytes("memory_limit", PruningOptions(memory_limit=limit).memory_limit) == 10**9
+
+
+def test_a_variable_in_place_of_its_name():
+    layer = keras.layers.Dense(3, name="d")
+    layer.build((None, 2))
+    with pytest.raises(TypeError, match=r"got the variable d/kernel itself\. Give its name: 'd/kernel'"):
+        PruningOptions(params=[layer.kernel])
+    with pytest.raises(TypeError, match="must be a name or a list of names, got") as found:
+        PruningOptions(params=[np.zeros(10_000)])
+    assert len(str(found.value)) < 300

@@ -78,3 +78,51 @@ def test_buffered_gradients_are_never_slow(examples):
     model.fit(*examples, batch_size=8, epochs=2, callbacks=[pruner], verbose=0)
     assert pruner.report().slow_layers == ()
     assert np.isclose(pruner.sparsity, 0.5)
+
+
+class Position(keras.Model):
+    """Adds what a layer makes of a table of positions."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.times, self.inner, self.last = times, layers.Dense(4, name="inner"), layers.Dense(2, name="last")
+
+    def call(self, x):
+        table = np.arange(4.0 * self.times, dtype="float32").reshape(-1, 4) / (4 * self.times)
+        return self.last(keras.ops.mean(x + self.inner(keras.ops.convert_to_tensor(table))[None], 1))
+
+
+@pytest.mark.parametrize("times", [7, 8])
+def test_a_layer_whose_first_axis_is_another_one_is_slow_by_itself(rng, times):
+    x, y = rng.normal(size=(16, times, 4)).astype("float32"), rng.normal(size=(16, 2)).astype("float32")
+    model = Position(times)
+    model(x)
+    model.compile("sgd", "mse")
+    report = kw.prune(model, (x, y), 0.5, quality="fast", num_grads=16, verbose=0)
+    assert [name.rpartition("/")[2] for slow in report.slow_layers for name in slow.names] == (
+        ["inner"] if SLOW else []
+    )
+
+
+def test_a_wrapper_that_holds_the_kernel_of_its_layer_is_fast(rng):
+    x, y = rng.normal(size=(16, 6, 6, 3)).astype("float32"), rng.normal(size=(16, 2)).astype("float32")
+    parts = [layers.Conv2D(4, 3, activation="relu"), layers.Conv2D(2, 3, activation="relu")]
+    wrapped = [layers.SpectralNormalization(part) for part in parts]
+    model = keras.Sequential([layers.Input((6, 6, 3)), *wrapped, layers.GlobalAveragePooling2D(), layers.Dense(2)])
+    model.compile("sgd", "mse")
+    report = kw.prune(model, (x, y), 0.5, quality="fast", num_grads=16, verbose=0)
+    assert not report.slow_layers
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch modules are layers on torch only")
+def test_samples_of_torch_modules_are_refused(rng):
+    import torch
+
+    x, y = rng.normal(size=(16, 4)).astype("float32"), rng.normal(size=(16, 2)).astype("float32")
+    model = keras.Sequential([layers.Input((4,)), layers.TorchModuleWrapper(torch.nn.Linear(4, 5)), layers.Dense(2)])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match=r"belongs to a torch module in a TorchModuleWrapper.*buffered gradients"):
+        kw.prune(model, (x, y), 0.5, params="__ALL__", quality="fast", verbose=0)
+    pruner = kw.WoodFisherPruning(0.5, start_epoch=1, end_epoch=2, params="__ALL__", num_grads=2, verbose=0)
+    model.fit(x, y, batch_size=4, epochs=2, callbacks=[pruner], verbose=0)
+    assert pruner.sparsity == pytest.approx(0.5, abs=0.02)

@@ -131,6 +131,35 @@ class _Graph:
                 return None
 
 
+def looked_up(model: keras.Model) -> list[tuple[int, Any]]:
+    """The inputs that a functional model gives to an Embedding as they are: their places, and the Embedding."""
+    found: list[tuple[int, Any]] = []
+
+    def follow(graph: Any, places: dict[int, int]) -> None:
+        nodes = [node for nodes in graph._nodes_by_depth.values() for node in nodes if node.operation]
+        for node in nodes:
+            layer = node.operation
+            inner: Any = getattr(layer, "_functional", None) if isinstance(layer, keras.Sequential) else layer
+            # KerasHub's layers for tokens and positions hold one for the tokens.
+            table = next((t for t in (layer, getattr(layer, "token_embedding", None)) if _is_table(t)), None)
+            for given, tensor in enumerate(() if node.is_input else node.input_tensors):
+                if id(tensor) not in places:
+                    continue
+                if table is not None:
+                    found.append((places[id(tensor)], table))
+                elif hasattr(inner, _RUN) and given < len(inner.inputs):
+                    follow(inner, {id(inner.inputs[given]): places[id(tensor)]})
+
+    graph: Any = getattr(model, "_functional", None) if isinstance(model, keras.Sequential) else model
+    if graph is not None and hasattr(graph, _RUN):
+        follow(graph, {id(tensor): place for place, tensor in enumerate(graph.inputs)})
+    return found
+
+
+def _is_table(layer: Any) -> bool:
+    return isinstance(layer, layers.Embedding)
+
+
 def _functional_models(model: keras.Model) -> Sequence[Any]:
     found = []
     for layer in layers_of(model):

@@ -68,7 +68,7 @@ class Ways:
         self.names = [v.path.rpartition("/")[0] or v.path for v in variables]
         self._left: list[list[Rule | Any]] = []
         for variable in variables:
-            found = owners[id(variable)]
+            found = _makers(owners[id(variable)])
             self._left.append(around.ways(found[0], variable) if len(found) == 1 else [])
         self.reasons = [None if self._rule(place) else UNKNOWN for place in range(len(variables))]
 
@@ -125,6 +125,11 @@ class Ways:
     def _rule(self, place: int) -> Rule | None:
         first = next(iter(self._left[place]), None)
         return first if isinstance(first, Rule) else None
+
+
+def _makers(owners: Sequence[Any]) -> list[Any]:
+    """Owners of a variable without wrappers (SpectralNormalization) that only hold the kernel of what they wrap."""
+    return [o for o in owners if not (isinstance(o, layers.Wrapper) and any(o.layer is other for other in owners))]
 
 
 class _Surroundings:

@@ -11,6 +11,7 @@ import numpy as np
 from keras_woodfisher_backends.nest import arrays, take
 
 from keras_woodfisher.data.examples import Examples, read_batches
+from keras_woodfisher.model.tokens import checked
 from keras_woodfisher.oneshot.reconstruction.allocation import Allocation, candidates
 from keras_woodfisher.oneshot.reconstruction.footprint import HELD_OUT, size_of
 from keras_woodfisher.oneshot.reconstruction.held_out import HeldOutOutputs
@@ -122,7 +123,8 @@ class Examined:
         size = size_of(read_batches(examples, 1, 1, options.seed)[0][0])
         number = min(number, max(1, budget.limit // max(1, _INPUTS * size)))
         wanted = number + -(-number // HELD_OUT)
-        fitted, held = _divided([batch[0] for batch in read_batches(examples, wanted, wanted, options.seed)])
+        read = read_batches(examples, wanted, wanted, options.seed)
+        fitted, held = _divided(list(checked(model, (batch[0] for batch in read))))
         self._fitted, self._held = _number(fitted), _number(held)
         self._inputs, self._model, self._pruner = fitted, model, pruner
         self._share = min(1.0, _SOLVED / self._fitted)

@@ -54,6 +54,14 @@ class _Reached(BaseException):
     """Ends a pass: no later layer is wanted."""
 
 
+class _Stopped(BaseException):
+    """Carries an error out of a layer's call: Keras would put words of its own around it."""
+
+    def __init__(self, error: FloatingPointError):
+        super().__init__(str(error))
+        self.error = error
+
+
 class Walk:
     """Reconstructs the layers of a model in the order of their calls.
 
@@ -161,7 +169,10 @@ class Walk:
             self._graphs.watched(),
             hooked(layers_of(self._model), call),
         ):
-            infer(self._model, inputs)
+            try:
+                infer(self._model, inputs)
+            except _Stopped as stopped:
+                raise stopped.error from None
 
     def _side_by_side(self, layer: Any, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self._masks.see(args, kwargs)
@@ -196,7 +207,10 @@ class Walk:
                 Side(steps_of(layer, pruned_args[0]), new, partial(states_of, layer, own, pruned_args, pruned_kwargs)),
                 after_bias(layer, output),
             )
-            self._show(problem, call, steps_of(layer, self._masks.of(args[0])), half)
+            try:
+                self._show(problem, call, steps_of(layer, self._masks.of(args[0])), half)
+            except FloatingPointError as error:
+                raise _Stopped(error) from error
         with replaced(layer, self._solutions(problems)):
             pruned = own(*pruned_args, **pruned_kwargs)
         if self._awaited and not any(self._awaited.values()):
