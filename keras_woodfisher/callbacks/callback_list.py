@@ -31,7 +31,7 @@ def warn_of_dead(targets: Sequence[Target], zeros: Sequence[np.ndarray]) -> None
     dead = [target.name for target, here in zip(targets, zeros, strict=True) if here.all()]
     if dead:
         warn(
-            f"All weights of {', '.join(dead)} are zero, and they are named, or others of the model are sparse: they "
+            f"All weights of {', '.join(dead)} are zero, and others of the model are sparse, or these are named: they "
             "count as pruned, and stay zero. If they aren't trained yet, put them in `exclude`."
         )
 

@@ -50,6 +50,7 @@ PARTS = [
     Part("_trainable_variables", "layer", "own_weights"),
     Part("_non_trainable_variables", "layer", "own_state"),
     Part("_call_has_training_arg", "model", "infer"),
+    Part("_remat_mode", "layer", "infer"),
     Part(
         "_compile_loss",
         "model",

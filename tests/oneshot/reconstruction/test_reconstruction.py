@@ -670,4 +670,5 @@ def test_where_outputs_are_far_off_other_ways_to_divide_the_zeros_are_tried(monk
     assert [name for name, _ in found.compared] == ["between", "magnitude", "uniform"]
     assert found.error <= plain.error and found.allocation in dict(found.compared)
     # They are tried with a part of the examples, and what is best with all of them.
-    assert 0.0 < parts[0] == parts[1] < 0.5 and parts[-1] == 1.0
+    scouts = parts[1:4]
+    assert len(set(scouts)) == 1 and 0.0 < scouts[0] < 0.5 and {*parts[:1], *parts[4:]} <= {1.0}
