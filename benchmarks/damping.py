@@ -22,6 +22,7 @@ _PAPERS = 1e-5
 def main() -> None:
     args = parser(__doc__)
     args.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.8, 0.9])
+    args.add_argument("--given-only", action="store_true", help="leave out the nets that are trained here")
     args = args.parse_args()
     rows = []
     for name, seed, model, train, val in _nets(args):
@@ -39,12 +40,16 @@ def main() -> None:
             model.set_weights(dense)
             print(row, flush=True)
             rows.append(row)
-    record("damping", {"rows": rows})
+    record("damping_given" if args.given_only else "damping", {"rows": rows})
 
 
 def _nets(args: Any) -> Iterator[tuple[str, int, keras.Model, tuple, tuple]]:
     """Name, seed, model, training and validation arrays."""
     for seed in range(args.seeds):
+        if args.model:
+            yield "given", seed, *load(args)
+        if args.given_only:
+            continue
         for kind in ("cnn", "transformer"):
             model = trained(kind, seed=seed)
             compile_model(model)
@@ -52,8 +57,6 @@ def _nets(args: Any) -> Iterator[tuple[str, int, keras.Model, tuple, tuple]]:
         yield "sure", seed, *_mlp(seed, *_clusters())
         (x, y), (x_val, y_val) = digits()
         yield "0 to 255", seed, *_mlp(seed, (255.0 * x, y), (255.0 * x_val, y_val))
-        if args.model:
-            yield "given", seed, *load(args)
 
 
 def _clusters() -> tuple[tuple, tuple]:
