@@ -166,6 +166,10 @@ class Backend(Protocol):
         """
         ...
 
+    def unfollowed(self, model: Any) -> str:
+        """What trains a model that pruning can't follow: several processes, or a strategy; "" where there is none."""
+        ...
+
     def chunk_groups(self, examples: int, model: Any = None) -> int:
         """How many groups (n) of b = `examples` a chunk should hold to be fast with a model; at least one."""
         ...

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras_woodfisher_backends import get_backend
 from keras_woodfisher_backends.keras_internals.optimizers import is_for_torch_alone
 from keras_woodfisher_backends.keras_internals.training import (
     callbacks_beside,
@@ -165,16 +166,15 @@ def check_trainable_here(model: keras.Model) -> None:
     """Refuses a model whose training a pruning callback can't follow.
 
     Raises:
-        ValueError: If it isn't compiled with an optimizer of this backend, or is trained on several replicas.
+        ValueError: If it isn't compiled with an optimizer of this backend, or is trained by several processes, or by a
+            strategy that isn't followed.
     """
     check_compiled(model, "a pruning callback")
     check_optimizer(model)
-    strategy = getattr(model, "distribute_strategy", None)
-    replicas = getattr(strategy, "num_replicas_in_sync", 1)
-    if replicas > 1 or keras.distribution.distribution() is not None:
+    if engine := get_backend(keras.backend.backend()).unfollowed(model):
         raise ValueError(
-            "Pruning while training on several replicas isn't supported. "
-            "Prune on one device, or in one shot with keras_woodfisher.prune."
+            f"Pruning while training with {engine} isn't supported. Train in one process (on several devices by "
+            "tf.distribute.MirroredStrategy or keras.distribution), or prune in one shot with keras_woodfisher.prune."
         )
 
 

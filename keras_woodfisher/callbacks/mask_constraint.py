@@ -69,7 +69,7 @@ class WeightMasks:
         undo_at_next_fit(self._model, self.detach)
         for target in self._targets:
             shape = tuple(target.variable.shape)
-            mask = self._hidden.add(shape, "bool", "mask")
+            mask = self._hidden.add(shape, "bool", "mask", target.variable)
             mask.assign(np.ones(shape, bool))
             self._masks.append(mask)
             target.variable.constraint = MaskConstraint(mask, target.variable.constraint, self)

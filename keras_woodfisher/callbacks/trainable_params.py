@@ -86,6 +86,9 @@ class TrainableSchedule:
             wanted = {id(v) for period in self.periods if period.trainable for v in period.variables}
             extra = [v for v in self._model.variables if v.trainable or id(v) in wanted]
             self._slots = OptimizerSlots(self._model, extra)
+            if self._slots.added:
+                # With `keras.distribution` a step is made for so many variables.
+                self._model.make_train_function(force=True)
 
     def trainable_at(self, variable: Any, position: float) -> bool:
         """Whether a variable is trained at a position."""

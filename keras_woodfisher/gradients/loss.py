@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from keras_woodfisher_backends.keras_internals.engines import value_here
 from keras_woodfisher_backends.keras_internals.identity import identity
 from keras_woodfisher_backends.keras_internals.models import (
     build_losses,
@@ -75,8 +76,7 @@ class ModelLoss:
 
     def values(self) -> tuple[list[Any], list[Any]]:
         """The present tensors of the variables to differentiate, and of all others."""
-        # `convert_to_tensor` gives TensorFlow's variables, which each call of a function looks at one by one.
-        return [ops.stop_gradient(v) for v in self._targets], [ops.stop_gradient(v) for v in self._others]
+        return [value_here(v) for v in self._targets], [value_here(v) for v in self._others]
 
     def __call__(self, values: Sequence[Any], others: Sequence[Any], batch: Batch) -> Any:
         with self.scope(values, others):

@@ -17,6 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras_woodfisher_backends.keras_internals import optimizers as internals
+from keras_woodfisher_backends.keras_internals.engines import engine_scope, riding_variable
 
 _ATTRIBUTE = "_keras_woodfisher_hidden"
 _SAVING = ("save_own_variables", "load_own_variables")
@@ -33,6 +34,7 @@ class HiddenVariables:
 
     def __init__(self, model: keras.Model):
         optimizer = model.optimizer
+        self._model = model
         self.optimizer = inner_optimizer(optimizer)
         self._holders = list({id(o): o for o in (optimizer, self.optimizer)}.values())
         # One that the user put in place stays.
@@ -49,8 +51,8 @@ class HiddenVariables:
         hidden = vars(built_optimizer(model)).get(_ATTRIBUTE)
         return cls(model) if hidden is None else hidden
 
-    def add(self, shape: tuple[int, ...], dtype: str, name: str) -> Any:
-        """Creates a variable of zeros that the train step carries and saving leaves out."""
+    def add(self, shape: tuple[int, ...], dtype: str, name: str, weight: Any = None) -> Any:
+        """Creates a variable of zeros that the train step carries and saving leaves out; see `riding_variable`."""
         if not self._variables:
             # Past Keras's __setattr__, which would track them.
             for holder in self._holders:
@@ -60,7 +62,7 @@ class HiddenVariables:
                     vars(owner)[method] = partial(self._without, owner, method)
         # `Model.get_state_tree` wants names that are unique.
         name = f"keras_woodfisher_{name}_{self._added}"
-        variable = keras.Variable(initializer="zeros", shape=shape, dtype=dtype, trainable=False, name=name)
+        variable = riding_variable(self._model, shape, dtype, name, weight)
         self._variables.append(variable)
         self._added += 1
         self._show()
@@ -108,7 +110,8 @@ def check_compiled(model: keras.Model, callback: str) -> None:
 def built_optimizer(model: keras.Model) -> Any:
     """The optimizer of a compiled model, with its variables: TensorFlow's trainer would build it at the first step."""
     if not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
+        with engine_scope(model):
+            model.optimizer.build(model.trainable_variables)
     return model.optimizer
 
 
@@ -173,6 +176,7 @@ class OptimizerSlots:
         holders = list({id(o): o for o in (optimizer, inner, *parts_of(inner))}.values())
         self._slots = [_Slots(holder) for holder in holders if holder.built]
         self._hidden = HiddenVariables.of(model)
+        self._model = model
         self._added: list[Any] = []
         known = {id(v) for v in internals.trained_variables(optimizer)}
         unknown = [v for v in extra if id(v) not in known]
@@ -202,8 +206,9 @@ class OptimizerSlots:
         if internals.is_multi_optimizer(inner):
             _refuse(unknown)
         # As another optimizer of its kind would begin.
-        fresh = type(inner).from_config(inner.get_config())
-        fresh.build(unknown)
+        with engine_scope(self._model):
+            fresh = type(inner).from_config(inner.get_config())
+            fresh.build(unknown)
         slots = internals.slot_lists(fresh)
         for index, variable in enumerate(unknown):
             own = {name: self._hide(values[index]) for name, values in slots.items()}
@@ -214,7 +219,7 @@ class OptimizerSlots:
         """A variable with a slot's value that saved files leave out, as they do for one that is frozen."""
         if slot is None:
             return None
-        hidden = self._hidden.add(tuple(slot.shape), slot.dtype, "slot")
+        hidden = self._hidden.add(tuple(slot.shape), slot.dtype, "slot", slot)
         hidden.assign(slot)
         self._added.append(hidden)
         return hidden

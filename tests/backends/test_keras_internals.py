@@ -12,7 +12,15 @@ import keras_woodfisher_backends
 import numpy as np
 import pytest
 from keras_woodfisher_backends import keras_internals
-from keras_woodfisher_backends.keras_internals import check_version, graphs, models, optimizers, recurrence, training
+from keras_woodfisher_backends.keras_internals import (
+    check_version,
+    engines,
+    graphs,
+    models,
+    optimizers,
+    recurrence,
+    training,
+)
 
 import keras_woodfisher as kw
 
@@ -92,6 +100,7 @@ PARTS = [
     Part("_get_operation_for_node", "functional model", "Graphs"),
     Part("_outputs_struct", "functional model", "Graphs, trained_outputs"),
     Part("state", "variables of fit", "assign_between_steps", on="jax"),
+    Part("_layout", "variable", "riding_variable", on="jax"),
 ]
 
 
@@ -120,6 +129,7 @@ def _owners():
         "model": model,
         "functional model": model._functional,
         "layer": model.layers[0],
+        "variable": model.layers[0].kernel,
         "compiled loss": getattr(model, "_compile_loss", None),
         "loss": keras.losses.BinaryCrossentropy(),
         "policy": keras.DTypePolicy("float32"),
@@ -157,7 +167,7 @@ def test_the_table_is_complete():
     assert used == {part.name for part in PARTS if part.name.startswith("_")}
     for part in PARTS:
         for name in part.used_by.split(", "):
-            assert any(hasattr(module, name) for module in (graphs, models, optimizers, recurrence, training))
+            assert any(hasattr(module, name) for module in (engines, graphs, models, optimizers, recurrence, training))
 
 
 def _attributes(tree):

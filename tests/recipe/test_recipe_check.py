@@ -2,12 +2,12 @@
 
 import json
 import re
-from contextlib import contextmanager
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
+from keras_woodfisher_backends import get_backend
 from keras_woodfisher_backends.keras_internals.training import several_steps_are_possible
 from releases import MultiOptimizer
 
@@ -388,34 +388,14 @@ def test_a_multi_optimizer_that_can_not_grow(make_mlp, blobs):
         fit()
 
 
-@contextmanager
-def two_replicas(monkeypatch):
-    """TensorFlow has a strategy of its own; the others follow Keras's distribution."""
-    name = keras.backend.backend()
-    if name == "tensorflow":
-        import tensorflow as tf
-
-        with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-            yield
-    elif name == "jax":
-        keras.distribution.set_distribution(keras.distribution.DataParallel(devices=["cpu:0", "cpu:1"]))
-        try:
-            yield
-        finally:
-            keras.distribution.set_distribution(None)
-    else:  # Keras has none for torch yet
-        monkeypatch.setattr(keras.distribution, "distribution", object)
-        yield
-
-
-def test_training_on_several_replicas(make_mlp, blobs, monkeypatch):
-    message = "several replicas isn't supported. Prune on one device"
-    with two_replicas(monkeypatch):
-        for tag in ("GMPruningModifier", "MFACPruningModifier"):
-            fit = both(make_mlp, [entry(tag, num_grads=4)], blobs, message)
-            with pytest.raises(ValueError, match=message):
-                fit()
-        both(make_mlp, [{"EpochRangeModifier": {"start_epoch": 0.0, "end_epoch": 1.0}}], blobs, None)()
+def test_training_that_is_not_followed(make_mlp, blobs, monkeypatch):
+    message = "training with TPUStrategy isn't supported. Train in one process"
+    monkeypatch.setattr(type(get_backend(keras.backend.backend())), "unfollowed", lambda self, model: "TPUStrategy")
+    for tag in ("GMPruningModifier", "MFACPruningModifier"):
+        fit = both(make_mlp, [entry(tag, num_grads=4)], blobs, message)
+        with pytest.raises(ValueError, match=message):
+            fit()
+    both(make_mlp, [{"EpochRangeModifier": {"start_epoch": 0.0, "end_epoch": 1.0}}], blobs, None)()
 
 
 @pytest.mark.parametrize("scaled", [False, True])

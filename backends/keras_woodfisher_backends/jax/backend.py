@@ -72,6 +72,9 @@ class JaxBackend:
         except jax.errors.JAXTypeError:
             function(x)
 
+    def unfollowed(self, model: Any) -> str:
+        return f"{jax.process_count()} processes of JAX" if jax.process_count() > 1 else ""
+
     def chunk_groups(self, examples: int, model: Any = None) -> int:
         on_host = 64 if has_loops_over_time(model) else 16
         return max(1, (devices.EXAMPLES if _gpus() else on_host) // examples)

@@ -75,11 +75,22 @@ class TensorFlowBackend:
     def dry_call(self, function: Callable[[Any], None], x: Any) -> None:
         function(x)
 
+    def unfollowed(self, model: Any) -> str:
+        strategy = getattr(model, "distribute_strategy", None)
+        followed = (tf.distribute.MirroredStrategy, tf.distribute.OneDeviceStrategy)
+        if getattr(strategy, "num_replicas_in_sync", 1) == 1 or type(strategy) in followed:
+            return ""
+        return type(strategy).__name__
+
     def chunk_groups(self, examples: int, model: Any = None) -> int:
         on_host = devices.EXAMPLES_IN_TIME if has_loops_over_time(model) else 64
         return max(1, (devices.EXAMPLES if _logical("GPU") else on_host) // examples)
 
     def write_row(self, buffer: Any, slot: Any, row: Any) -> None:
+        context = tf.distribute.get_replica_context()
+        if context is not None and context.num_replicas_in_sync > 1:
+            # Each replica has the gradient of its part of the loss.
+            row = context.all_reduce(tf.distribute.ReduceOp.SUM, row)
         buffer.value[slot].assign(row)
 
     def _device(self, name: str) -> str | None:

@@ -94,6 +94,11 @@ class TorchBackend:
     def dry_call(self, function: Callable[[Any], None], x: Any) -> None:
         function(x)
 
+    def unfollowed(self, model: Any) -> str:
+        distributed = torch.distributed
+        several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+        return f"{distributed.get_world_size()} processes of torch.distributed" if several else ""
+
     def chunk_groups(self, examples: int, model: Any = None) -> int:
         on_host = devices.EXAMPLES_IN_TIME if has_loops_over_time(model) else 64
         return max(1, (devices.EXAMPLES if self._accelerators.count() else on_host) // examples)

@@ -1,0 +1,39 @@
+"""Variables that ride along with a model that is trained on several devices of one process."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import keras
+from keras import ops
+
+
+def engine_scope(model: Any) -> AbstractContextManager[Any]:
+    """The context in which variables become what those of a model are: with `tf.distribute`, a copy on each replica."""
+    strategy = getattr(model, "distribute_strategy", None)
+    return nullcontext() if strategy is None else strategy.scope()
+
+
+def riding_variable(model: Any, shape: tuple[int, ...], dtype: str, name: str, weight: Any = None) -> keras.Variable:
+    """A variable of zeros that isn't trained, where the train step of a model reads it.
+
+    With `keras.distribution` it is laid out as a weight is: each device holds what belongs to its part of the weight.
+
+    Args:
+        model: The model.
+        shape: Of the variable.
+        dtype: Of the variable.
+        name: Of the variable.
+        weight: The weight that it belongs to, entry by entry.
+    """
+    layout = getattr(weight, "_layout", None)
+    more = {} if layout is None else {"layout": layout}
+    with engine_scope(model):
+        return keras.Variable(initializer="zeros", shape=shape, dtype=dtype, trainable=False, name=name, **more)
+
+
+def value_here(variable: Any) -> Any:
+    """A variable's tensor on one device: what is computed with it is rounded as if there were no others."""
+    # Not `convert_to_tensor`, which gives TensorFlow's variables: each call of a function looks at them one by one.
+    value = ops.stop_gradient(variable)
+    spread = len(getattr(getattr(value, "sharding", None), "device_set", ())) > 1
+    return ops.convert_to_tensor(ops.convert_to_numpy(value)) if spread else value

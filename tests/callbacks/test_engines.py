@@ -1,0 +1,81 @@
+"""Several devices of one process: what is pruned there is what one device prunes, and lives where the weights live."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import engines
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_woodfisher.callbacks.mask_callback import check_trainable_here
+
+BACKEND = keras.backend.backend()
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """What comes out on each engine, and on one device."""
+    folder = tmp_path_factory.mktemp("engines")
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")])
+    command, started = [sys.executable, engines.__file__], {}
+    for engine in [*engines.ENGINES[BACKEND], "page"] if engines.ENGINES[BACKEND] else []:
+        files = [str(folder / f"{engine}.npz"), str(folder / f"{engine}.log")]
+        with open(files[1], "w") as log:
+            process = subprocess.Popen(
+                [*command, engine, files[0]], env=os.environ | {"PYTHONPATH": paths}, stdout=log, stderr=log
+            )
+        started[engine] = (process, *files)
+    found = {"alone": engines.results()}
+    for engine, (process, file, log) in started.items():
+        assert process.wait(timeout=300) == 0, Path(log).read_text()[-2000:]
+        with np.load(file) as data:
+            found[engine] = dict(data)
+    return found
+
+
+@pytest.mark.parametrize("engine", engines.ENGINES[BACKEND])
+def test_what_is_pruned_on_several_devices_is_what_one_prunes(outcomes, engine):
+    alone, several = outcomes["alone"], outcomes[engine]
+    assert several.keys() == alone.keys()
+    rounded = {name for name in alone if name.startswith(("buffered", "rows", "mask devices"))}
+    for name in alone.keys() - rounded:
+        np.testing.assert_array_equal(several[name], alone[name], err_msg=name)
+    # Gradients of a step are rounded otherwise where devices add up their parts.
+    np.testing.assert_allclose(several["rows"], alone["rows"], atol=1e-6)
+    assert int(several["seen"]) == 4
+    for name in (n for n in rounded if n.startswith("buffered")):
+        np.testing.assert_array_equal(several[name] == 0, alone[name] == 0, err_msg=name)
+        np.testing.assert_allclose(several[name], alone[name], atol=1e-4, err_msg=name)
+    # Each replica has its own masks; where weights are parted, masks are, too.
+    parts = 2 if engine == "model_parallel" else 1
+    np.testing.assert_array_equal(several["mask devices"], [[2, size // parts] for _, size in alone["mask devices"]])
+
+
+@pytest.mark.skipif(not engines.ENGINES[BACKEND], reason="torch has no such engine")
+def test_the_page_on_devices(outcomes):
+    assert outcomes["page"]["sparsity"] == pytest.approx(0.9, abs=0.01)
+
+
+def test_what_is_not_followed_is_refused(monkeypatch):
+    model = keras.Sequential([layers.Input((5,)), layers.Dense(3)])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    names = {"torch": "2 processes of torch.distributed", "jax": "2 processes of JAX", "tensorflow": "TPUStrategy"}
+    if BACKEND == "torch":
+        import torch
+
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    elif BACKEND == "jax":
+        import jax
+
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+    else:
+        strategy = type("TPUStrategy", (), {"num_replicas_in_sync": 2})()
+        monkeypatch.setattr(type(model), "distribute_strategy", strategy)
+    with pytest.raises(ValueError, match=f"training with {names[BACKEND]} isn't supported. Train in one process"):
+        check_trainable_here(model)
