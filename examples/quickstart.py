@@ -81,9 +81,14 @@ def main() -> None:
     for sparsity in SPARSITIES:
         row = []
         # Reconstruction needs no labels.
-        for method, data in (("magnitude", None), ("woodfisher", train), ("reconstruct", train[0])):
+        for method, data, quality in (
+            ("magnitude", None, "balanced"),
+            ("woodfisher", train, "balanced"),
+            ("reconstruct", train[0], "balanced"),
+            ("reconstruct", train[0], "best"),
+        ):
             model.set_weights(dense)
-            report = kw.prune(model, data, sparsity, method=method, verbose=0)
+            report = kw.prune(model, data, sparsity, method=method, quality=quality, verbose=0)
             row.append(accuracy())
         for method in ("magnitude", "woodfisher"):
             model.set_weights(dense)
@@ -92,10 +97,10 @@ def main() -> None:
         rows.append((sparsity, *row))
         if sparsity == SPARSITIES[-1]:
             print(f"Reconstruction in one shot at {sparsity:.0%}:\n{report}\n")
-    print("test accuracy in %    one shot                             fine-tuned with the callback")
-    print("sparsity              magnitude  WoodFisher  reconstruct   magnitude  WoodFisher")
+    print("test accuracy in %    one shot                                       fine-tuned with the callback")
+    print("sparsity              magnitude  WoodFisher  reconstruct    best      magnitude  WoodFisher")
     for sparsity, *row in rows:
-        cells = [f"{value:{width}.1f}" for value, width in zip(row, (11, 12, 13, 12, 12), strict=True)]
+        cells = [f"{value:{width}.1f}" for value, width in zip(row, (11, 12, 13, 8, 15, 12), strict=True)]
         print(f"{sparsity:<20.0%}" + "".join(cells))
 
 

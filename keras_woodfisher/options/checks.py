@@ -11,7 +11,7 @@ from keras_woodfisher.options.patterns import check_pattern
 
 LARGEST_FLOAT32 = 3.4e38
 
-_LONG = 200
+_LONG, _SHORT = 200, 30
 
 
 def number(
@@ -46,14 +46,33 @@ def number_mend(text: Any) -> str:
 
     >>> number_mend("80%"), number_mend("0,8"), number_mend("0.8"), number_mend("much")
     ('Write 0.8 for 80 %.', 'Write 0.8.', 'Write it without quotation marks.', '')
+    >>> number_mend("4/5"), number_mend("8_000")
+    ('Write 0.8.', 'Write 8000.')
     """
-    found = re.fullmatch(r"\s*(\d+(?:[.,]\d+)?)\s*(%?)\s*", text) if isinstance(text, str) and len(text) < 30 else None
+    if not isinstance(text, str) or len(text) >= _SHORT:
+        return ""
+    if found := re.fullmatch(r"\s*(\d+)\s*/\s*(\d*[1-9]\d*)\s*", text):
+        return f"Write {float(found[1]) / float(found[2]):g}."
+    found = re.fullmatch(r"\s*(\d+(?:[.,]\d+)?|\d{1,3}(?:_\d{3})+)\s*(%?)\s*", text)
     if found is None:
         return ""
-    value = float(found[1].replace(",", "."))
+    value = float(found[1].replace(",", ".").replace("_", ""))
     if found[2]:
         return f"Write {value / 100:g} for {value:g} %."
-    return f"Write {value:g}." if "," in found[1] else "Write it without quotation marks."
+    # Digits of other scripts, too.
+    return "Write it without quotation marks." if re.fullmatch(r"\s*[0-9.]+\s*", text) else f"Write {value:.12g}."
+
+
+def truth_mend(text: Any) -> str:
+    """How to write the truth value that a text was meant to be, or "".
+
+    >>> truth_mend("yes"), truth_mend("off"), truth_mend("True"), truth_mend("perhaps")
+    ('Write true.', 'Write false.', 'Write it without quotation marks.', '')
+    """
+    word = text.strip().lower() if isinstance(text, str) else ""
+    if word in ("true", "false"):
+        return "Write it without quotation marks."
+    return "Write true." if word in ("yes", "on", "y") else "Write false." if word in ("no", "off", "n") else ""
 
 
 def fraction(name: str, value: Any) -> float:

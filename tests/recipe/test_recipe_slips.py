@@ -83,11 +83,25 @@ def test_keywords_and_groups():
         ("0,8", "Write 0.8."),
         ("'0.8'", "Write it without quotation marks."),
         ("80", "write 0.8 for 80 %."),
+        ("4/5", "Write 0.8."),
+        ("\uff10.\uff18", "Write 0.8."),
+        ("8_000", "Write 8000."),
+        ("${goal}", "Write eval(goal) for the variable goal of the recipe."),
+        ("$goal", "Write eval(goal) for the variable goal of the recipe."),
     ],
 )
 def test_percentages(written, mend):
     text = failure(GOOD.replace("0.8", written).replace("__ALL_PRUNABLE__", "[]" if "{" in written else "__ALL__"))
     assert "line 5, GMPruningModifier.final_sparsity: " in text and text.endswith(mend)
+
+
+@pytest.mark.parametrize(
+    ("written", "mend"),
+    [("yes", "Write true."), ("Off", "Write false."), ("'true'", "Write it without quotation marks.")],
+)
+def test_truth_values(written, mend):
+    text = failure(f"{GOOD}    leave_enabled: {written}\n")
+    assert "GMPruningModifier.leave_enabled: " in text and text.endswith(mend)
 
 
 def test_percentages_of_variables_and_arguments():

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from keras_woodfisher.options.checks import number_mend
+from keras_woodfisher.options.checks import number_mend, truth_mend
 from keras_woodfisher.recipe.modifiers import pruning as modifiers
 from keras_woodfisher.recipe.modifiers import reconstruction, training
 from keras_woodfisher.recipe.modifiers.fields import LAST_POSITION
@@ -136,8 +136,14 @@ def _first(problem: ValidationError, fields: Mapping[str, Any]) -> tuple[str, st
         return whole, field
     wanted = "; or ".join(_SUBJECT.sub("", rule) for rule in rules)
     texts = (received, *received) if isinstance(received, Mapping) else (received,)
-    mend = next(filter(None, map(number_mend, texts)), "") if "valid number" in wanted else ""
+    mender = number_mend if "valid number" in wanted else truth_mend if "valid boolean" in wanted else _variable_mend
+    mend = next(filter(None, map(mender, texts)), "") or next(filter(None, map(_variable_mend, texts)), "")
     return f"got {short_repr(received)}, but it {wanted}. {mend}".rstrip(), field
+
+
+def _variable_mend(text: Any) -> str:
+    found = re.fullmatch(r"\s*\$\{?(\w+)\}?\s*", text) if isinstance(text, str) else None
+    return f"Write eval({found[1]}) for the variable {found[1]} of the recipe." if found else ""
 
 
 def _named_in(message: str, fields: Mapping[str, Any]) -> str:
