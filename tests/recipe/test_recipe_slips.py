@@ -209,3 +209,22 @@ def test_fields_of_llm_compressor():
     assert (
         "Modifiers stand in a group: write `modifiers:`, and below it `- !SparseGPTModifier` with its fields." in text
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "tool"),
+    [
+        ('{"input_info": {"sample_size": [1, 3]}, "compression": {"algorithm": "magnitude_sparsity"}}', "NNCF"),
+        ("version: 1\npruners:\n  low:\n    class: AutomatedGradualPruner\n", "Distiller"),
+        ("model:\n  name: net\nquantization:\n  approach: static\n", "Intel Neural Compressor"),
+        ("pruning_schedule:\n  class_name: PolynomialDecay\n", "TensorFlow Model Optimization"),
+    ],
+)
+def test_configurations_of_other_tools(text, tool):
+    assert f"is a key of {tool}'s configurations, which this package doesn't read" in failure(text)
+
+
+def test_variables_and_stages_may_have_such_names():
+    assert kw.load_recipe(f"model: [1, 2]\n{GOOD}").modifiers == RIGHT.modifiers
+    indented = "".join(f"  {line}\n" for line in GOOD.splitlines())
+    assert kw.load_recipe(f"quantization:\n{indented}").modifiers == RIGHT.modifiers

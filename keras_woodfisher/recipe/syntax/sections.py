@@ -77,6 +77,8 @@ class _Level:
 
 def _sort_keys(mapping: Pairs, stage: str) -> _Level:
     level = _Level()
+    if not stage:
+        _refuse_other_tools(mapping)
     for key, node in mapping.pairs:
         name = key.value
         if not isinstance(name, str) or not name:
@@ -100,12 +102,38 @@ def _sort_keys(mapping: Pairs, stage: str) -> _Level:
             )
         elif not isinstance(node, Pairs):
             level.variables[name] = node
-        elif stage or node.tag or not any(isinstance(key.value, str) and GROUP in key.value for key, _ in node.pairs):
+        elif stage or node.tag or not _is_stage(node):
             raise RecipeError(_misplaced(name, node, stage), line=key.line, field=name)
         else:
             level.stages[name] = node
             level.stage_line = key.line
     return level
+
+
+_OTHER_TOOLS = {
+    "NNCF": {"input_info", "compression"},
+    "Distiller": {"pruners", "policies", "lr_schedulers"},
+    "Intel Neural Compressor": {"model", "tuning", "quantization", "evaluation"},
+    "TensorFlow Model Optimization": {"pruning_schedule", "block_pooling_type"},
+}
+"""The first keys of what other tools read, by which they are known."""
+
+
+def _refuse_other_tools(mapping: Pairs) -> None:
+    if any(GROUP in str(key.value) or _is_stage(node) for key, node in mapping.pairs):
+        return
+    nested = {key.value: key.line for key, node in mapping.pairs if isinstance(node, (Pairs, Items))}
+    for tool, keys in _OTHER_TOOLS.items():
+        for name in nested.keys() & keys:
+            raise RecipeError(
+                f"{name!r} is a key of {tool}'s configurations, which this package doesn't read: its recipes are those "
+                f"of SparseML. {SHAPE}.",
+                line=nested[name],
+            )
+
+
+def _is_stage(node: Node) -> bool:
+    return isinstance(node, Pairs) and any(GROUP in str(key.value) for key, _ in node.pairs)
 
 
 def _misplaced(name: str, node: Pairs, stage: str) -> str:
