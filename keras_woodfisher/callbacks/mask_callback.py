@@ -11,6 +11,7 @@ from keras_woodfisher_backends.keras_internals.optimizers import is_for_torch_al
 from keras_woodfisher_backends.keras_internals.training import (
     callbacks_beside,
     keep_edits,
+    keeps_state_elsewhere,
     leaving_nothing,
     model_of,
     refresh,
@@ -20,7 +21,7 @@ from keras_woodfisher.callbacks.callback_list import warn
 from keras_woodfisher.callbacks.mask_constraint import WeightMasks
 from keras_woodfisher.callbacks.progress import Progress
 from keras_woodfisher.callbacks.resuming import ResumableCallback
-from keras_woodfisher.model.optimizer_variables import check_compiled
+from keras_woodfisher.model.optimizer_variables import built_optimizer, check_compiled, inner_optimizer
 from keras_woodfisher.options.checks import count
 
 
@@ -38,6 +39,7 @@ class MaskCallback(ResumableCallback):
         self._started = False
         self._released = False
         self._warned = False
+        self._steps_before = 0
 
     def on_train_begin(self, logs: Any = None) -> None:
         super().on_train_begin(logs)
@@ -47,6 +49,7 @@ class MaskCallback(ResumableCallback):
         self._started = self._released = self._warned = False
         with self._leaving_nothing():
             check_trainable_here(model)
+            self._steps_before = _steps_of(model)
             self.weight_masks = self._prepare(model)
             before, after = callbacks_beside(self)
             others = [c.weight_masks for c in [*before, *after] if isinstance(c, MaskCallback)]
@@ -83,12 +86,29 @@ class MaskCallback(ResumableCallback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if self.weight_masks is not None and self._started and not self._released:
             with self._leaving_nothing():
+                self._check_state()
                 self._apply_again(self.weight_masks)
         self._progress.end_epoch(self._stopped)
 
     @property
     def _stopped(self) -> bool:
         return bool(model_of(self).stop_training)
+
+    def _check_state(self) -> None:
+        """Refuses a loop of the user's own that trains in a state beside the model's variables, as on JAX it may.
+
+        Raises:
+            ValueError: If that isn't put back before callbacks are called, or masks are put back with it.
+        """
+        model = refresh(self)
+        if self.weight_masks is None or not self._progress.batches or not keeps_state_elsewhere(model):
+            return
+        if _steps_of(model) == self._steps_before or self.weight_masks.are_overwritten():
+            raise ValueError(
+                f"{type(self).__name__} reads and writes the model's variables, and this loop trains in a state of its "
+                "own. Put the state into the variables of the model and its optimizer before each call of a callback, "
+                "and take it from there after it, beginning with on_train_begin; or train with fit or train_on_batch."
+            )
 
     def _apply_again(self, weight_masks: WeightMasks) -> None:
         refresh(self)
@@ -148,6 +168,10 @@ class MaskCallback(ResumableCallback):
 
     def _go_on(self, known: Mapping[str, np.ndarray]) -> None:
         """Takes over what an earlier run knew, instead of `_start`."""
+
+
+def _steps_of(model: keras.Model) -> int:
+    return int(keras.ops.convert_to_numpy(inner_optimizer(built_optimizer(model)).iterations))
 
 
 def packed(masks: Sequence[np.ndarray]) -> np.ndarray:

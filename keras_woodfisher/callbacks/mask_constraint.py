@@ -53,6 +53,7 @@ class WeightMasks:
         self._targets = list(targets)
         self.window = window
         self._masks: list[Any] = []
+        self._given: list[np.ndarray] = []
         self._hidden: HiddenVariables | None = None
 
     def attach(self, others: Sequence["WeightMasks"] = ()) -> None:
@@ -97,6 +98,12 @@ class WeightMasks:
         """Sets the masks of a run that goes on, whose optimizer is as it was; see `hold`."""
         for mask, here in zip(self._masks, pruned, strict=True):
             mask.assign(~here)
+        self._given = [np.packbits(here) for here in pruned]
+
+    def are_overwritten(self) -> bool:
+        """Whether something else than this has set the masks."""
+        pairs = zip(self.pruned(), self._given, strict=True)
+        return bool(self._given) and any((np.packbits(here) != given).any() for here, given in pairs)
 
     def pruned(self) -> list[np.ndarray]:
         """The weights that are held at zero, each in its variable's shape."""
@@ -132,6 +139,7 @@ class WeightMasks:
         """Lets all weights grow again, while the masks stay in place (the train step goes on)."""
         for mask in self._masks:
             mask.assign(np.ones(mask.shape, bool))
+        self._given = []
 
     def detach(self) -> None:
         """Puts the constraints back that were there, and takes the masks out of the optimizer."""
@@ -142,6 +150,8 @@ class WeightMasks:
         for part in parts_of(self._hidden.optimizer):
             if not any(isinstance(_constraint_of(v), MaskConstraint) for v in trained_variables(part)):
                 unfollow_averages(part)
+        # A step of the user's own, or of another model, may have been traced with them.
+        self.release()
         self._hidden.remove(self._masks)
         self._hidden, self._masks = None, []
         forget(self._model, self.detach)

@@ -164,6 +164,7 @@ class Resuming:
         moment = Moment.of(refresh(self._members[0]))
         if self.memory is not None and self.memory.moment == moment:
             self._check(self.memory, "the fit before")
+            _refuse_return(self.memory, epoch)
             return self.memory
         for folder in self._folders:
             state = folder.find(moment)
@@ -253,3 +254,14 @@ def _identity(member: ResumableCallback) -> dict[str, Any] | None:
 
 def _part(member: ResumableCallback, kind: str) -> Part:
     return Part(kind, _identity(member), member.knowledge())
+
+
+def _refuse_return(state: SavedState, epoch: int) -> None:
+    """Refuses to begin again at an epoch that the fit before has done."""
+    done = 0 if not state.steps_per_epoch else state.total // state.steps_per_epoch
+    if epoch < done:
+        raise ValueError(
+            f"The fit before ended after epoch {done} of a longer training (total_epochs), and this one begins at "
+            f"epoch {epoch} with the weights that it left. Give initial_epoch={done}, and epochs={done + 1} or more; "
+            "or, to begin anew, make new callbacks."
+        )

@@ -291,7 +291,12 @@ class WoodFisherPruning(MaskCallback):
         rows, prunes = run.rows(), run.prunes(due)
         if prunes and run.waits(rows, self._progress.total) and not last:
             return
-        refresh(self)
+        self._check_state()
+        if prunes and last and (lost := run.pruner.not_finite()):
+            # Training is over, and TerminateOnNaN may have ended it.
+            warn(f"The update at epoch {position:.3g} was left out. {lost}")
+            run.done = due
+            return
         if prunes:
             with copies_follow(model_of(self), [target.variable for target in run.targets]):
                 run.update(due, rows, self._progress, position)

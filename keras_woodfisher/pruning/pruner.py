@@ -144,13 +144,19 @@ class Pruner:
         Raises:
             FloatingPointError: If one isn't finite.
         """
+        if text := self.not_finite():
+            raise FloatingPointError(text)
+        return np.concatenate([target.read() for target in self.targets])
+
+    def not_finite(self) -> str:
+        """What is wrong with weights that aren't finite, or ""."""
         for target in self.targets:
             if wrong := int((~np.isfinite(target.read())).sum()):
-                raise FloatingPointError(
+                return (
                     f"The model's weights aren't finite: {wrong} of {target.size} of {target.name!r}; nothing was "
                     "pruned. Load weights from before training diverged, or lower the learning rate."
                 )
-        return np.concatenate([target.read() for target in self.targets])
+        return ""
 
     def prunes(self, sparsity: Sequence[float]) -> bool:
         """Whether an update to a sparsity would prune anything."""

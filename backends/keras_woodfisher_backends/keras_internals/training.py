@@ -105,6 +105,12 @@ def without_model(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "params": None, "_model": None}
 
 
+def keeps_state_elsewhere(model: keras.Model) -> bool:
+    """Whether a loop of the user's own trains a model on JAX: only what it puts back is in the model's variables."""
+    inside = (f.f_code.co_name == "fit" and f.f_locals.get("self") is model for f in callers())
+    return keras.backend.backend() == "jax" and not any(inside)
+
+
 def keep_edits(model: keras.Model) -> None:
     """Makes edits between two batches last on JAX, where a step that finds no more data puts the old state back."""
     if getattr(model, "_jax_state", None):
