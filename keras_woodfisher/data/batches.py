@@ -40,7 +40,7 @@ def unpacked(item: Any) -> Batch:
     if isinstance(item, tuple) and not 1 <= len(item) <= 3:
         raise ValueError(
             f"data must give (x, y) or (x, y, sample_weight), got {len(item)} parts. "
-            "Put several inputs into one list or dictionary x."
+            "Put several inputs into one list or dictionary x: ([x1, x2], y), or ([x1, x2],) without labels."
         )
     return keras.utils.unpack_x_y_sample_weight(item)
 

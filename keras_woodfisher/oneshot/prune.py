@@ -159,7 +159,8 @@ def prune(  # noqa: PLR0913
         done, reconstruction = work.run()
         if isinstance(work, StagedWork):
             settings = work.settings
-        _constrain(pruner)
+        if _constrain(pruner) and reconstruction is not None:
+            notes += ("constraints of weights were applied after the distances and errors were measured",)
         if reestimation is not None:
             with meter.phase("batchnorm", reestimation.total, "layer") as advance:
                 batchnorm = reestimation.run(advance)
@@ -181,8 +182,11 @@ def prune(  # noqa: PLR0913
     )
 
 
-def _constrain(pruner: Pruner) -> None:
-    """Applies the weights' own constraints, which corrections may have broken; zeros stay."""
+def _constrain(pruner: Pruner) -> bool:
+    """Applies the weights' own constraints, which corrections may have broken, if there are any; zeros stay."""
+    found = False
     for target, pruned in zip(pruner.targets, pruner.masks(), strict=True):
         if target.variable.constraint is not None:
             target.variable.assign(target.constrained(target.variable, pruned))
+            found = True
+    return found

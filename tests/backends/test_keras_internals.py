@@ -100,6 +100,7 @@ PARTS = [
     Part("_get_operation_for_node", "functional model", "Graphs"),
     Part("_outputs_struct", "functional model", "Graphs, trained_outputs"),
     Part("state", "variables of fit", "assign_between_steps", on="jax"),
+    Part("_keras_history", "symbolic tensor", "sigmoid_outputs"),
     Part("_layout", "variable", "riding_variable", on="jax"),
 ]
 
@@ -130,6 +131,7 @@ def _owners():
         "functional model": model._functional,
         "layer": model.layers[0],
         "variable": model.layers[0].kernel,
+        "symbolic tensor": model.outputs[0],
         "compiled loss": getattr(model, "_compile_loss", None),
         "loss": keras.losses.BinaryCrossentropy(),
         "policy": keras.DTypePolicy("float32"),

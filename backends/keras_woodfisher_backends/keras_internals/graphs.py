@@ -156,6 +156,20 @@ def looked_up(model: keras.Model) -> list[tuple[int, Any]]:
     return found
 
 
+def sigmoid_outputs(model: keras.Model) -> list[bool]:
+    """Of each output of a functional model whether it comes out of a sigmoid; none where that isn't known."""
+    graph: Any = getattr(model, "_functional", None) if isinstance(model, keras.Sequential) else model
+    return [_is_sigmoid(tensor) for tensor in graph.outputs] if graph is not None and hasattr(graph, _RUN) else []
+
+
+def _is_sigmoid(tensor: Any) -> bool:
+    layer, _, place = tensor._keras_history
+    inner: Any = getattr(layer, "_functional", None) if isinstance(layer, keras.Sequential) else layer
+    if hasattr(inner, _RUN):
+        return _is_sigmoid(inner.outputs[place])
+    return getattr(layer, "activation", None) is keras.activations.sigmoid
+
+
 def _is_table(layer: Any) -> bool:
     return isinstance(layer, layers.Embedding)
 

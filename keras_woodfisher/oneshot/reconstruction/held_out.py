@@ -7,9 +7,9 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops, tree
-from keras_woodfisher_backends.keras_internals.graphs import Graphs
+from keras_woodfisher_backends.keras_internals.graphs import Graphs, sigmoid_outputs
 from keras_woodfisher_backends.keras_internals.models import float32_computation, infer
-from keras_woodfisher_backends.nest import map_arrays
+from keras_woodfisher_backends.nest import arrays, map_arrays
 
 from keras_woodfisher.data.batches import cut
 from keras_woodfisher.gradients.loss import forward_only
@@ -18,6 +18,9 @@ from keras_woodfisher.model.targets import Target
 
 _TINY = 1e-7
 """Smallest probability that differs from zero, as in Keras's losses."""
+
+HUGE = 1e8
+"""Numbers of this size stand for what is ruled out."""
 
 _SUM = 1e-3
 """Numbers whose sums are so close to one are probabilities."""
@@ -31,13 +34,21 @@ class HeldOutOutputs:
         targets: The variables that are pruned.
         batches: Inputs, leaves (N, ...).
         size: Examples to look at at a time.
+
+    Attributes:
+        complete: Whether all outputs of the model tell something of each example.
     """
 
     def __init__(self, model: keras.Model, targets: Sequence[Target], batches: Sequence[Any], size: int):
         self._model = model
         self._targets = targets
         self._batches = [part for batch in batches for part in cut(batch, size)]
+        self.complete = True
         self._dense = self._outputs(None)
+
+    def _binary(self, outputs: Sequence[Any]) -> list[bool]:
+        known = sigmoid_outputs(self._model)
+        return known if len(known) == len(outputs) else [False] * len(outputs)
 
     def distance(self, kernels: Sequence[np.ndarray]) -> float:
         """The distance with other kernels, one a target; of several outputs the mean. See `output_distance`.
@@ -46,8 +57,9 @@ class HeldOutOutputs:
         """
         found = self._outputs(kernels)
         pairs = zip(zip(*self._dense, strict=True), zip(*found, strict=True), strict=True)
-        each = [output_distance(*(np.concatenate([_flat(part) for part in parts]) for parts in pair)) for pair in pairs]
-        distance = float(np.mean(each))
+        wholes = [(_whole(dense), _whole(pruned)) for dense, pruned in pairs]
+        each = [output_distance(*pair, binary) for pair, binary in zip(wholes, self._binary(wholes), strict=True)]
+        distance = float(np.mean(each)) if each else math.inf
         return distance if math.isfinite(distance) else math.inf
 
     def _outputs(self, kernels: Sequence[np.ndarray] | None) -> list[list[np.ndarray]]:
@@ -62,35 +74,56 @@ class HeldOutOutputs:
                 target.variable.assign(kernel)
             for batch in self._batches:
                 output = infer(self._model, map_arrays(ops.convert_to_tensor, batch))
-                found.append([ops.convert_to_numpy(leaf) for leaf in tree.flatten(output)])
+                leaves = outputs_of(output, len(arrays(batch)[0]))
+                self.complete &= len(leaves) == len(tree.flatten(output))
+                found.append([ops.convert_to_numpy(leaf) for leaf in leaves])
                 give_back_memory()
         return found
+
+
+def outputs_of(output: Any, examples: int) -> list[Any]:
+    """The arrays of a model's output that tell something of each example."""
+    return [leaf for leaf in arrays(output) if len(leaf.shape) and leaf.shape[0] == examples]
+
+
+def _whole(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([_flat(part) for part in parts])
 
 
 def _flat(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1, array.shape[-1] if array.ndim > 1 else 1).astype(np.float64)
 
 
-def are_probabilities(output: np.ndarray) -> str:
-    """`"classes"` for outputs (N, C) whose rows sum to one, `"binary"` for others within [0, 1], else ""."""
-    if not output.size or output.min() < 0.0 or output.max() > 1.0:
+def are_probabilities(output: np.ndarray, binary: bool = False) -> str:
+    """`"classes"` for outputs (N, C) whose rows sum to one, `"binary"` for what a sigmoid gives, else ""."""
+    if not output.size or not (output.min() >= 0.0 and output.max() <= 1.0):
         return ""
-    return "binary" if output.shape[1] == 1 or np.abs(output.sum(1) - 1.0).max() > _SUM else "classes"
+    if output.shape[1] > 1 and np.abs(output.sum(1) - 1.0).max() <= _SUM:
+        return "classes"
+    return "binary" if binary else ""
 
 
-def output_distance(dense: np.ndarray, pruned: np.ndarray) -> float:
+def output_distance(dense: np.ndarray, pruned: np.ndarray, binary: bool = False) -> float:
     """How far outputs (N, C) are from those of the dense model.
 
-    For probabilities (rows that sum to one, or numbers within [0, 1]) the mean Kullback-Leibler divergence, in nats.
-    For all else, logits too, the mean squared error over the variance of the dense output.
+    For probabilities (rows that sum to one, or what a sigmoid gives) the mean Kullback-Leibler divergence, in nats. For
+    all else, logits too, the mean squared error over the variance of the dense output. Numbers that are huge or not
+    finite, and the same in both, as those of actions that are masked, don't count.
 
         >>> dense = np.array([[0.5, 0.5], [0.9, 0.1]])
         >>> output_distance(dense, dense), round(output_distance(dense, dense[::-1]), 3)
         (0.0, 0.439)
         >>> output_distance(np.array([[1.0], [3.0]]), np.array([[1.0], [2.0]]))
         0.5
+        >>> output_distance(np.array([[1.0, -np.inf], [3.0, -1e9]]), np.array([[1.0, -np.inf], [2.0, -1e9]]))
+        0.5
+
+    Args:
+        dense: Of the dense model.
+        pruned: Of the other one.
+        binary: Whether they are what a sigmoid gives.
     """
-    if kind := are_probabilities(dense):
+    if kind := are_probabilities(dense, binary):
         p, q = np.clip(dense, _TINY, 1.0), np.clip(pruned, _TINY, 1.0)
         divergence = dense * np.log(p / q)
         if kind == "binary":
@@ -98,5 +131,12 @@ def output_distance(dense: np.ndarray, pruned: np.ndarray) -> float:
             divergence = divergence + (1.0 - dense) * np.log(r / s)
         # Sums that aren't quite one make it a little less than nothing where both are the same.
         return float(np.maximum(divergence.sum(1).mean(), 0.0))
-    variance = float(np.square(dense - dense.mean(0)).mean())
-    return float(np.square(pruned - dense).mean()) / (variance or 1.0)
+    counted = ~((dense == pruned) & ~(np.abs(dense) < HUGE))
+    if not np.isfinite(dense[counted]).all() or not np.isfinite(pruned[counted]).all():
+        return math.inf
+    number = np.maximum(counted.sum(0), 1)
+    known = np.where(counted, dense, 0.0)
+    off = np.where(counted, known - known.sum(0) / number, 0.0)
+    variance = float(np.square(off).sum() / number.sum())
+    error = float(np.square(np.where(counted, pruned, 0.0) - known).sum() / number.sum())
+    return error / (variance or 1.0)

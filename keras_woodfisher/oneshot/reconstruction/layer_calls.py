@@ -110,6 +110,27 @@ def channel_axis(layer: Any, output: Any) -> int:
     return 1 if getattr(layer, "data_format", None) == "channels_first" else len(output.shape) - 1
 
 
+def generators_of(layer: Any) -> list[Any]:
+    """The random generators that a layer itself has."""
+    return [value for value in vars(layer).values() if isinstance(value, keras.random.SeedGenerator)]
+
+
+def same_draws(generators: Sequence[Any], own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """A layer's call in which both halves of its examples get the same random numbers."""
+    leaves = [leaf for leaf in tree.flatten((args, kwargs)) if len(getattr(leaf, "shape", ()))]
+    length = leaves[0].shape[0] if leaves else 1
+    if length % 2:
+        return own(*args, **kwargs)
+    states = [ops.stop_gradient(generator.state) for generator in generators]
+    found = []
+    for part in (slice(None, length // 2), slice(length // 2, None)):
+        for generator, state in zip(generators, states, strict=True):
+            generator.state.assign(state)
+        some, named = halves((args, kwargs), part, length)
+        found.append(own(*some, **named))
+    return tree.map_structure(lambda one, other: ops.concatenate([one, other]), *found)
+
+
 def after_bias(layer: Any, output: Any) -> Any:
     """A layer's output without its bias."""
     bias = getattr(layer, "bias", None)

@@ -169,6 +169,9 @@ class Problem:
         positions = self.part.positions(output)
         examples, each = output.shape[0], int(np.prod(positions))
         most = most_rows(self.part.shape[1]) * share
+        if mask is not None and mask.shape[1:] != positions[: mask.ndim - 1]:
+            # A convolution without padding has other positions than its input: all of them count.
+            mask = None
         if mask is not None:
             inner = (1,) * (1 + len(positions) - mask.ndim)
             found = np.flatnonzero(np.broadcast_to(mask.reshape(*mask.shape, *inner), (examples, *positions)))

@@ -165,6 +165,9 @@ class Examined:
             removal: Which weights go on the way, if any.
             meter: Shows progress.
         """
+        if not self._outputs.complete:
+            # Steps towards outputs that aren't there, or that are one for all examples, can't be taken.
+            return before[0], replace(before[1], refined=RefinementReport(0, 0.0, 0, before[1].error))
         pruner, trial = self._pruner, max(1, steps // _TRIAL)
         work = Refinement(self._model, pruner.targets, self._inputs, pruner.backend, pruner.options.seed)
         with meter.phase("refinement", steps + len(RATES) * trial, "step") as advance:

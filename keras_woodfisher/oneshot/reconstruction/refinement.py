@@ -14,13 +14,14 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops, tree
+from keras_woodfisher_backends.keras_internals.graphs import sigmoid_outputs
 from keras_woodfisher_backends.keras_internals.models import infer
 from keras_woodfisher_backends.nest import arrays, map_arrays, take
 from keras_woodfisher_backends.protocol import Backend
 
 from keras_woodfisher.gradients.loss import ModelLoss, forward_only
 from keras_woodfisher.model.targets import Target
-from keras_woodfisher.oneshot.reconstruction.held_out import are_probabilities
+from keras_woodfisher.oneshot.reconstruction.held_out import HUGE, are_probabilities
 from keras_woodfisher.oneshot.reconstruction.removal import Removal
 from keras_woodfisher.pruning.fisher import Advance, no_progress
 
@@ -52,7 +53,10 @@ class Refinement:
         self._model = model
         self._targets = targets
         self._batches = [(x, self._outputs(x)) for x in batches]
-        kinds = tree.map_structure(_loss_for, self._batches[0][1])
+        outputs = self._batches[0][1]
+        known = sigmoid_outputs(model)
+        binary = iter(known if len(known) == len(arrays(outputs)) else [False] * len(arrays(outputs)))
+        kinds = tree.map_structure(lambda output: _loss_for(output, next(binary)), outputs)
         self._loss = ModelLoss(model, targets, kinds)
         self._sampler = backend.sampler(self._loss, model, [target.variable for target in targets])
         self._seed = seed
@@ -128,8 +132,15 @@ class Refinement:
         return tree.map_structure(lambda *parts: np.concatenate(parts), *found)
 
 
-def _loss_for(output: np.ndarray) -> keras.losses.Loss:
-    kind = are_probabilities(output.reshape(-1, output.shape[-1] if output.ndim > 1 else 1))
+def _loss_for(output: np.ndarray, binary: bool) -> Any:
+    kind = are_probabilities(output.reshape(-1, output.shape[-1] if output.ndim > 1 else 1), binary)
     if kind == "classes":
         return keras.losses.KLDivergence()
-    return keras.losses.BinaryCrossentropy() if kind == "binary" else keras.losses.MeanSquaredError()
+    return keras.losses.BinaryCrossentropy() if kind == "binary" else _squares
+
+
+def _squares(wanted: Any, found: Any) -> Any:
+    """The mean squared error of numbers that stand for something; see `output_distance`."""
+    counted = ops.abs(wanted) < HUGE
+    zeros = ops.zeros_like(found)
+    return ops.mean(ops.square(ops.where(counted, found, zeros) - ops.where(counted, wanted, zeros)), -1)

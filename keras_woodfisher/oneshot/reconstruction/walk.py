@@ -29,6 +29,7 @@ from keras_woodfisher.oneshot.reconstruction.footprint import LiveOutputs
 from keras_woodfisher.oneshot.reconstruction.layer_calls import (
     after_bias,
     channel_axis,
+    generators_of,
     halves,
     has_values,
     hooked,
@@ -36,6 +37,7 @@ from keras_woodfisher.oneshot.reconstruction.layer_calls import (
     is_linear,
     listening,
     replaced,
+    same_draws,
     states_of,
     steps_of,
 )
@@ -179,6 +181,8 @@ class Walk:
         if id(layer) not in self._of_layer:
             if args:
                 self._masks.begin(layer, args[0])
+            if generators := generators_of(layer):
+                return same_draws(generators, own, args, kwargs)
             return own(*args, **kwargs)
         if not has_values(args[0]):
             self._give_up(

@@ -11,6 +11,7 @@ from keras import layers, ops
 import keras_woodfisher as kw
 from keras_woodfisher.oneshot.reconstruction import pruning
 from keras_woodfisher.oneshot.reconstruction.footprint import TOGETHER
+from keras_woodfisher.oneshot.reconstruction.held_out import HeldOutOutputs
 from keras_woodfisher.oneshot.reconstruction.refinement import Refinement
 from keras_woodfisher.oneshot.reconstruction.walk import Walk
 from keras_woodfisher.options.pruning_options import PruningOptions
@@ -288,6 +289,102 @@ def test_padding_does_not_count_where_an_addition_follows_the_embedding():
     assert len(rows) == 1 and rows != {6 * used}
     # The examples are drawn from these.
     assert abs(rows.pop() / used - (TOKENS != 0).sum(1).mean()) < 1.0
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: layers.Conv1D(6, 3),
+        lambda: layers.Conv1D(6, 3, strides=2, padding="same"),
+        lambda: layers.Conv1DTranspose(6, 3),
+        lambda: layers.SeparableConv1D(6, 3),
+        lambda: layers.Conv1D(6, 3, padding="same"),
+    ],
+)
+def test_padding_before_convolutions_of_any_length(layer):
+    parts = [layers.Embedding(20, 5, mask_zero=True), layer(), layers.GlobalAveragePooling1D(), layers.Dense(3)]
+    model = keras.Sequential([layers.Input((8,), dtype="int32"), *parts])
+    tokens = RNG.integers(1, 20, (60, 8))
+    tokens[:, 5:] = 0
+    report = kw.prune(model, tokens, 0.5, verbose=0)
+    assert all(found.rows and not found.note for found in report.reconstruction.layers)
+
+
+class Noise(layers.Layer):
+    """Draws in inference, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.draws = keras.random.SeedGenerator(3)
+        self.size = 1.0
+
+    def call(self, x):
+        return x + self.size * keras.random.normal(ops.shape(x), seed=self.draws)
+
+
+def test_noise_is_the_same_in_both_models():
+    """Else least squares would regress one draw on another."""
+    noise = Noise()
+    parts = [layers.Dense(24, "relu"), noise, layers.Dense(16, "relu"), layers.Dense(3)]
+    model, x = keras.Sequential([layers.Input((12,)), *parts]), RNG.normal(size=(300, 12)).astype("float32")
+    before, state = model.get_weights(), ops.convert_to_numpy(noise.draws.state)
+    found = {}
+    for method in ("reconstruct", "magnitude"):
+        model.set_weights(before)
+        noise.size = 0.0
+        wanted = model.predict(x, verbose=0)
+        noise.size = 1.0
+        kw.prune(model, x, 0.1, method=method, verbose=0)
+        noise.size = 0.0
+        found[method] = np.square(model.predict(x, verbose=0) - wanted).sum()
+    assert found["reconstruct"] < found["magnitude"]
+    np.testing.assert_array_equal(ops.convert_to_numpy(noise.draws.state).shape, state.shape)
+
+
+class Several(keras.Model):
+    """Outputs that tell nothing of single examples."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.first, self.last = kind, layers.Dense(12, "relu"), layers.Dense(3)
+
+    def call(self, x):
+        hidden = self.first(x)
+        return {"logits": self.last(hidden), "loss": None if self.kind == "none" else ops.mean(hidden)}
+
+
+@pytest.mark.parametrize("kind", ["none", "scalar"])
+@pytest.mark.parametrize("quality", ["balanced", "best"])
+def test_outputs_that_tell_nothing_of_an_example_do_not_count(kind, quality):
+    model, x = Several(kind), RNG.normal(size=(80, 6)).astype("float32")
+    model(x)
+    report = kw.prune(model, x, 0.5, quality=quality, verbose=0)
+    assert np.isfinite(report.reconstruction.error)
+    assert report.reconstruction.refined is None or report.reconstruction.refined.steps == 0
+
+
+def test_steps_go_towards_the_actions_that_are_not_ruled_out(backend):
+    inputs, allowed = layers.Input((8,)), layers.Input((5,), dtype="bool")
+    hidden = layers.Dense(24, "relu")(inputs)
+    ruled = layers.Lambda(lambda z: ops.where(z[1], z[0], -np.inf), output_shape=(5,))
+    model = keras.Model([inputs, allowed], ruled([layers.Dense(5)(hidden), allowed]))
+    x = [RNG.normal(size=(200, 8)).astype("float32"), RNG.random((200, 5)) < 0.8]
+    targets = Pruner(model, PruningOptions(verbose=0)).targets
+    outputs = HeldOutOutputs(model, targets, [x], 200)
+    kernels = [ops.convert_to_numpy(target.variable) for target in targets]
+    kernels = [np.where(np.abs(kernel) < np.median(np.abs(kernel)), 0.0, kernel) for kernel in kernels]
+    before = outputs.distance(kernels)
+    after = outputs.distance(Refinement(model, targets, [x], backend, 0).run(kernels, 64, 0.02))
+    assert np.isfinite(before) and after < 0.8 * before
+
+
+def test_constraints_come_after_what_is_measured_and_that_is_said():
+    constrained = layers.Dense(16, kernel_constraint="unit_norm")
+    model = keras.Sequential([layers.Input((8,)), constrained, layers.Dense(3)])
+    report = kw.prune(model, RNG.normal(size=(60, 8)).astype("float32"), 0.5, verbose=0)
+    assert any("constraints of weights were applied after" in note for note in report.notes)
+    norms = np.linalg.norm(ops.convert_to_numpy(constrained.kernel), axis=0)
+    np.testing.assert_allclose(norms[norms > 0], 1.0, atol=1e-4)
 
 
 class Squaring(layers.Dense):
