@@ -95,7 +95,7 @@ class MaskCallback(ResumableCallback):
         return bool(model_of(self).stop_training)
 
     def _check_state(self) -> None:
-        """Refuses a loop of the user's own that trains in a state beside the model's variables, as on JAX it may.
+        """Brings variables up to date, and refuses a loop that trains in a state beside them, as one on JAX may.
 
         Raises:
             ValueError: If that isn't put back before callbacks are called, or masks are put back with it.

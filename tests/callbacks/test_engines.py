@@ -41,7 +41,7 @@ def outcomes(tmp_path_factory):
 @pytest.mark.parametrize("engine", engines.ENGINES[BACKEND])
 def test_what_is_pruned_on_several_devices_is_what_one_prunes(outcomes, engine):
     alone, several = outcomes["alone"], outcomes[engine]
-    assert several.keys() == alone.keys()
+    assert several.keys() == alone.keys() and alone["resumed"].all() and alone["thawed"].all()
     rounded = {name for name in alone if name.startswith(("buffered", "rows", "mask devices"))}
     for name in alone.keys() - rounded:
         np.testing.assert_array_equal(several[name], alone[name], err_msg=name)

@@ -139,7 +139,7 @@ def looked_up(model: keras.Model) -> list[tuple[int, Any]]:
         nodes = [node for nodes in graph._nodes_by_depth.values() for node in nodes if node.operation]
         for node in nodes:
             layer = node.operation
-            inner: Any = getattr(layer, "_functional", None) if isinstance(layer, keras.Sequential) else layer
+            inner = _graph_of(layer)
             # KerasHub's layers for tokens and positions hold one for the tokens.
             table = next((t for t in (layer, getattr(layer, "token_embedding", None)) if _is_table(t)), None)
             for given, tensor in enumerate(() if node.is_input else node.input_tensors):
@@ -147,25 +147,25 @@ def looked_up(model: keras.Model) -> list[tuple[int, Any]]:
                     continue
                 if table is not None:
                     found.append((places[id(tensor)], table))
-                elif hasattr(inner, _RUN) and given < len(inner.inputs):
+                elif inner is not None and given < len(inner.inputs):
                     follow(inner, {id(inner.inputs[given]): places[id(tensor)]})
 
-    graph: Any = getattr(model, "_functional", None) if isinstance(model, keras.Sequential) else model
-    if graph is not None and hasattr(graph, _RUN):
+    graph = _graph_of(model)
+    if graph is not None:
         follow(graph, {id(tensor): place for place, tensor in enumerate(graph.inputs)})
     return found
 
 
 def sigmoid_outputs(model: keras.Model) -> list[bool]:
     """Of each output of a functional model whether it comes out of a sigmoid; none where that isn't known."""
-    graph: Any = getattr(model, "_functional", None) if isinstance(model, keras.Sequential) else model
-    return [_is_sigmoid(tensor) for tensor in graph.outputs] if graph is not None and hasattr(graph, _RUN) else []
+    graph = _graph_of(model)
+    return [] if graph is None else [_is_sigmoid(tensor) for tensor in graph.outputs]
 
 
 def _is_sigmoid(tensor: Any) -> bool:
     layer, _, place = tensor._keras_history
-    inner: Any = getattr(layer, "_functional", None) if isinstance(layer, keras.Sequential) else layer
-    if hasattr(inner, _RUN):
+    inner = _graph_of(layer)
+    if inner is not None:
         return _is_sigmoid(inner.outputs[place])
     return getattr(layer, "activation", None) is keras.activations.sigmoid
 
@@ -174,10 +174,16 @@ def _is_table(layer: Any) -> bool:
     return isinstance(layer, layers.Embedding)
 
 
+def _graph_of(layer: Any) -> Any:
+    """The functional model that a layer is, or that a Sequential holds; None for any other."""
+    graph = getattr(layer, "_functional", None) if isinstance(layer, keras.Sequential) else layer
+    return graph if hasattr(graph, _RUN) else None
+
+
 def _functional_models(model: keras.Model) -> Sequence[Any]:
     found = []
     for layer in layers_of(model):
-        inner = getattr(layer, "_functional", None) if isinstance(layer, keras.Sequential) else layer
-        if hasattr(inner, _RUN):
+        inner = _graph_of(layer)
+        if inner is not None:
             found.append(inner)
     return list({id(graph): graph for graph in found}.values())

@@ -46,10 +46,6 @@ class HeldOutOutputs:
         self.complete = True
         self._dense = self._outputs(None)
 
-    def _binary(self, outputs: Sequence[Any]) -> list[bool]:
-        known = sigmoid_outputs(self._model)
-        return known if len(known) == len(outputs) else [False] * len(outputs)
-
     def distance(self, kernels: Sequence[np.ndarray]) -> float:
         """The distance with other kernels, one a target; of several outputs the mean. See `output_distance`.
 
@@ -58,7 +54,10 @@ class HeldOutOutputs:
         found = self._outputs(kernels)
         pairs = zip(zip(*self._dense, strict=True), zip(*found, strict=True), strict=True)
         wholes = [(_whole(dense), _whole(pruned)) for dense, pruned in pairs]
-        each = [output_distance(*pair, binary) for pair, binary in zip(wholes, self._binary(wholes), strict=True)]
+        each = [
+            output_distance(*pair, binary)
+            for pair, binary in zip(wholes, binary_outputs(self._model, len(wholes)), strict=True)
+        ]
         distance = float(np.mean(each)) if each else math.inf
         return distance if math.isfinite(distance) else math.inf
 
@@ -79,6 +78,12 @@ class HeldOutOutputs:
                 found.append([ops.convert_to_numpy(leaf) for leaf in leaves])
                 give_back_memory()
         return found
+
+
+def binary_outputs(model: keras.Model, number: int) -> list[bool]:
+    """Of so many outputs of a model whether each is known to come out of a sigmoid."""
+    known = sigmoid_outputs(model)
+    return known if len(known) == number else [False] * number
 
 
 def outputs_of(output: Any, examples: int) -> list[Any]:

@@ -14,14 +14,13 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops, tree
-from keras_woodfisher_backends.keras_internals.graphs import sigmoid_outputs
 from keras_woodfisher_backends.keras_internals.models import infer
 from keras_woodfisher_backends.nest import arrays, map_arrays, take
 from keras_woodfisher_backends.protocol import Backend
 
 from keras_woodfisher.gradients.loss import ModelLoss, forward_only
 from keras_woodfisher.model.targets import Target
-from keras_woodfisher.oneshot.reconstruction.held_out import HUGE, are_probabilities
+from keras_woodfisher.oneshot.reconstruction.held_out import HUGE, are_probabilities, binary_outputs
 from keras_woodfisher.oneshot.reconstruction.removal import Removal
 from keras_woodfisher.pruning.fisher import Advance, no_progress
 
@@ -54,8 +53,7 @@ class Refinement:
         self._targets = targets
         self._batches = [(x, self._outputs(x)) for x in batches]
         outputs = self._batches[0][1]
-        known = sigmoid_outputs(model)
-        binary = iter(known if len(known) == len(arrays(outputs)) else [False] * len(arrays(outputs)))
+        binary = iter(binary_outputs(model, len(arrays(outputs))))
         kinds = tree.map_structure(lambda output: _loss_for(output, next(binary)), outputs)
         self._loss = ModelLoss(model, targets, kinds)
         self._sampler = backend.sampler(self._loss, model, [target.variable for target in targets])

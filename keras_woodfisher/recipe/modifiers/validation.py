@@ -136,8 +136,9 @@ def _first(problem: ValidationError, fields: Mapping[str, Any]) -> tuple[str, st
         return whole, field
     wanted = "; or ".join(_SUBJECT.sub("", rule) for rule in rules)
     texts = (received, *received) if isinstance(received, Mapping) else (received,)
-    mender = number_mend if "valid number" in wanted else truth_mend if "valid boolean" in wanted else _variable_mend
-    mend = next(filter(None, map(mender, texts)), "") or next(filter(None, map(_variable_mend, texts)), "")
+    menders = {"valid number": number_mend, "valid boolean": truth_mend, "": _variable_mend}
+    found = (mender(text) for rule, mender in menders.items() if rule in wanted for text in texts)
+    mend = next(filter(None, found), "")
     return f"got {short_repr(received)}, but it {wanted}. {mend}".rstrip(), field
 
 

@@ -124,7 +124,7 @@ def _refuse_other_tools(mapping: Pairs) -> None:
         return
     nested = {key.value: key.line for key, node in mapping.pairs if isinstance(node, (Pairs, Items))}
     for tool, keys in _OTHER_TOOLS.items():
-        for name in nested.keys() & keys:
+        for name in (name for name in nested if name in keys):
             raise RecipeError(
                 f"{name!r} is a key of {tool}'s configurations, which this package doesn't read: its recipes are those "
                 f"of SparseML. {SHAPE}.",
