@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
+from keras_woodfisher_backends.ranks.transport import Transport
 
 
 class Loss(Protocol):
@@ -167,7 +168,14 @@ class Backend(Protocol):
         ...
 
     def unfollowed(self, model: Any) -> str:
-        """What trains a model that pruning can't follow: several processes, or a strategy; "" where there is none."""
+        """What trains a model that pruning can't follow: a strategy, or variables that are held in parts; or ""."""
+        ...
+
+    def transport(self) -> Transport | None:
+        """What connects the processes that train together, always the same one; None where there is only this one.
+
+        Where it isn't known yet, all of them have to ask for it.
+        """
         ...
 
     def chunk_groups(self, examples: int, model: Any = None) -> int:

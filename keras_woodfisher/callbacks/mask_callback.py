@@ -16,6 +16,7 @@ from keras_woodfisher_backends.keras_internals.training import (
     model_of,
     refresh,
 )
+from keras_woodfisher_backends.ranks.ranks import current_ranks
 
 from keras_woodfisher.callbacks.callback_list import warn
 from keras_woodfisher.callbacks.mask_constraint import WeightMasks
@@ -143,8 +144,8 @@ class MaskCallback(ResumableCallback):
 
     @contextmanager
     def _leaving_nothing(self) -> Iterator[None]:
-        """See `leaving_nothing`; after a failure the callback knows, too."""
-        with leaving_nothing(self):
+        """See `leaving_nothing`; after a failure the callback knows, too. All processes that train together do this."""
+        with current_ranks().together(type(self).__name__), leaving_nothing(self):
             try:
                 yield
             except BaseException:
@@ -197,8 +198,9 @@ def check_trainable_here(model: keras.Model) -> None:
     check_optimizer(model)
     if engine := get_backend(keras.backend.backend()).unfollowed(model):
         raise ValueError(
-            f"Pruning while training with {engine} isn't supported. Train in one process (on several devices by "
-            "tf.distribute.MirroredStrategy or keras.distribution), or prune in one shot with keras_woodfisher.prune."
+            f"Pruning while training with {engine} isn't supported. Train with torch's DistributedDataParallel, "
+            "tf.distribute.MirroredStrategy or keras.distribution, or on one device; or prune in one shot with "
+            "keras_woodfisher.prune."
         )
 
 

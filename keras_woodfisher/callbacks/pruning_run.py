@@ -24,6 +24,7 @@ from keras_woodfisher.gradients.trained import (
 )
 from keras_woodfisher.model.targets import Target, finals_of
 from keras_woodfisher.options.mask_types import UNSTRUCTURED
+from keras_woodfisher.pruning.agreement import agree
 from keras_woodfisher.pruning.collapse import Collapse, emptied_at
 from keras_woodfisher.pruning.guard import guard_of
 from keras_woodfisher.pruning.masks import zeros_of
@@ -126,6 +127,8 @@ class Run:
             self._examples = None if self.task.data is None else open_examples(self.task.data)
             return
         self.task.check_buffered()
+        wishes = self.task.identity(), progress.steps, progress.epochs
+        agree(self._model, self.pruner, *wishes)
         self.open_source(self.plan(progress.steps, progress.epochs))
         if self.buffer is not None:
             self.buffer.attach()
@@ -155,13 +158,18 @@ class Run:
         warn_of_dead(self.targets, self.pruner.pruned)
         return self.pruner.masks()
 
+    @property
+    def awaits_a_step(self) -> bool:
+        """Whether `check_first_step` has something to find out."""
+        return not self._stepped and self.buffer is not None and self.buffer.ring is not None
+
     def check_first_step(self) -> None:
         """To be called after each step: the first one tells which variables the compiled optimizer trains.
 
         Raises:
             ValueError: If it doesn't train one of those to prune, and gradients are buffered.
         """
-        if self._stepped or self.buffer is None or self.buffer.ring is None or not self.buffer.ring.trained:
+        if self.buffer is None or self.buffer.ring is None or not self.buffer.ring.trained:
             return
         self._stepped = True
         untrained = self.buffer.untrained()
@@ -248,11 +256,14 @@ class Run:
         gap = self.task.schedule.frequency or 1.0 / (progress.steps or 1)
         draw = round((due - self.task.schedule.start) / gap)
         updates = StagedUpdates(self.pruner, self.source, self.task.options.num_recomputations)
+        ranks = self.pruner.ranks
+        note = agree(self._model, self.pruner, due, rows)
         try:
             done = updates.update(self._ramps.at(due), lambda _: rows, draw)
         except NoUsableSamplesError as error:
             raise ValueError(f"The update at epoch {position:.4g}: {error}") from error
-        self._stages += [replace(stage, epoch=position) for stage in done]
+        notes = [f"{note} {stage.note}".strip() for stage in done]
+        self._stages += ranks.same([replace(s, epoch=position, note=text) for s, text in zip(done, notes, strict=True)])
 
     def news(self) -> list[str]:
         """What has died since the last time, as warnings; to be asked for after an update."""

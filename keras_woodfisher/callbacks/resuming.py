@@ -18,6 +18,7 @@ from keras_woodfisher_backends.keras_internals.training import (
     stock_backups,
     undo_at_next_fit,
 )
+from keras_woodfisher_backends.ranks.ranks import current_ranks
 
 from keras_woodfisher.callbacks.callback_list import warn
 from keras_woodfisher.callbacks.progress import Progress
@@ -131,7 +132,10 @@ class Resuming:
         self._began = True
         if not self._folders and self.memory is None and epoch == 0:
             return
-        state = self._found(epoch)
+        ranks = current_ranks()
+        with ranks.together("resuming"):
+            # Statistics differ between processes, so that only the first one knows its own moment again.
+            state = ranks.same(self._found(epoch) if ranks.first else None)
         if state is None:
             return
         for member, kind in self._kinds():

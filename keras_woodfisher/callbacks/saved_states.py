@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from keras_woodfisher_backends.ranks.ranks import current_ranks
 
 from keras_woodfisher.model.optimizer_variables import inner_optimizer
 
@@ -86,7 +87,12 @@ class StateFolder:
         self._keep = keep
 
     def write(self, state: SavedState) -> None:
-        """Adds a state, so that a file is there as a whole or not at all, and removes what is older than the latest."""
+        """Adds a state, so that a file is there as a whole or not at all, and removes what is older than the latest.
+
+        Where several processes train together, the first one does.
+        """
+        if not current_ranks().first:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         about = {
             "format": _FORMAT,

@@ -175,8 +175,9 @@ class WoodFisherPruning(MaskCallback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         super().on_train_batch_end(batch, logs)
-        with self._leaving_nothing():
-            self.run.check_first_step()
+        if self.run.awaits_a_step:
+            with self._leaving_nothing():
+                self.run.check_first_step()
         if self._progress.is_last_batch() and self._progress.is_last_epoch():
             self._prune_if_due(self._progress.epoch + 1.0, last=True)
         self._log(logs)
@@ -276,8 +277,9 @@ class WoodFisherPruning(MaskCallback):
 
     def _prune_if_due(self, position: float, last: bool = False) -> None:
         """Makes the update that is due; `last` where training ends and nothing can wait."""
-        with self._leaving_nothing():
-            self._prune(position, last)
+        if self.run.due(position) is not None:
+            with self._leaving_nothing():
+                self._prune(position, last)
 
     def _prune(self, position: float, last: bool) -> None:
         run, weight_masks = self.run, self.weight_masks

@@ -1,7 +1,7 @@
 """Batches of examples, as NumPy arrays with examples along their first axis, and chunks of groups of examples."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
@@ -10,6 +10,8 @@ from keras_woodfisher_backends.protocol import Backend
 
 Batch = tuple[Any, Any, Any]
 """(x, y, sample_weight), each an array, None, or a nest of arrays."""
+
+_Nest = TypeVar("_Nest")
 
 _CHUNK_BYTES = 256 * 2**20
 
@@ -94,6 +96,19 @@ def cut_evenly(batch: Batch, size: int) -> list[Batch]:
     number = -(-length(batch) // size)
     each = length(batch) // number
     return list(cut(take(batch, slice(0, each * number)), each))
+
+
+def between(groups: Iterator[_Nest], start: int, stop: int) -> Iterator[_Nest]:
+    """The groups of chunks from one place on to another."""
+    place = 0
+    for chunk in groups:
+        number = len(arrays(chunk)[0])
+        first, last = max(start - place, 0), min(stop - place, number)
+        if first < last:
+            yield take(chunk, slice(first, last))
+        place += number
+        if place >= stop:
+            return
 
 
 def even_chunks(groups: Iterator[Batch], size_for: Callable[[int], int]) -> Iterator[tuple[Batch, int]]:

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 from keras import tree
-from keras_woodfisher_backends.nest import map_arrays, take
+from keras_woodfisher_backends.nest import arrays, map_arrays, take
+from keras_woodfisher_backends.ranks.ranks import digest_of
 
 from keras_woodfisher.data.batches import Batch, as_batch, as_numpy, cut, length, lengths, unpacked
 from keras_woodfisher.data.held_out import HeldOut, contents
@@ -132,6 +133,10 @@ class ArrayExamples:
     def labels(self) -> Any:
         """All labels, those that aren't drawn from too."""
         return self._batch[1]
+
+    def digest(self) -> bytes:
+        """Of all arrays, and of the rows that are drawn from."""
+        return digest_of(*arrays(self._batch), self._rows)
 
     def groups(self, count: int, size: int, seed: Any) -> Iterator[Batch]:
         drawn = self._rows[np.random.default_rng(seed).permutation(len(self._rows))[: count * size]]

@@ -7,12 +7,16 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from keras_woodfisher_backends.keras_internals.engines import value_here
 from keras_woodfisher_backends.keras_internals.optimizers import trained_variables
 from keras_woodfisher_backends.keras_internals.training import forget, undo_at_next_fit
 from keras_woodfisher_backends.protocol import Backend
+from keras_woodfisher_backends.ranks.ranks import current_ranks
+from keras_woodfisher_backends.ranks.shares import row_share
 
+from keras_woodfisher.data.batches import between
 from keras_woodfisher.gradients.footprint import Footprint, buffered_footprint
-from keras_woodfisher.gradients.sampling import check_samples, usable_rows, warn_of_still
+from keras_woodfisher.gradients.sampling import Taken, check_samples, usable_rows, warn_of_still
 from keras_woodfisher.gradients.trained import refuse_untrained
 from keras_woodfisher.memory.free_memory import check_device_memory
 from keras_woodfisher.memory.store import GradientStore
@@ -76,10 +80,11 @@ class GradientBuffer:
         """
         seen = int(ops.convert_to_numpy(self._seen))
         place = max(0, seen - min(count, self.capacity))
+        rows = value_here(self._rows)
         while place < seen:
             slot = place % self.capacity
             number = min(seen - place, self.capacity - slot, chunk or self.capacity)
-            part = ops.slice(ops.convert_to_tensor(self._rows), (slot, 0), (number, self._rows.shape[1]))
+            part = ops.slice(ops.convert_to_tensor(rows), (slot, 0), (number, self._rows.shape[1]))
             yield ops.convert_to_numpy(part)
             place += number
 
@@ -205,21 +210,27 @@ class BufferedGradients:
                 f"Only {filled} of num_grads={rows} gradients have been buffered; they are used.",
                 stacklevel=2,
             )
-        columns, dropped, total = np.concatenate(kept), 0, 0.0
+        columns, dropped, sums = np.concatenate(kept), 0, list[np.ndarray]()
         edges = np.cumsum([int(mask.sum()) for mask in kept])
         still = np.diff(edges, prepend=0) > 0
-        for part in self.ring.latest(rows, store.chunk):
+        ranks = current_ranks()
+        # All processes have the same ring, since their engine has averaged the gradients.
+        share = row_share(min(filled, rows), ranks.rank, ranks.size)
+        for part in between(self.ring.latest(rows, store.chunk), share.start, share.stop):
             into = store.room(len(part))
             np.compress(columns, part, axis=1, out=into)
             still &= [not rows.any() for rows in np.split(into, edges[:-1], axis=1)]
             good, squares = usable_rows(into)
             store.keep(good)
-            total += float(squares[good].sum())
+            sums.append(squares[good])
             dropped += int((~good).sum())
             advance(len(part))
-        check_samples(len(store), dropped, min(filled, rows), where="of training")
-        warn_of_still([target.name for target, unmoved in zip(self._targets, still, strict=True) if unmoved])
-        return total
+        there = np.diff(edges, prepend=0) > 0
+        triples = zip(self._targets, still, there, strict=True)
+        taken = Taken.of(sums, dropped, {target.name: not unmoved for target, unmoved, any_ in triples if any_})
+        check_samples(taken.kept, taken.dropped, min(filled, rows), where="of training")
+        warn_of_still(taken.still)
+        return taken.squares
 
     def detach(self) -> None:
         """Stops buffering and frees the memory."""

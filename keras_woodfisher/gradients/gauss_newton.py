@@ -48,7 +48,7 @@ class GaussNewtonLoss(ModelLoss):
         super().__init__(model, targets, loss)
         self._root, self._mean, self._weight = _curvature(model, self._trainer)
 
-    def signs(self, seed: Any, outlined: Outlined = called) -> Callable[[Batch], Batch]:
+    def signs(self, seed: Any, outlined: Outlined = called, first: int = 0) -> Callable[[Batch], Batch]:
         """A function that puts random signs, in the shape of the output, in the place of labels.
 
         It is called with one chunk after the other, leaves (n, b, ...); a group gets the same signs however groups are
@@ -57,16 +57,22 @@ class GaussNewtonLoss(ModelLoss):
         Args:
             seed: Of the signs.
             outlined: See `Backend`.
+            first: The number of the first group, where others get those before it.
         """
         rng = np.random.default_rng(seed)
         shapes: dict[Any, tuple[int, ...]] = {}
+        before = first
 
         def signed(batch: Batch) -> Batch:
+            nonlocal before
             x, _, weight = batch
             leaves = arrays(x)
             key = tuple(leaf.shape[1:] for leaf in leaves)
             if key not in shapes:
                 shapes[key] = self.output_shape(batch, outlined)
+            for _ in range(before):
+                rng.integers(0, 2, shapes[key], np.int8)
+            before = 0
             signs = np.stack([rng.integers(0, 2, shapes[key], np.int8) for _ in leaves[0]])
             return x, (2 * signs - 1).astype(np.float32), weight
 

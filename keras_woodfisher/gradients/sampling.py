@@ -1,12 +1,14 @@
 """Fills G with gradient samples, chunk by chunk."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from keras_woodfisher_backends.nest import arrays, take
 from keras_woodfisher_backends.protocol import Backend, Sampler, SlowLayers
+from keras_woodfisher_backends.ranks.ranks import current_ranks
 
 from keras_woodfisher.data.batches import Batch, chunk_size, even_chunks
 from keras_woodfisher.gradients.loss import ModelLoss
@@ -103,7 +105,8 @@ def sample_gradients(
         NoUsableSamplesError: If no usable sample is left.
     """
     values, others = sampler.loss.values()
-    dropped, total, size = 0, 0.0, 0
+    dropped, size = 0, 0
+    sums: list[np.ndarray] = []
     still = [target.name for target, mask in kept if mask.any()]
     with sampler.loss.sampling_mode():
         for batch, number in even_chunks(groups, lambda b: min(store.chunk, sampler.chunk(values, b))):
@@ -119,16 +122,51 @@ def sample_gradients(
                 start = stop
             good, squares = usable_rows(into)
             dropped += number - int(good.sum())
-            total += float(squares[good].sum())
+            sums.append(squares[good])
             # Not beside the samples of the next chunk.
             del rows, row, flat
             store.keep(good)
             advance(number)
             size = arrays(batch)[0].shape[1]
-    check_samples(len(store), dropped, wanted, size)
-    warn_of_still([name for name in still if name not in sampler.told])
-    sampler.told.update(still)
-    return total
+    taken = Taken.of(sums, dropped, {target.name: target.name not in still for target, mask in kept if mask.any()})
+    check_samples(taken.kept, taken.dropped, wanted, size)
+    warn_of_still([name for name in taken.still if name not in sampler.told])
+    sampler.told.update(taken.still)
+    return taken.squares
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The samples of one update, those of all processes that prune together.
+
+    Attributes:
+        kept: How many are used.
+        dropped: How many can't be used.
+        squares: The sum of the squares of those that are used.
+        still: Names of variables that none of them depends on.
+    """
+
+    kept: int
+    dropped: int
+    squares: float
+    still: tuple[str, ...]
+
+    @classmethod
+    def of(cls, sums: Sequence[np.ndarray], dropped: int, moved: Mapping[str, bool]) -> "Taken":
+        """Adds up what all processes have taken.
+
+        Args:
+            sums: Parts of the sums of squares of this process's samples, in their order.
+            dropped: How many of its samples can't be used.
+            moved: By a variable's name, whether one of its samples depends on that.
+        """
+        ranks = current_ranks()
+        # In the order of samples, whichever process took them: rounding is always the same.
+        squares = ranks.joined(np.concatenate([*sums, np.zeros(0)]))
+        every = np.stack(ranks.all_gather(np.array([dropped, *moved.values()], np.int64)))
+        found = [bool(column.any()) for column in every[:, 1:].T]
+        still = tuple(name for name, depends in zip(moved, found, strict=True) if not depends)
+        return cls(squares.size, int(every[:, 0].sum()), float(squares.sum()), still)
 
 
 def usable_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,10 +5,12 @@ from typing import Any, Protocol
 
 import keras
 import numpy as np
-from keras_woodfisher_backends.nest import take
+from keras_woodfisher_backends.nest import arrays, take
 from keras_woodfisher_backends.protocol import Backend, SlowLayers
+from keras_woodfisher_backends.ranks.ranks import current_ranks, digest_of
+from keras_woodfisher_backends.ranks.shares import row_share
 
-from keras_woodfisher.data.batches import Batch, even_chunks
+from keras_woodfisher.data.batches import Batch, between, even_chunks
 from keras_woodfisher.data.examples import ArrayExamples, Examples
 from keras_woodfisher.gradients.footprint import Footprint, PassBytes, counted_outputs, is_plain, sampled_footprint
 from keras_woodfisher.gradients.gauss_newton import GaussNewtonLoss
@@ -95,18 +97,20 @@ class SampledGradients:
         self._backend = backend
         self._model = model
         # Examples may be read several times: without a seed one is drawn, for all of them.
-        self._seed = int(np.random.default_rng().integers(2**32)) if options.seed is None else options.seed
+        drawn = int(np.random.default_rng().integers(2**32)) if options.seed is None else options.seed
+        self._seed = current_ranks().same(drawn)
         self._examples = examples
         self._curvature = GaussNewtonLoss(model, targets, loss) if options.fisher == "ggn" else None
         self._samplers: dict[int, HalvingSampler] = {}
         self._probed: tuple[Any, PassBytes] | None = None
         self._but_for = ""
+        self._own_stream = False
 
     @property
     def available(self) -> int | None:
-        """How many samples the data can give, or None where that isn't known."""
+        """How many samples the data can give, to each process where several prune together; None if not known."""
         examples = self._examples.available
-        return None if examples is None else examples // self._options.grad_batch_size
+        return None if examples is None else current_ranks().least(examples // self._options.grad_batch_size)
 
     @property
     def square_scale(self) -> float:
@@ -137,7 +141,8 @@ class SampledGradients:
 
     def check(self, rows: int) -> None:
         size = self._options.grad_batch_size
-        if self.available is not None and self.available < rows:
+        self._compare()
+        if not self._own_stream and self.available is not None and self.available < rows:
             raise ValueError(
                 f"num_grads={rows} with grad_batch_size={size} needs {rows * size} examples, but data holds "
                 f"{self._examples.available}{self._but_for}. {self._fitting(rows)}"
@@ -159,6 +164,18 @@ class SampledGradients:
             self._curvature.output_shape(first, self._backend.outlined)
         passed.plain = is_plain(self.loss.losses)
         self._probed = first, passed
+
+    def _compare(self) -> None:
+        """Finds out whether processes that prune together have the same data: arrays must be, streams may be parts."""
+        ranks = current_ranks()
+        if ranks.size == 1:
+            return
+        if isinstance(self._examples, ArrayExamples):
+            ranks.check_same(data=self._examples.digest())
+            return
+        first = next(self._examples.groups(1, self._options.grad_batch_size, self._seed), None)
+        digest = digest_of(*([] if first is None else arrays(first)))
+        self._own_stream = len({found.tobytes() for found in ranks.all_gather(np.frombuffer(digest, np.uint8))}) > 1
 
     def _alike(self, number: int) -> list[Batch]:
         """The first groups of one shape."""
@@ -185,12 +202,20 @@ class SampledGradients:
     def fill(
         self, store: GradientStore, kept: Sequence[np.ndarray], rows: int, draw: int, advance: Callable[[int], None]
     ) -> float:
-        groups = self.loss.checked(self._examples.groups(rows, self._options.grad_batch_size, self._stream(draw)))
+        ranks, size, stream = current_ranks(), self._options.grad_batch_size, self._stream(draw)
+        share = row_share(rows, ranks.rank, ranks.size)
+        if self._own_stream:
+            found = (
+                self._examples.groups(share.stop - share.start, size, stream) if share.stop > share.start else iter(())
+            )
+        else:
+            found = between(self._examples.groups(rows, size, stream), share.start, share.stop)
+        groups = self.loss.checked(found)
         pairs = list(zip(self.targets, kept, strict=True))
         loss, prepare = self.loss, None
         if self._curvature is not None:
             signs = self._stream(draw, _SIGNS)
-            loss, prepare = self._curvature, self._curvature.signs(signs, self._backend.outlined)
+            loss, prepare = self._curvature, self._curvature.signs(signs, self._backend.outlined, share.start)
         return sample_gradients(self._sampler_of(loss), groups, pairs, rows, store, advance, prepare)
 
     def mean_gradient(
@@ -237,12 +262,14 @@ class SampledGradients:
         values = tensors_of(self.targets, weights)
         sampler = self._sampler_of(self.loss)
         with self.loss.sampling_mode():
-            groups = self.loss.checked(self._examples.groups(examples // size, size, stream))
+            ranks, most = current_ranks(), examples // size
+            share = slice(most * ranks.rank // ranks.size, most * (ranks.rank + 1) // ranks.size)
+            groups = self.loss.checked(between(self._examples.groups(most, size, stream), share.start, share.stop))
             for batch, _ in even_chunks(groups, lambda b: 1):
                 rows = zip(self.targets, sampler(values, others, batch), kept, strict=True)
                 total += np.concatenate([target.flatten(row[0])[mask] for target, row, mask in rows])
                 number += 1
-        return total, number
+        return ranks.sum(total), int(ranks.sum(np.array([number]))[0])
 
     def _stream(self, draw: int, purpose: int = 0) -> Any:
         """The seed of an update. The first draw is `default_rng(seed)` itself; each later one has its own stream."""

@@ -31,6 +31,7 @@ class MemoryNeeds:
         panel: Columns of a block that the kernel asks for at a time, where it is wide.
         whole: Whether corrections span all blocks, whatever their size.
         structure_bytes: Bytes of the groups that are pruned together, and of choosing among them.
+        shared_bytes: Where several processes share the gradients, those that one of them holds; else 0.
     """
 
     samples: int
@@ -49,6 +50,7 @@ class MemoryNeeds:
     panel: int
     whole: bool = False
     structure_bytes: int = 0
+    shared_bytes: int = 0
 
     @property
     def width(self) -> int:

@@ -64,7 +64,11 @@ def _candidates(needs: MemoryNeeds, budget: MemoryBudget) -> Iterator[MemoryPlan
     size = budget.itemsize * needs.samples * needs.columns
     elsewhere = budget.place not in ("cpu", DISK)
     whole = budget.place == "cpu" and (budget.pages == 1 or needs.blocks > 1)
-    memory = _Layout(MEMORY, size, 0, _page(needs, budget.pages))
+    memory = _Layout(MEMORY, needs.shared_bytes or size, 0, _page(needs, budget.pages))
+    if needs.shared_bytes:
+        yield _plan(needs, budget, memory, needs.chunk, needs.lanes)
+        yield _less_work(needs, budget, memory)
+        return
     away = replace(memory, storage=budget.place if elsewhere else DISK, resident=0, stored=size)
     if whole:
         yield _plan(needs, budget, memory, needs.chunk, needs.lanes)
@@ -200,11 +204,13 @@ def _refusal(needs: MemoryNeeds, budget: MemoryBudget) -> str:
         if smallest.total <= budget.free:
             remedies.append(f'memory_limit="{-(-smallest.total // 2**20)} MiB"')
     size = budget.itemsize * needs.samples * needs.columns
-    if budget.place in ("cpu", DISK) and size > budget.disk:
+    if budget.place in ("cpu", DISK) and size > budget.disk and not needs.shared_bytes:
         text += (
             f"On disk they would take {size_text(size)}, and {size_text(budget.disk)} are free in {budget.folder}: the "
             "environment variable TMPDIR names another folder. "
         )
+    if needs.shared_bytes:
+        remedies.append("more processes, on other machines")
     fits = f"Any one of these would fit: {', '.join(remedies)}; " if remedies else ""
     return f"{text}{fits}params or exclude choose fewer weights."
 
@@ -219,6 +225,7 @@ def _fitting_samples(needs: MemoryNeeds, budget: MemoryBudget) -> int:
             samples=middle,
             most=max(1, needs.most * middle // needs.samples),
             ring_bytes=needs.ring_bytes * middle // needs.samples,
+            shared_bytes=needs.shared_bytes * middle // needs.samples,
         )
         low, high = (middle, high) if _first(fewer, budget) else (low, middle)
     return low

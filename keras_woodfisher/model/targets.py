@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras_woodfisher_backends.keras_internals.engines import assign_whole, whole_value
 from keras_woodfisher_backends.keras_internals.models import layers_of, own_state, own_weights, sublayers_of
 
 from keras_woodfisher.model.axes import is_prunable, weight_order
@@ -62,7 +63,7 @@ class Target:
 
     def read(self) -> np.ndarray:
         """The weights in weight order, (size,) float32 (float64 for a float64 variable)."""
-        values = keras.ops.convert_to_numpy(self.variable)
+        values = whole_value(self.variable)
         dtype = np.float64 if values.dtype == np.float64 else np.float32
         return self.flatten(values).astype(dtype)
 
@@ -78,7 +79,7 @@ class Target:
 
     def write(self, flat: np.ndarray) -> None:
         """Assigns weights that are in weight order."""
-        self.variable.assign(self.unflatten(flat))
+        assign_whole(self.variable, self.unflatten(flat))
 
 
 def tensors_of(targets: Sequence[Target], weights: np.ndarray) -> list[Any]:

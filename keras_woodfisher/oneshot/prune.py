@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import keras
+from keras_woodfisher_backends.ranks.ranks import jointly
 
 from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.model.weight_copies import copies_follow
@@ -12,6 +13,7 @@ from keras_woodfisher.oneshot.batchnorm import reestimation_of
 from keras_woodfisher.oneshot.reconstruction.pruning import ReconstructionWork
 from keras_woodfisher.oneshot.request import Request
 from keras_woodfisher.oneshot.staged_work import StagedWork
+from keras_woodfisher.pruning.agreement import agree, average_statistics
 from keras_woodfisher.pruning.collapse import Collapse
 from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.reports.layer_report import ReconstructionReport
@@ -34,6 +36,7 @@ class Work(Protocol):
         ...
 
 
+@jointly
 def prune(  # noqa: PLR0913
     model: keras.Model,
     data: Any = None,
@@ -143,6 +146,8 @@ def prune(  # noqa: PLR0913
     pruner = Pruner(model, request.options)
     finals = request.finals(pruner.targets)
     pruner.find_zeros()
+    if text := agree(model, pruner, finals, settings):
+        notes += (text,)
     collapse = Collapse(pruner.targets)
     if not pruner.prunes(finals):
         notes += (f"nothing was left to prune: the chosen weights were at sparsity {pruner.sparsity:.4f} before.",)
@@ -153,7 +158,7 @@ def prune(  # noqa: PLR0913
         work = ReconstructionWork(model, pruner, examples, finals, request.effort, meter)
     reestimation = reestimation_of(model, reestimate_batchnorm, examples, loss, seed, meter)
     if request.effort is not None and reestimation is not None:
-        warnings.warn(_DONT_REESTIMATE, stacklevel=2)
+        warnings.warn(_DONT_REESTIMATE, stacklevel=3)
     batchnorm = None
     with pruner.all_or_nothing(), copies_follow(model, [target.variable for target in pruner.targets]):
         done, reconstruction = work.run()
@@ -164,10 +169,11 @@ def prune(  # noqa: PLR0913
         if reestimation is not None:
             with meter.phase("batchnorm", reestimation.total, "layer") as advance:
                 batchnorm = reestimation.run(advance)
+            average_statistics(model, pruner.ranks)
         # Magnitude pruning reads data only for this.
         warned = collapse.news(model, lambda: examples if examples is not None or data is None else open_examples(data))
     for text in warned:
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(text, stacklevel=3)
     notes += tuple(text for text in (*(stage.note for stage in done), collapse.constant, pruner.note) if text)
     return PruningReport(
         count_zeros(pruner.targets),

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import keras
+from keras_woodfisher_backends.ranks.ranks import current_ranks
 
 from keras_woodfisher.data.examples import Examples, count_up_to, open_examples
 from keras_woodfisher.gradients.gauss_newton import curvature_problem
@@ -78,6 +79,9 @@ class Request:
         second_order = self.options.second_order
         most = examples_to_count(self.quality, self.given) if second_order else 0
         available = count_up_to(examples, most) if examples is not None and most else None
+        if (ranks := current_ranks()).size > 1 and most:
+            fewest = ranks.least(most if available is None else available)
+            available = None if fewest == most else fewest
         problem = curvature_problem(model, loss) if second_order and fisher is None else None
         circumstances = Circumstances(self.options.method, available, problem, batchnorm is not False)
         settings, notes = resolve(self.quality, self.given, circumstances)

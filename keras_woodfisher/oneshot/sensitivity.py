@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 from keras_woodfisher_backends.nest import map_arrays
+from keras_woodfisher_backends.ranks.ranks import jointly
 
 from keras_woodfisher.data.batches import Batch, length
 from keras_woodfisher.data.examples import open_examples, read_batches
@@ -16,6 +17,7 @@ from keras_woodfisher.gradients.sources import SampledGradients
 from keras_woodfisher.oneshot.single_changes import reconstructed_changes, single_changes
 from keras_woodfisher.options.checks import fraction, one_of
 from keras_woodfisher.options.pruning_options import MAGNITUDE, RECONSTRUCT, UPDATES, PruningOptions
+from keras_woodfisher.pruning.agreement import agree
 from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.reports.meter import Meter
 from keras_woodfisher.reports.sensitivity_report import Sensitivity, SensitivityReport
@@ -25,6 +27,7 @@ _GRADIENTS = 512
 _LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95)
 
 
+@jointly
 def sensitivity(  # noqa: PLR0913
     model: keras.Model,
     data: Any = None,
@@ -104,6 +107,7 @@ def sensitivity(  # noqa: PLR0913
     options = PruningOptions.of(**(PruningOptions.among(arguments) | alone | rows_wanted))
     pruner = Pruner(model, options)
     pruner.find_zeros()
+    agree(model, pruner, wanted)
     if options.method != MAGNITUDE and data is None:
         raise ValueError(
             "sensitivity needs data to take gradients of, data=(x, y), or to reconstruct layers by, data=x, or "

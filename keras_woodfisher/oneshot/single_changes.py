@@ -59,19 +59,20 @@ def single_changes(
         yield lambda level: _change(pruner, weights, still, _chosen(pruner, np.abs(weights), level), no_costs), 0
         return
     keep = ~np.concatenate(pruner.pruned)
-    with pruner.gradients(source, rows, 0, meter) as (grads, blocks, mean_diagonal):
+    with pruner.gradients(source, rows, 0, meter) as (grads, blocks, share, mean_diagonal):
         kernels = pruner.workspace.kernels
-        damp = next(ridges(pruner.options.damp, grads, blocks, mean_diagonal, None))
-        with meter.phase("inverse", len(blocks), "block") as advance:
-            diagonal = BlockFisher(grads, blocks, damp, kernels).inverse_diagonal(advance)
+        damp = next(ridges(pruner.options.damp, grads, blocks, mean_diagonal, None, share))
+        every = BlockFisher(grads, blocks, damp, kernels, share)
+        with meter.phase("inverse", every.touched(), "block") as advance:
+            diagonal = every.inverse_diagonal(advance)
         scores = saliencies(weights, keep, diagonal)
 
         def change(level: float) -> Change:
             new = _chosen(pruner, scores, level)
             prune = new[keep]
             touched = [block for block in blocks if prune[block].any()]
-            fisher = BlockFisher(grads, touched, damp, kernels)
-            with meter.phase(f"update at {level:g}", 2 * len(touched), "block") as advance:
+            fisher = BlockFisher(grads, touched, damp, kernels, share)
+            with meter.phase(f"update at {level:g}", 2 * fisher.touched(), "block") as advance:
                 joint = pruner.options.update == "joint"
                 moved = fisher.update(weights[keep], prune, diagonal, joint, advance)
                 moved[prune] = -weights[keep][prune]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from keras_woodfisher_backends.ranks.ranks import current_ranks
 
 from keras_woodfisher.data.batches import Batch, cut
 from keras_woodfisher.gradients.loss import MeanLoss
@@ -50,7 +51,8 @@ class HeldOutLoss:
             size: Examples to look at at a time, which bounds the memory of the outputs of layers.
         """
         parts = (part for batch in self._batches for part in cut(batch, size))
-        value = self._loss(tensors_of(self._targets, weights), parts)
+        # Processes that prune together may hold out other examples each, and have to choose the same.
+        value = current_ranks().mean(self._loss(tensors_of(self._targets, weights), parts))
         return value if math.isfinite(value) else math.inf
 
 

@@ -7,11 +7,13 @@ from typing import Protocol
 
 import numpy as np
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
+from keras_woodfisher_backends.ranks.ranks import Ranks
 
 from keras_woodfisher.gradients.sources import SampledGradients
 from keras_woodfisher.memory.store import GradientStore
 from keras_woodfisher.pruning.calibration import COMPENSATIONS, STEPS, HeldOutLoss, best_of, longest_that_helps
 from keras_woodfisher.pruning.fisher import BlockFisher
+from keras_woodfisher.pruning.share import Share
 from keras_woodfisher.reports.meter import Meter
 from keras_woodfisher.reports.stage_report import CalibrationReport
 
@@ -33,31 +35,41 @@ class WholeCorrection:
         kernel: Does the products.
         weights: (d,) unpruned weights.
         prune: (d,) bool, those that are removed now (Q); at least one stays.
+        share: The columns that this process has, if not all.
     """
 
-    def __init__(self, grads: GradientStore, kernel: BlockKernel, weights: np.ndarray, prune: np.ndarray):
+    def __init__(
+        self,
+        grads: GradientStore,
+        kernel: BlockKernel,
+        weights: np.ndarray,
+        prune: np.ndarray,
+        share: Share | None = None,
+    ):
+        share = self._share = share or Share((), weights.size, Ranks())
+        weights, prune = weights[share.columns], prune[share.columns]
         self._grads = grads.block(slice(0, grads.shape[1]))
         # Nothing else works meanwhile.
         self._kernel = kernel.sharing()
         self._keep = ~prune
         self._removed = np.where(prune, weights, 0.0).astype(np.float64)
-        self._values, self._basis = np.linalg.eigh(self._kernel.gram(self._grads, self._keep))
+        self._values, self._basis = np.linalg.eigh(share.ranks.sum(self._kernel.gram(self._grads, self._keep)))
 
     def compensations(self, dampings: Sequence[float]) -> np.ndarray:
         """The compensation for each damping, (k, d) float32, zero on what is removed."""
-        return self._responses(self._removed, dampings)
+        return self._share.joined(self._responses(self._removed, dampings), axis=1)
 
     def steps(self, gradient: np.ndarray, dampings: Sequence[float]) -> np.ndarray:
         """The Newton step for each damping, (k, d) float32, zero on what is removed; `gradient` is of the mean loss."""
-        kept = np.where(self._keep, gradient, 0.0)
+        kept = np.where(self._keep, gradient[self._share.columns], 0.0)
         out = self._responses(kept, dampings)
         out -= kept
         out /= np.asarray(dampings)[:, None]
-        return out
+        return self._share.joined(out, axis=1)
 
     def _responses(self, right: np.ndarray, dampings: Sequence[float]) -> np.ndarray:
         """`G_K^T (A + m damp I)^-1 G right` for each damping."""
-        source = self._basis.T @ self._kernel.combine(self._grads, right)
+        source = self._basis.T @ self._share.ranks.sum(self._kernel.combine(self._grads, right))
         # Rounding may leave eigenvalues that are zero a little below it.
         values = np.maximum(self._values, 0.0)[:, None] + len(source) * np.asarray(dampings)
         duals = self._basis @ (source[:, None] / values)
@@ -107,8 +119,7 @@ class BlockCorrector:
 
     def __call__(self, removal: RemovedWeights, meter: Meter) -> tuple[np.ndarray, CalibrationReport | None]:
         diagonal = None if self._joint else removal.fisher.inverse_diagonal()
-        work = sum(bool(removal.prune[block].any()) for block in removal.fisher.blocks)
-        with meter.phase("update", work, "block") as advance:
+        with meter.phase("update", removal.fisher.touched(removal.prune), "block") as advance:
             weights = removal.weights[removal.keep]
             return removal.fisher.update(weights, removal.prune, diagonal, self._joint, advance), None
 
@@ -141,7 +152,8 @@ class CalibratedCorrector:
         dampings = [part * removal.mean_diagonal for part in STEPS]
         unpruned = removal.weights[removal.keep]
         with meter.phase("update", 1, "decomposition") as advance:
-            correction = WholeCorrection(removal.fisher.grads, removal.fisher.kernels[0], unpruned, removal.prune)
+            fisher = removal.fisher
+            correction = WholeCorrection(fisher.grads, fisher.kernels[0], unpruned, removal.prune, fisher.share)
             changes = correction.compensations(compensations)
             advance()
         base = removal.weights.copy()

@@ -8,8 +8,10 @@ import numpy as np
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
 from keras_woodfisher_backends.kernel.stacking import Stack
 from keras_woodfisher_backends.kernel.threads import deal, host_threads
+from keras_woodfisher_backends.ranks.ranks import Ranks
 
 from keras_woodfisher.memory.store import GradientStore, MemoryStore
+from keras_woodfisher.pruning.share import Share
 
 
 def block_slices(kept: Sequence[int], size: int | None, labels: np.ndarray | None = None) -> list[slice]:
@@ -65,14 +67,23 @@ class BlockFisher:
         blocks: Columns of each block.
         damp: Ridge on the diagonal of the Fisher.
         kernels: One kernel a device.
+        share: The columns that this process has, if not all; what the others find is joined with its own.
 
     Attributes:
-        grads, blocks, kernels: As given.
+        grads, kernels, share: As given.
     """
 
-    def __init__(self, grads: GradientStore, blocks: Sequence[slice], damp: float, kernels: Sequence[BlockKernel]):
+    def __init__(
+        self,
+        grads: GradientStore,
+        blocks: Sequence[slice],
+        damp: float,
+        kernels: Sequence[BlockKernel],
+        share: Share | None = None,
+    ):
         self.grads = grads
-        self.blocks = blocks
+        self.share = share or Share(blocks, grads.shape[1], Ranks())
+        self._blocks = self.share.own(blocks)
         self._damp = damp
         self.kernels = kernels
         self._diagonal: np.ndarray | None = None
@@ -80,16 +91,23 @@ class BlockFisher:
     def inverse_diagonal(self, advance: Advance = no_progress) -> np.ndarray:
         """`diag(F^-1)`, (d,) float64; computed once."""
         if self._diagonal is None:
-            out = np.empty(self.grads.shape[1])
+            out = np.empty(self.share.width)
 
             def work(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
                 found = kernel.inverse_diagonals(self._stack(blocks), self._damp)
                 for block, diagonal in zip(blocks, found, strict=True):
                     out[block] = diagonal
 
-            self._each(work, self.blocks, advance, together=True)
-            self._diagonal = out
+            self._each(work, self._blocks, advance, together=True)
+            self._diagonal = self.share.joined(out)
         return self._diagonal
+
+    def touched(self, prune: np.ndarray | None = None) -> int:
+        """How many blocks this process has of which some weight is to be pruned, (d,) bool; None: of any kind."""
+        if prune is None:
+            return len(self._blocks)
+        own = prune[self.share.columns]
+        return sum(bool(own[block].any()) for block in self._blocks)
 
     def group_costs(
         self, weights: np.ndarray, labels: np.ndarray, number: int, advance: Advance = no_progress
@@ -100,18 +118,20 @@ class BlockFisher:
         of a group without a weight is zero.
         """
         parts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        weights, labels = weights[self.share.columns], labels[self.share.columns]
 
         def work(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
             (block,) = blocks
             grads = self.grads.block(block)
             parts[block.start] = kernel.group_costs(grads, self._damp, weights[block], labels[block])
 
-        self._each(work, self.blocks, advance)
+        self._each(work, self._blocks, advance)
         out = np.zeros(number)
         # In the order of the blocks, whichever was done first: rounding is always the same.
-        for start in sorted(parts):
-            found, costs = parts[start]
-            out[found] += costs
+        ordered = [parts[start] for start in sorted(parts)]
+        found = np.concatenate([np.zeros(0, np.int64), *(found for found, _ in ordered)])
+        costs = np.concatenate([np.zeros(0), *(costs for _, costs in ordered)])
+        np.add.at(out, self.share.joined(found), self.share.joined(costs))
         return out
 
     def cheapest_sets(
@@ -120,10 +140,16 @@ class BlockFisher:
         """For each group, all in one block, the sets that cost least; see `BlockKernel.cheapest_sets`."""
         costs = np.full((len(members), most), np.inf)
         sets = np.zeros((len(members), most, members.shape[1]), bool)
-        starts = np.array([block.start for block in self.blocks])
+        first, last = self.share.columns.start, self.share.columns.stop
+        weights, here = weights[self.share.columns], members.max(1)
+        # Those of other processes, and those without a weight, are nobody's here.
+        members = np.where(members >= 0, members - first, -1)
+        members[(here < first) | (here >= last)] = -1
+        starts = np.array([block.start for block in self._blocks])
         owner = np.searchsorted(starts, members.max(1), side="right") - 1
         order = np.argsort(owner, kind="stable")
         edges = np.searchsorted(owner[order], np.arange(len(starts) + 1))
+        solved = order[edges[0] :]
         groups = {start: order[slice(*pair)] for start, pair in zip(starts.tolist(), pairwise(edges), strict=True)}
 
         def work(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
@@ -134,7 +160,10 @@ class BlockFisher:
                 args = (self.grads.block(block), self._damp, weights[block], here, most)
                 costs[chosen], sets[chosen] = kernel.cheapest_sets(*args)
 
-        self._each(work, self.blocks, advance)
+        self._each(work, self._blocks, advance)
+        if self.share.ranks.size > 1:
+            every = self.share.joined(solved)
+            costs[every], sets[every] = self.share.joined(costs[solved]), self.share.joined(sets[solved])
         return costs, sets
 
     def update(
@@ -150,6 +179,9 @@ class BlockFisher:
         With `joint` it is the exact update for the set in each block, else the sum of single updates, which `diagonal`
         (from `inverse_diagonal`) is for. Blocks that have no weight to remove are left out.
         """
+        columns = self.share.columns
+        weights, prune = weights[columns], prune[columns]
+        diagonal = None if diagonal is None else diagonal[columns]
         out = np.zeros(weights.shape)
 
         def work(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
@@ -162,9 +194,9 @@ class BlockFisher:
             for block, change in zip(blocks, found, strict=True):
                 out[block] = change
 
-        touched = [block for block in self.blocks if prune[block].any()]
+        touched = [block for block in self._blocks if prune[block].any()]
         self._each(work, touched, advance, together=True)
-        return out
+        return self.share.joined(out)
 
     def costs(self, change: np.ndarray, scale: float = 1.0, advance: Advance = no_progress) -> np.ndarray:
         """The increase of the loss that a change (d,) of the weights stands for, `1/2 delta^T F delta` in each block.
@@ -172,6 +204,7 @@ class BlockFisher:
         `scale` is a factor of `(1/m) G^T G`.
         """
         found = {}
+        change = change[self.share.columns]
 
         def work(kernel: BlockKernel, blocks: Sequence[slice]) -> None:
             (block,) = blocks
@@ -181,8 +214,8 @@ class BlockFisher:
             found[block.start] = 0.5 * (self._damp * np.square(delta).sum() + scale * fit)
 
         # Products with one vector are too short to be shared.
-        self._each(work, self.blocks, advance, share=False)
-        return np.array([found[block.start] for block in self.blocks])
+        self._each(work, self._blocks, advance, share=False)
+        return self.share.joined(np.array([found[block.start] for block in self._blocks], np.float64))
 
     def _each(
         self, work: Work, blocks: Sequence[slice], advance: Advance, together: bool = False, share: bool = True

@@ -7,6 +7,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 from keras_woodfisher_backends.protocol import Backend
+from keras_woodfisher_backends.ranks.ranks import Ranks
 
 from keras_woodfisher.gradients.sources import GradientSource
 from keras_woodfisher.memory.plan import MemoryPlan
@@ -20,6 +21,7 @@ from keras_woodfisher.pruning.group_masks import grows, select
 from keras_woodfisher.pruning.groups import Structure, arranged, structure_of
 from keras_woodfisher.pruning.guard import MagnitudeGuard
 from keras_woodfisher.pruning.masks import count, grow, saliencies, zeros_of
+from keras_woodfisher.pruning.share import Share
 from keras_woodfisher.pruning.shrinkage import ridges
 from keras_woodfisher.pruning.workspace import Workspace
 from keras_woodfisher.reports.meter import Meter
@@ -62,6 +64,11 @@ class Pruner:
     def backend(self) -> Backend:
         """The adapter of the Keras backend."""
         return self.workspace.backend
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that prune together."""
+        return self.workspace.ranks
 
     @property
     def memory(self) -> MemoryPlan | None:
@@ -130,6 +137,8 @@ class Pruner:
                 restored([target.variable for target in self.targets], only_on_failure=True),
             ):
                 yield
+                # What fails on one process is undone on all.
+                self.ranks.settle()
         except BaseException:
             self._set(pruned)
             raise
@@ -214,18 +223,20 @@ class Pruner:
     @contextmanager
     def gradients(
         self, source: GradientSource, rows: int, draw: int, meter: Meter
-    ) -> Iterator[tuple[GradientStore, list[slice], float]]:
-        """Gradient samples of the unpruned weights, their blocks, and the mean of the diagonal of `(1/m) G^T G`.
+    ) -> Iterator[tuple[GradientStore, list[slice], Share, float]]:
+        """Gradient samples of the unpruned weights, all blocks, those that are here, and the mean of the diagonal.
+
+        That is of `(1/m) G^T G`.
 
         For the arguments see `update`; `meter` shows progress.
         """
         kept = [~pruned for pruned in self.pruned]
         labels = None if self.structure is None else self.structure.labels[np.concatenate(kept)]
         blocks = block_slices([int(mask.sum()) for mask in kept], self.options.fisher_block_size, labels)
-        store, squares = self.workspace.gradients(source, kept, blocks, rows, draw, meter)
+        store, share, squares = self.workspace.gradients(source, kept, blocks, rows, draw, meter)
         with closing(store) as grads:
             self.workspace.fit(len(grads))
-            yield grads, blocks, squares / (len(grads) * grads.shape[1])
+            yield grads, blocks, share, squares / (len(grads) * sum(int(mask.sum()) for mask in kept))
 
     def _second_order(
         self,
@@ -240,10 +251,10 @@ class Pruner:
         keep, guard = ~np.concatenate(self.pruned), self.guard
         correct = corrector or BlockCorrector(self.options.update == "joint")
         guarded = None if corrector is not None else guard is not None
-        with self.gradients(source, rows, draw, meter) as (grads, blocks, mean_diagonal):
-            for damp in ridges(self.options.damp, grads, blocks, mean_diagonal, guarded):
-                fisher = BlockFisher(grads, blocks, damp, self.workspace.kernels)
-                with meter.phase("inverse", len(blocks), "block") as advance:
+        with self.gradients(source, rows, draw, meter) as (grads, blocks, share, mean_diagonal):
+            for damp in ridges(self.options.damp, grads, blocks, mean_diagonal, guarded, share):
+                fisher = BlockFisher(grads, blocks, damp, self.workspace.kernels, share)
+                with meter.phase("inverse", fisher.touched(), "block") as advance:
                     new = self._select(weights, fisher, sparsity, advance)
                 removal = RemovedWeights(fisher, weights, keep, new[keep], mean_diagonal, draw, self._at_a_time)
                 change, chosen = correct(removal, meter)

@@ -15,9 +15,11 @@ blocks.
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from keras_woodfisher_backends.ranks.ranks import Ranks
 
 from keras_woodfisher.memory.store import GradientStore
 from keras_woodfisher.options.pruning_options import AUTO
+from keras_woodfisher.pruning.share import Share
 
 LEAST, MOST = 0.01, 100.0
 """The ridge is between these parts of the mean diagonal."""
@@ -37,7 +39,12 @@ TENTH = 0.1
 
 
 def ridges(
-    damp: float | str, grads: GradientStore, blocks: Sequence[slice], mean_diagonal: float, guarded: bool | None
+    damp: float | str,
+    grads: GradientStore,
+    blocks: Sequence[slice],
+    mean_diagonal: float,
+    guarded: bool | None,
+    share: Share | None = None,
 ) -> Iterator[float]:
     """The ridges to try one after the other, until one is good enough.
 
@@ -47,6 +54,7 @@ def ridges(
         blocks: Columns of each block.
         mean_diagonal: The mean of the diagonal of `(1/m) G^T G`.
         guarded: Whether a guard finds out how good one is; None where corrections don't depend on it.
+        share: The columns that this process has, if not all.
     """
     if damp != AUTO:
         yield float(damp)
@@ -55,29 +63,37 @@ def ridges(
     else:
         if guarded:
             yield LEAST * mean_diagonal
-        yield shrinkage_ridge(grads, blocks, mean_diagonal)
+        yield shrinkage_ridge(grads, blocks, mean_diagonal, share)
 
 
-def shrinkage_ridge(grads: GradientStore, blocks: Sequence[slice], mean_diagonal: float) -> float:
+def shrinkage_ridge(
+    grads: GradientStore, blocks: Sequence[slice], mean_diagonal: float, share: Share | None = None
+) -> float:
     """The ridge on the diagonal of `(1/m) G^T G`, in its unit.
 
     Args:
         grads: The gradient samples (m, d).
         blocks: Columns of each block.
         mean_diagonal: The mean of the diagonal over all columns.
+        share: The columns that this process has, if not all.
     """
-    chosen = [blocks[place] for place in np.unique(np.linspace(0, len(blocks) - 1, _BLOCKS).round().astype(int))]
+    share = share or Share(blocks, grads.shape[1], Ranks())
+    places = np.unique(np.linspace(0, len(blocks) - 1, _BLOCKS).round().astype(int))
+    chosen = share.own([blocks[place] for place in places])
     samples = len(grads)
     signs = np.eye(samples)
     if samples > _SIGNS:
         signs = np.random.default_rng(0).choice((-1.0, 1.0), (samples, _SIGNS)) / np.sqrt(_SIGNS)
-    noise = spread = 0.0
-    for group in grads.groups(chosen):
+    found: list[tuple[float, float]] = []
+    for group in grads.groups(chosen) if chosen else ():
         for block in group:
             squares, norm = _moments(grads.block(block), block.stop - block.start, signs)
             fourth, mean = np.square(squares).mean(), squares.mean() / (block.stop - block.start)
-            noise += (fourth - norm) / samples
-            spread += norm - (block.stop - block.start) * mean**2
+            found.append(((fourth - norm) / samples, norm - (block.stop - block.start) * mean**2))
+    noise = spread = 0.0
+    for one, other in share.joined(np.array(found, np.float64).reshape(-1, 2)):
+        noise += one
+        spread += other
     # One sample tells nothing of how far samples differ.
     part = noise / (spread - noise) if samples > 1 and spread > noise else np.inf
     return float(np.clip(part, LEAST, MOST)) * mean_diagonal

@@ -13,6 +13,8 @@ from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
 from keras_woodfisher_backends.kernel.panels import PANEL
 from keras_woodfisher_backends.kernel.threads import advice
 from keras_woodfisher_backends.protocol import Backend
+from keras_woodfisher_backends.ranks.ranks import current_ranks
+from keras_woodfisher_backends.ranks.shares import row_share
 
 from keras_woodfisher.gradients.footprint import Footprint
 from keras_woodfisher.gradients.sources import GradientSource
@@ -28,6 +30,7 @@ from keras_woodfisher.options.pruning_options import CALIBRATED, PruningOptions
 from keras_woodfisher.options.sizes import parse_bytes, size_text
 from keras_woodfisher.pruning.fisher import block_slices
 from keras_woodfisher.pruning.groups import Structure
+from keras_woodfisher.pruning.share import Share
 from keras_woodfisher.reports.meter import Meter, say
 
 
@@ -38,6 +41,7 @@ def needs_of(
     kernels: Sequence[tuple[str, BlockKernel]],
     footprint: Footprint,
     structure: Structure | None = None,
+    ranks: int = 1,
 ) -> MemoryNeeds:
     """What updates take.
 
@@ -48,6 +52,7 @@ def needs_of(
         kernels: Kernels with the names of their devices.
         footprint: Of the source of gradients.
         structure: The groups of weights that are pruned together, if any.
+        ranks: How many processes share the work.
     """
     group = 1 if structure is None else structure.largest
     samples, columns = max(uses, key=lambda use: use[0] * use[1])
@@ -55,6 +60,11 @@ def needs_of(
     widths = [block.stop - block.start for block in block_slices(sizes, options.fisher_block_size)]
     widest = min(max(widths), columns)
     whole = options.update == CALIBRATED
+    shared = 0
+    if ranks > 1:
+        # Its rows of all columns, and its columns of all rows, as wide as a block may make them.
+        most_rows = max(share.stop - share.start for share in (row_share(samples, r, ranks) for r in range(ranks)))
+        shared = 4 * (most_rows * columns + samples * min(columns, -(-columns // ranks) + widest))
 
     def block_bytes(rows: int, lanes: int) -> int:
         width = columns if whole else widest
@@ -79,11 +89,21 @@ def needs_of(
         panel=PANEL,
         whole=whole,
         structure_bytes=0 if structure is None else structure.bytes,
+        shared_bytes=shared,
     )
 
 
 def budget_of(options: PruningOptions) -> MemoryBudget:
-    """What there is now."""
+    """What there is now; where several processes prune together, for each of them."""
+    ranks, budget = current_ranks(), _budget_of_host(options)
+    if ranks.size == 1:
+        return budget
+    beside = ranks.beside()
+    limit, free = (ranks.least(size // beside) for size in (budget.limit, budget.free))
+    return replace(budget, limit=limit, free=free, reason=f"{budget.reason}, shared by {beside} processes of this host")
+
+
+def _budget_of_host(options: PruningOptions) -> MemoryBudget:
     (free, tightest), folder = tightest_limit(), tempfile.gettempdir()
     below = f" within {tightest}" if tightest else ""
     limit, reason = int(SHARE * free), f"a quarter of what is free{below}"
@@ -158,6 +178,7 @@ class Workspace:
         devices: Names of those that share the inverse.
         kernels: One a device, with as many lanes as the plan allows.
         memory: The plan that updates keep to; None before `plan`, when gradients are in memory.
+        ranks: The processes that share the work.
 
     Raises:
         ValueError: If a device doesn't exist.
@@ -171,6 +192,7 @@ class Workspace:
         self.devices = expand(options.available_gpus, self.backend.devices())
         self._kernels: list[BlockKernel] = [self.backend.kernel(name) for name in self.devices]
         self.kernels = self._kernels
+        self.ranks = current_ranks()
         self._check_grads_device(options.grads_device)
         self.memory: MemoryPlan | None = None
         self._width = sum(self._sizes)
@@ -187,7 +209,7 @@ class Workspace:
             MemoryError: If nothing fits (the message says what would).
         """
         kernels = list(zip(self.devices, self._kernels, strict=True))
-        needs = needs_of(uses, self._sizes, self._options, kernels, footprint, self._structure)
+        needs = needs_of(uses, self._sizes, self._options, kernels, footprint, self._structure, self.ranks.size)
         self._width = needs.width
         plan = self.memory = plan_memory(needs, budget_of(self._options))
         if plan.storage not in (MEMORY, DISK, RECOMPUTED):
@@ -223,10 +245,11 @@ class Workspace:
         rows: int,
         draw: int,
         meter: Meter,
-    ) -> tuple[GradientStore, float]:
-        """The gradients, where the plan says, and the sum of their squares.
+    ) -> tuple[GradientStore, Share, float]:
+        """The gradients of this process's share of the columns, that share, and the sum of the squares of all.
 
-        The arguments are those of `GradientSource.fill`, the blocks of the unpruned weights, and what shows progress.
+        They are where the plan says. The arguments are those of `GradientSource.fill`, the blocks of the unpruned
+        weights, and what shows progress.
         """
         shape = rows, int(sum(mask.sum() for mask in kept))
         if self.memory is None or not self.memory.covers(*shape):
@@ -242,18 +265,21 @@ class Workspace:
         def refill(store: GradientStore) -> None:
             source.fill(store, kept, rows, draw, lambda number: None)
 
-        store = open_store(self.memory, shape, blocks, refill)
+        share = Share(blocks, shape[1], self.ranks)
+        own = row_share(rows, self.ranks.rank, self.ranks.size)
+        store = open_store(self.memory, (own.stop - own.start, shape[1]), blocks, refill)
         squares = 0.0
         try:
-            with meter.phase("gradients", rows, "sample") as advance:
+            with meter.phase("gradients", own.stop - own.start, "sample") as advance:
                 squares = source.fill(store, kept, rows, draw, advance)
                 store.finish()
+                store = share.exchanged(store)
             if source.slow_layers is not None:
                 meter.note(str(source.slow_layers))
         except BaseException:
             store.close()
             raise
-        return store, squares
+        return store, share, squares
 
     def fit(self, rows: int) -> None:
         """Asks each device what it has free now, and makes the panels as narrow as that demands."""
@@ -264,6 +290,13 @@ class Workspace:
                 kernel.fit(rows, self._width, int(_DEVICE_SHARE * free / kernel.lanes), group)
 
     def _check_grads_device(self, device: str) -> None:
+        options = self._options
+        if self.ranks.size > 1 and (options.grads_device != "cpu" or options.grads_dtype != "float32"):
+            raise ValueError(
+                f"grads_device={device!r} and grads_dtype={options.grads_dtype!r} aren't for {self.ranks.size} "
+                "processes that prune together: each holds its part of the gradients in memory, as float32. Leave both "
+                "out; with more processes, or fewer num_grads, each holds less."
+            )
         if self._options.grads_device not in ("cpu", DISK):
             try:
                 self.backend.kernel(device)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import keras
 import psutil
 from keras_woodfisher_backends.protocol import Backend
+from keras_woodfisher_backends.ranks.ranks import current_ranks
 
 from keras_woodfisher.reports.stage_report import PhaseReport
 
@@ -27,7 +28,7 @@ class Meter:
     def __init__(self, backend: Backend, devices: Sequence[str], verbose: int):
         self._backend = backend
         self._devices = devices
-        self._verbose = verbose
+        self._verbose = verbose if current_ranks().first else 0
         self.phases: list[PhaseReport] = []
 
     @contextmanager
@@ -90,6 +91,8 @@ def announce(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Writes a line for the user, under whatever a progress bar has left unfinished."""
+    """Writes a line for the user, under whatever a progress bar has left; of several processes, the first does."""
+    if not current_ranks().first:
+        return
     sys.stdout.write(f"\n{text}\n")
     sys.stdout.flush()

@@ -11,11 +11,13 @@ import numpy as np
 
 from keras_woodfisher_backends import devices
 from keras_woodfisher_backends.jax.operators import JaxOperators
+from keras_woodfisher_backends.jax.transport import transport_now
 from keras_woodfisher_backends.keras_internals.recurrence import has_loops_over_time
 from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
 from keras_woodfisher_backends.kernel.numpy_operators import host_kernel
 from keras_woodfisher_backends.kernel.stacking import Stacking
 from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
+from keras_woodfisher_backends.ranks.transport import Transport
 from keras_woodfisher_backends.sampling.traces import trace_of
 
 
@@ -46,7 +48,7 @@ class JaxBackend:
 
     @contextmanager
     def placed(self, device: str) -> Iterator[None]:
-        found = self._device(device) or jax.devices("cpu")[0]
+        found = self._device(device) or jax.local_devices(backend="cpu")[0]
         with jax.default_device(found), jax.default_matmul_precision("highest"):
             yield
 
@@ -73,7 +75,10 @@ class JaxBackend:
             function(x)
 
     def unfollowed(self, model: Any) -> str:
-        return f"{jax.process_count()} processes of JAX" if jax.process_count() > 1 else ""
+        return ""
+
+    def transport(self) -> Transport | None:
+        return transport_now()
 
     def chunk_groups(self, examples: int, model: Any = None) -> int:
         on_host = 64 if has_loops_over_time(model) else 16
@@ -125,12 +130,12 @@ def light_compilation() -> Iterator[None]:
 
 
 def _gpus() -> list[Any]:
-    return [device for device in jax.devices() if device.platform == "gpu"]
+    return [device for device in jax.local_devices() if device.platform == "gpu"]
 
 
 def _cpus() -> list[Any]:
     try:
-        return jax.devices("cpu")
+        return jax.local_devices(backend="cpu")
     except RuntimeError:  # JAX_PLATFORMS leaves them out
         return []
 

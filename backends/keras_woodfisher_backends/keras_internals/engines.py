@@ -1,9 +1,10 @@
-"""Variables that ride along with a model that is trained on several devices of one process."""
+"""Variables of models that are trained on several devices, of one process or of several."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 
@@ -31,9 +32,32 @@ def riding_variable(model: Any, shape: tuple[int, ...], dtype: str, name: str, w
         return keras.Variable(initializer="zeros", shape=shape, dtype=dtype, trainable=False, name=name, **more)
 
 
+def whole_value(variable: Any) -> np.ndarray:
+    """A variable's value on the host, also where each process has a part of it: then all of them have to ask for it."""
+    value = getattr(variable, "value", variable)
+    if getattr(value, "is_fully_addressable", True) or value.is_fully_replicated:
+        return ops.convert_to_numpy(variable)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(value, tiled=True))
+
+
+def assign_whole(variable: Any, array: np.ndarray) -> None:
+    """Gives a variable a new value, which is the same on all processes; none of them waits for the others."""
+    value = variable.value
+    if getattr(value, "is_fully_addressable", True):
+        variable.assign(array)
+        return
+    # JAX compares what it is to spread itself, so that a process which fails meanwhile would leave the others there.
+    from jax import make_array_from_callback
+
+    cast = array.astype(value.dtype)
+    variable.assign(make_array_from_callback(cast.shape, value.sharding, lambda index: cast[index]))
+
+
 def value_here(variable: Any) -> Any:
     """A variable's tensor on one device: what is computed with it is rounded as if there were no others."""
     # Not `convert_to_tensor`, which gives TensorFlow's variables: each call of a function looks at them one by one.
     value = ops.stop_gradient(variable)
     spread = len(getattr(getattr(value, "sharding", None), "device_set", ())) > 1
-    return ops.convert_to_tensor(ops.convert_to_numpy(value)) if spread else value
+    return ops.convert_to_tensor(whole_value(value)) if spread else value

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_woodfisher_backends.least_squares.arithmetic import SINGLE, Arithmetic, OnHost
+from keras_woodfisher_backends.ranks.ranks import Ranks
 
 ROWS = 4096
 """Rows to add at a time: their products are summed in float32, and all of them in float64."""
@@ -51,6 +52,13 @@ class NormalEquations:
                 self.cross += arithmetic.host(turned @ arithmetic.load(targets))
         self.square += float(np.einsum("gro,gro->", targets, targets, dtype=np.float64))
         self.rows += rows.shape[1]
+
+    def summed(self, ranks: Ranks) -> "NormalEquations":
+        """Those of the rows of all processes."""
+        if ranks.size == 1:
+            return self
+        square, rows = ranks.sum(np.array([self.square, self.rows], np.float64))
+        return NormalEquations(ranks.sum(self.gram), ranks.sum(self.cross), float(square), int(rows))
 
     def error(self, matrix: np.ndarray) -> float:
         """The relative squared error `sum |x W - t|^2 / sum |t|^2` of a matrix (g, k, o)."""

@@ -15,6 +15,7 @@ from keras_woodfisher_backends.kernel.numpy_operators import host_kernel
 from keras_woodfisher_backends.kernel.stacking import Stacking
 from keras_woodfisher_backends.nest import arrays, fill, map_arrays, outline, take
 from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
+from keras_woodfisher_backends.ranks.transport import Transport
 from keras_woodfisher_backends.sampling.capture import Differentiation, Pass
 from keras_woodfisher_backends.sampling.convolution import positions
 from keras_woodfisher_backends.sampling.traces import trace_of
@@ -81,6 +82,9 @@ class TensorFlowBackend:
         if getattr(strategy, "num_replicas_in_sync", 1) == 1 or type(strategy) in followed:
             return ""
         return type(strategy).__name__
+
+    def transport(self) -> Transport | None:
+        return None
 
     def chunk_groups(self, examples: int, model: Any = None) -> int:
         on_host = devices.EXAMPLES_IN_TIME if has_loops_over_time(model) else 64

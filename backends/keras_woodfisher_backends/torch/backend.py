@@ -17,11 +17,13 @@ from keras_woodfisher_backends.kernel.numpy_operators import host_kernel
 from keras_woodfisher_backends.kernel.stacking import Stacking
 from keras_woodfisher_backends.nest import arrays, fill, map_arrays, outline, take
 from keras_woodfisher_backends.protocol import Backend, Loss, Sampler
+from keras_woodfisher_backends.ranks.transport import Transport
 from keras_woodfisher_backends.sampling.capture import Differentiation, Pass
 from keras_woodfisher_backends.sampling.convolution import padded
 from keras_woodfisher_backends.sampling.verified import Gradients, VerifiedSampler, compared_in_place
 from keras_woodfisher_backends.sampling.ways import Ways
 from keras_woodfisher_backends.torch.operators import TorchOperators, full_precision
+from keras_woodfisher_backends.torch.transport import transport_now
 
 
 class CudaDevices:
@@ -95,9 +97,11 @@ class TorchBackend:
         function(x)
 
     def unfollowed(self, model: Any) -> str:
-        distributed = torch.distributed
-        several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-        return f"{distributed.get_world_size()} processes of torch.distributed" if several else ""
+        spread = any(type(variable.value).__name__ == "DTensor" for variable in model.variables)
+        return "variables of which each process holds a part (FSDP, DTensor)" if spread else ""
+
+    def transport(self) -> Transport | None:
+        return transport_now()
 
     def chunk_groups(self, examples: int, model: Any = None) -> int:
         on_host = devices.EXAMPLES_IN_TIME if has_loops_over_time(model) else 64

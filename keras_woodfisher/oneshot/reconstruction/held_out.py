@@ -10,6 +10,7 @@ from keras import ops, tree
 from keras_woodfisher_backends.keras_internals.graphs import Graphs, sigmoid_outputs
 from keras_woodfisher_backends.keras_internals.models import float32_computation, infer
 from keras_woodfisher_backends.nest import arrays, map_arrays
+from keras_woodfisher_backends.ranks.ranks import current_ranks
 
 from keras_woodfisher.data.batches import cut
 from keras_woodfisher.gradients.loss import forward_only
@@ -58,7 +59,8 @@ class HeldOutOutputs:
             output_distance(*pair, binary)
             for pair, binary in zip(wholes, binary_outputs(self._model, len(wholes)), strict=True)
         ]
-        distance = float(np.mean(each)) if each else math.inf
+        # Processes that prune together may have other examples each, and have to choose the same.
+        distance = current_ranks().mean(float(np.mean(each)) if each else math.inf)
         return distance if math.isfinite(distance) else math.inf
 
     def _outputs(self, kernels: Sequence[np.ndarray] | None) -> list[list[np.ndarray]]:

@@ -7,10 +7,12 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras_woodfisher_backends.keras_internals.engines import whole_value
 from keras_woodfisher_backends.keras_internals.models import layers_of
 from keras_woodfisher_backends.least_squares.arithmetic import OnDevice
 from keras_woodfisher_backends.least_squares.parts import parts_of
 from keras_woodfisher_backends.nest import arrays, map_arrays, take
+from keras_woodfisher_backends.ranks.ranks import Ranks
 
 from keras_woodfisher.data.batches import cut_evenly
 from keras_woodfisher.model.targets import Target
@@ -65,9 +67,10 @@ class Layerwise:
         self._alone = alone
         self._device = _accelerator(pruner)
         targets = self._targets = pruner.targets
+        self._ranks, batches = _shared(pruner.ranks, batches)
         self._batches = batches
         seed = self._seed = pruner.options.seed
-        self._values = {id(t.variable): keras.ops.convert_to_numpy(t.variable) for t in targets}
+        self._values = {id(t.variable): whole_value(t.variable) for t in targets}
         problems = _problems(model, targets, seed, alone)
         one, seen = take(batches[0], slice(0, 1)), list[tuple[list[Problem], int]]()
         pruner.backend.dry_call(lambda x: seen.append(Walk(model, problems).order(x)), one)
@@ -85,7 +88,8 @@ class Layerwise:
             max((problem.work for problem in self._ordered), default=0),
         )
         self.plan = plan_chunks(examples, needs, budget.limit, budget.reason, budget.free)
-        self.examples = sum(len(arrays(part)[0]) for batch in batches for part in cut_evenly(batch, self.plan.chunk))
+        here = sum(len(arrays(part)[0]) for batch in batches for part in cut_evenly(batch, self.plan.chunk))
+        self.examples = int(self._ranks.sum(np.array([here]))[0])
 
     @property
     def dense(self) -> list[np.ndarray]:
@@ -126,7 +130,7 @@ class Layerwise:
         """
         used = [take(batch, slice(0, max(1, int(share * len(arrays(batch)[0]))))) for batch in self._batches]
         chunks = [part for batch in used for part in cut_evenly(batch, self.plan.chunk)]
-        at_once = len(chunks) == 1
+        at_once = not self._ranks.any(len(chunks) > 1)
         made = _problems(self._model, self._targets, self._seed, self._alone)
         found = {problem.key: problem for problem in made}
         problems = [found[key] for key in self._calls]
@@ -134,8 +138,9 @@ class Layerwise:
             problem.calls = self._calls[problem.key]
             problem.hurried = hurried
             problem.device = self._device
+            problem.ranks = self._ranks
         walk = Walk(self._model, problems, choice, self._alone)
-        for group in groups(problems, self._most(len(chunks))):
+        for group in groups(problems, self._ranks.least(self._most(1 if at_once else 2))):
             walk.solve(group, chunks, at_once, advance)
         return self._outcome(problems, [p for key, p in found.items() if key not in self._calls], choice)
 
@@ -166,6 +171,19 @@ class Layerwise:
                 reports.append(LayerReport(target.name, note=reason))
         keys = [id(target.variable) for target in self._targets]
         return Reconstruction([solved[key] for key in keys], tuple(reports), [errors.get(key) for key in keys])
+
+
+def _shared(ranks: Ranks, batches: Sequence[Any]) -> tuple[Ranks, Sequence[Any]]:
+    """The processes that share examples, and this one's share; where there are too few, each has all of them."""
+    if ranks.size == 1:
+        return ranks, batches
+    shares = []
+    for batch in batches:
+        each = len(arrays(batch)[0]) // ranks.size
+        shares += [take(batch, slice(each * ranks.rank, each * (ranks.rank + 1)))] if each else []
+    if ranks.any(not shares):
+        return Ranks(), batches
+    return ranks, shares
 
 
 def groups(problems: Sequence[Problem], most: int) -> Iterator[Sequence[Problem]]:
@@ -200,7 +218,7 @@ def _problems(model: keras.Model, targets: Sequence[Target], seed: int | None, a
         variables = {name: getattr(owner, name) for part in parts for name in part.forms}
         if alone or any(id(variable) not in chosen for variable in variables.values()):
             parts = parts_of(caller, apart=True)
-        kernels = {name: keras.ops.convert_to_numpy(variable) for name, variable in variables.items()}
+        kernels = {name: whole_value(variable) for name, variable in variables.items()}
         for part in parts:
             mine = {name: chosen[id(variables[name])] for name in part.forms if id(variables[name]) in chosen}
             if mine:

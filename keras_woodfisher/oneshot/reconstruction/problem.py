@@ -12,6 +12,7 @@ from keras_woodfisher_backends.least_squares.normal_equations import ROWS, Norma
 from keras_woodfisher_backends.least_squares.parts import Part
 from keras_woodfisher_backends.least_squares.paths import SMALL, best_sizes
 from keras_woodfisher_backends.least_squares.support import sparse_support
+from keras_woodfisher_backends.ranks.ranks import Ranks
 
 from keras_woodfisher.model.targets import Target
 from keras_woodfisher.reports.layer_report import LayerReport
@@ -71,6 +72,7 @@ class Problem:
         positions: Rows that an example gives, over all calls.
         hurried: Whether the support may be a little worse, in a part of the time.
         device: An accelerator for the products, if there is one.
+        ranks: The processes that have seen other rows each.
         solution: The new kernels, once they are known.
         report: What was found.
     """
@@ -86,6 +88,7 @@ class Problem:
         self.positions = 1
         self.hurried = False
         self.device: OnDevice | None = None
+        self.ranks = Ranks()
         self.solution: dict[str, np.ndarray] | None = None
         self.report: LayerReport | None = None
         self._rng = np.random.default_rng(seed)
@@ -203,7 +206,8 @@ class Problem:
         if not (np.isfinite(wanted).all() and np.isfinite(found).all()):
             raise self._not_finite()
         size = float(np.abs(wanted).max(initial=0.0))
-        if found.shape != wanted.shape or not np.abs(found - wanted).max(initial=0.0) <= _TOLERANCE * size + 1e-6:
+        same = found.shape == wanted.shape and np.abs(found - wanted).max(initial=0.0) <= _TOLERANCE * size + 1e-6
+        if self.ranks.any(not same):
             raise NotAProduct
         self._checked = True
 
@@ -214,8 +218,9 @@ class Problem:
             FloatingPointError: If what was seen, or the solution, isn't finite.
         """
         start = time.perf_counter()
-        equations, part = self._equations, self.part
-        if equations is None or not equations.rows:
+        part = self.part
+        equations = self._equations = (self._equations or NormalEquations.empty(part.shape)).summed(self.ranks)
+        if not equations.rows:
             self.report = LayerReport(self.name, note="none of its positions counts on this data")
             return
         if not (np.isfinite(equations.square) and np.isfinite(equations.gram).all()):

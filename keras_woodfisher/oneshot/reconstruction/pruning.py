@@ -230,7 +230,7 @@ class ReconstructionWork:
         if self._effort.steps:
             done = self._refined(done)
         kernels, report = done
-        self._pruner.write(kernels)
+        self._pruner.write(self._pruner.ranks.from_first(kernels))
         return [StageReport(self._pruner.sparsity)], report
 
     def _reconstructed(self, found: Mapping[str, Allocation]) -> Reconstructed:

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras_woodfisher_backends.ranks.ranks import jointly
 
 from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.model.restoring import restored
@@ -13,6 +14,7 @@ from keras_woodfisher.model.weight_copies import copies_follow
 from keras_woodfisher.oneshot.reconstruction.allocation import GivenMasks
 from keras_woodfisher.oneshot.reconstruction.pruning import Examined, effort_of
 from keras_woodfisher.options.pruning_options import RECONSTRUCT, PruningOptions
+from keras_woodfisher.pruning.agreement import agree
 from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.reports.meter import Meter
 from keras_woodfisher.reports.pruning_report import PruningReport
@@ -21,6 +23,7 @@ from keras_woodfisher.reports.zeros import count_zeros, left_out_of
 _LISTED = 3
 
 
+@jointly
 def reconstruct(  # noqa: PLR0913
     model: keras.Model,
     data: Any,
@@ -74,6 +77,9 @@ def reconstruct(  # noqa: PLR0913
     effort = effort_of("balanced", num_examples, RECONSTRUCT)
     assert effort is not None
     pruner = Pruner(dense, options)
+    ranks = pruner.ranks
+    for one in (model, dense):
+        agree(one, pruner, num_examples)
     targets = find_targets(model, options.params, options.exclude)
     _check_alike(model, dense, targets, pruner.targets)
     masks = {
@@ -85,14 +91,16 @@ def reconstruct(  # noqa: PLR0913
     done, report = work.reconstruct(GivenMasks(masks), "given", meter)
     variables = [target.variable for target in targets]
     with restored(variables, only_on_failure=True), copies_follow(model, variables):
-        for target, kernel in zip(targets, done, strict=True):
+        for target, kernel in zip(targets, ranks.from_first(done), strict=True):
             if not np.isfinite(kernel).all():
                 raise FloatingPointError(f"The new weights of {target.name!r} aren't finite; nothing was changed.")
             target.variable.assign(kernel)
+        ranks.settle()
     settings = {"method": RECONSTRUCT, "num_examples": effort.num_examples, "seed": options.seed}
     left_out = left_out_of(model, targets, options.params, options.exclude)
     phases = tuple(meter.phases)
-    return PruningReport(count_zeros(targets), phases, settings=settings, reconstruction=report, left_out=left_out)
+    zeros = count_zeros(targets)
+    return PruningReport(zeros, phases, settings=settings, reconstruction=report, left_out=left_out)
 
 
 def _check_alike(model: keras.Model, dense: keras.Model, targets: Sequence[Target], others: Sequence[Target]) -> None:

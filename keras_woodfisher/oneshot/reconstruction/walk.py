@@ -245,7 +245,7 @@ class Walk:
         shown = problem.part.ready([ops.convert_to_numpy(x) for x in inputs])
         (wanted,) = problem.part.ready([ops.convert_to_numpy(output)])
         counted = None if mask is None else ops.convert_to_numpy(mask)[:half].astype(bool)
-        places = problem.places(output, counted, self._share / problem.calls)
+        places = problem.places(output, counted, self._share / (problem.calls * problem.ranks.size))
 
         def dense_inputs() -> list[np.ndarray]:
             same = problem.part.seen(call._replace(pruned=call.dense))[0]

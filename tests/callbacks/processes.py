@@ -1,0 +1,322 @@
+"""Prunes in every way, alone; as a command, in one of several processes that train together.
+
+python processes.py RANK SIZE PORT FILE ENGINE SCENARIO ...    writes what comes out of each to an .npz
+"""
+
+import datetime
+import os
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+
+BACKEND = os.environ["KERAS_BACKEND"]
+
+
+@dataclass
+class Place:
+    """This process among the others."""
+
+    rank: int = 0
+    size: int = 1
+    parts: int = 1
+
+
+def start(place, port, engine):
+    """Joins the others; all of them begin with the same model then."""
+    if BACKEND == "torch":
+        import torch
+
+        torch.set_num_threads(1)
+        torch.distributed.init_process_group(
+            "gloo",
+            init_method=f"tcp://127.0.0.1:{port}",
+            rank=place.rank,
+            world_size=place.size,
+            timeout=datetime.timedelta(seconds=60),
+        )
+        return
+    import keras
+
+    distribution = keras.distribution
+    distribution.initialize(f"127.0.0.1:{port}", place.size, place.rank)
+    import jax
+
+    # The tests have two devices a process; these have one.
+    devices = [f"cpu:{next(d.id for d in jax.devices() if d.process_index == rank)}" for rank in range(place.size)]
+    if engine == "data_parallel":
+        found = distribution.DataParallel(devices=devices, auto_shard_dataset=False)
+    else:
+        layouts = distribution.LayoutMap(distribution.DeviceMesh((1, place.size), ("batch", "model"), devices))
+        layouts["a/kernel"] = (None, "model")
+        layouts["a/bias"] = ("model",)
+        found = distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch", auto_shard_dataset=False)
+    distribution.set_distribution(found)
+
+
+def text_of(thing):
+    import numpy as np
+
+    return np.frombuffer(str(thing).encode(), np.uint8)
+
+
+class Scenarios:
+    """What is done in each process.
+
+    Attributes:
+        found: What comes out of it, arrays by name.
+    """
+
+    def __init__(self, place=None):
+        import keras
+        import numpy as np
+
+        rng = np.random.default_rng(0)
+        self.place = place or Place()
+        self.x = rng.normal(size=(128, 8)).astype("float32")
+        self.y = (self.x[:, 0] + self.x[:, 1] > 0).astype("int32")
+        self.quick = {"quality": "fast", "num_grads": 64, "fisher_block_size": 20, "verbose": 0}
+        self.still = {"class_name": "SGD", "config": keras.optimizers.SGD(0.0).get_config()}
+        self.found = {}
+
+    def model(self, optimizer="sgd", norm=False):
+        import keras
+
+        layers = keras.layers
+        keras.utils.set_random_seed(0)
+        wraps = BACKEND == "torch" and self.place.size > 1 and keras.__version__ < "3.16"
+        kind = _parallel() if wraps else keras.Sequential
+        middle = [layers.BatchNormalization(name="n")] if norm else []
+        every = [layers.Input((8,)), layers.Dense(16, "relu", name="a"), *middle, layers.Dense(4, name="b")]
+        made = kind(every, name="net")
+        made.compile(keras.optimizers.get(optimizer), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        return made
+
+    def note(self, name, made):
+        from keras_woodfisher_backends.keras_internals.engines import whole_value
+
+        self.found.update({f"{name} {variable.path}": whole_value(variable) for variable in made.trainable_variables})
+
+    def fit(self, made, *callbacks, epochs=2, first=0):
+        """Each process has its part of each batch."""
+        parts = self.place.parts
+        mine = slice(self.place.rank % parts, None, parts)
+        settings = {"batch_size": 16 // parts, "shuffle": False, "verbose": 0}
+        made.fit(self.x[mine], self.y[mine], epochs=epochs, initial_epoch=first, callbacks=list(callbacks), **settings)
+
+    def pruner(self, **more):
+        import keras_woodfisher as kw
+
+        return kw.WoodFisherPruning(0.5, **{"end_epoch": 1.5, "num_grads": 4, "verbose": 0} | more)
+
+    def updates(self):
+        """The weights after each kind of update of equal weights, given the same examples."""
+        import keras_woodfisher as kw
+
+        for name, options in (
+            ("fast", {}),
+            ("ggn", {"fisher": "ggn"}),
+            ("ridge", {"damp": 1e-3, "update": "independent"}),
+            ("2:4", {"mask_type": "2:4"}),
+            ("filter", {"mask_type": "filter"}),
+            ("few", {"num_grads": 20, "fisher_block_size": 2000}),
+        ):
+            made = self.model()
+            kw.prune(made, (self.x, self.y), 0.5, **self.quick | options)
+            self.note(name, made)
+
+    def others(self):
+        """The same for what may be rounded otherwise."""
+        import numpy as np
+
+        import keras_woodfisher as kw
+
+        made = self.model()
+        kw.prune(made, (self.x, self.y), 0.5, method="woodfisher", num_grads=32, verbose=0)
+        self.note("calibrated", made)
+        dense, made = self.model(), self.model()
+        report = kw.prune(made, self.x, 0.5, verbose=0)
+        self.note("reconstruct", made)
+        self.found["errors"] = np.array([layer.error for layer in report.reconstruction.layers])
+        self.found["report"] = text_of(report)
+        self.found["examples"] = np.array(report.reconstruction.examples)
+        kw.reconstruct(made, self.x, dense=dense, verbose=0)
+        self.note("refit", made)
+        report = kw.sensitivity(self.model(), (self.x, self.y), levels=[0.5], num_grads=32, verbose=0)
+        entries = report.as_dict()["entries"]
+        self.found["sensitivity"] = np.array([(entry["measured"], entry["predicted"]) for entry in entries])
+
+    def training(self):
+        """The weights after training, by samples and by buffered gradients."""
+        import numpy as np
+        from keras_woodfisher_backends.keras_internals.engines import whole_value
+
+        import keras_woodfisher as kw
+
+        ramp = {"start_epoch": 1, "init_sparsity": 0.3}
+        for name, options in (("sampled", {"data": (self.x, self.y)}), ("buffered", {})):
+            made, callback = self.model(self.still), self.pruner(**ramp, **options)
+            self.fit(made, callback)
+            self.note(f"still {name}", made)
+            self.found[f"report {name}"] = text_of(callback.report())
+            made = self.model("adam")
+            self.fit(made, self.pruner(**ramp, **options), epochs=3)
+            self.fit(made, kw.KeepZeros())
+            self.note(f"moving {name}", made)
+        whole, parts = self.model("adam"), self.model("adam")
+        self.fit(whole, self.pruner(**ramp, total_epochs=3), epochs=3)
+        with tempfile.TemporaryDirectory() as folder:
+            # Only the first one writes.
+            self.fit(parts, self.pruner(**ramp, total_epochs=3), kw.BackupPruning(folder), epochs=1)
+            self.found["files"] = np.array(len(os.listdir(folder)))
+            self.fit(parts, self.pruner(**ramp, total_epochs=3), kw.BackupPruning(folder), first=1, epochs=3)
+        pairs = zip(whole.trainable_variables, parts.trainable_variables, strict=True)
+        self.found["resumed"] = np.array([np.array_equal(whole_value(one), whole_value(other)) for one, other in pairs])
+
+    def statistics(self):
+        """Statistics of BatchNorm, which torch lets differ, are averaged before an update, and the report says so."""
+        import keras
+        import numpy as np
+        from keras_woodfisher_backends.keras_internals.engines import whole_value
+
+        import keras_woodfisher as kw
+
+        made = self.model("adam", norm=True)
+        norm = made.get_layer("n")
+        self.fit(made)
+        self.found["own mean"] = whole_value(norm.moving_mean)
+        callback = self.pruner(data=(self.x, self.y), start_epoch=0, end_epoch=1)
+        after = []
+        look = keras.callbacks.LambdaCallback(
+            on_train_batch_begin=lambda batch, logs: after or after.append(whole_value(norm.moving_mean))
+        )
+        self.fit(made, callback, look, epochs=1)
+        self.found["shared mean"] = after[0]
+        self.found["notes"] = text_of(callback.report())
+        self.found["sparsity"] = np.array(kw.prune(made, (self.x, self.y), 0.7, **self.quick).sparsity)
+
+    def stream(self):
+        """Each process gives batches of its own, of which its share of the samples is taken."""
+        import keras_woodfisher as kw
+
+        rank, size = self.place.rank, self.place.size
+        mine = slice(rank * 64 // size, (rank + 1) * 64 // size) if size > 1 else slice(0, 64)
+        data = lambda: iter([(self.x[mine], self.y[mine])])  # noqa: E731
+        made = self.model()
+        report = kw.prune(made, data, 0.5, **self.quick | {"damp": 1e-3})
+        self.note("stream", made)
+        self.found["samples"] = text_of(report.as_dict()["samples"])
+
+    def odd(self, kind):
+        """One process does something else than the others: what do they say, and how soon?"""
+        import numpy as np
+        from keras_woodfisher_backends.keras_internals.engines import assign_whole, whole_value
+
+        import keras_woodfisher as kw
+
+        made, odd = self.model(), Odd(kind, self)
+        if odd.mine and kind == "weights":
+            assign_whole(made.layers[0].kernel, whole_value(made.layers[0].kernel) * np.float32(1.001))
+        before = [whole_value(variable) for variable in made.trainable_variables]
+        begin = time.perf_counter()
+        try:
+            with odd.broken():
+                kw.prune(made, odd.data(), 0.5, **self.quick | odd.options())
+            text = "pruned"
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is looked at
+            text = f"{type(error).__name__}: {error}"
+        pairs = zip(before, made.trainable_variables, strict=True)
+        same = all(np.array_equal(one, whole_value(variable)) for one, variable in pairs)
+        self.found[f"{kind} text"] = text_of(text)
+        self.found[f"{kind} seconds"] = np.array(time.perf_counter() - begin)
+        self.found[f"{kind} untouched"] = np.array(same)
+
+
+class Odd:
+    """What the last process does otherwise than the others."""
+
+    def __init__(self, kind, scenarios):
+        self.kind = kind
+        self.mine = scenarios.place.rank == scenarios.place.size - 1
+        self.x, self.y = scenarios.x, scenarios.y
+
+    def broken(self):
+        from unittest import mock
+
+        from keras_woodfisher.model.targets import Target
+        from keras_woodfisher.pruning.share import Share
+
+        there = {"killed": Share, "interrupt": Share, "write": Target}
+        if not self.mine or self.kind not in there:
+            return mock.MagicMock()
+        return mock.patch.object(there[self.kind], "write" if self.kind == "write" else "exchanged", self.stop)
+
+    def stop(self, *args):
+        if self.kind == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError("can't write") if self.kind == "write" else KeyboardInterrupt
+
+    def data(self):
+        if self.kind == "raises":
+            return self.batches
+        return (self.x[:-1], self.y[:-1]) if self.mine and self.kind == "data" else (self.x, self.y)
+
+    def batches(self):
+        for place in range(0, len(self.x), 16):
+            if self.mine and place > 16:
+                raise RuntimeError("broken on purpose")
+            yield self.x[place : place + 16], self.y[place : place + 16]
+
+    def options(self):
+        return {"damp": 0.25} if self.mine and self.kind == "options" else {}
+
+
+def _parallel():
+    """On torch a model whose `fit` averages gradients over processes, as one writes it before Keras 3.16."""
+    import keras
+    import torch
+
+    class Parallel(keras.Sequential):
+        def train_step(self, data):
+            x, y = data
+            if "wrapped" not in vars(self):
+                vars(self)["wrapped"] = torch.nn.parallel.DistributedDataParallel(self)
+            self.zero_grad()
+            y_pred = vars(self)["wrapped"](x, training=True)
+            loss = self.compute_loss(x=x, y=y, y_pred=y_pred, training=True)
+            loss.backward()
+            weights = self.trainable_weights
+            with torch.no_grad():
+                self.optimizer.apply([weight.value.grad for weight in weights], weights)
+            return {"loss": loss}
+
+    return Parallel
+
+
+def main(rank, size, port, file, engine, *wanted):
+    import warnings
+
+    place = Place(int(rank), int(size), int(size) if engine == "data_parallel" else 1)
+    start(place, port, engine)
+    import numpy as np
+
+    scenarios = Scenarios(place)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        for name in wanted:
+            if hasattr(scenarios, name):
+                getattr(scenarios, name)()
+            else:
+                # What there is so far: the process may end here.
+                np.savez(file, **scenarios.found)
+                scenarios.odd(name)
+    scenarios.found["warned"] = text_of([str(w.message) for w in warned if "keras_woodfisher" in w.filename])
+    np.savez(file, **scenarios.found)
+    sys.stdout.flush()
+    # Engines wait for each other at the end, also for one that has gone.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,137 @@
+"""Several processes: what they prune together is what one prunes, and what happens to one of them happens to all."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import processes
+import pytest
+
+BACKEND = keras.backend.backend()
+ROOT = Path(__file__).parents[2]
+ODD = ("raises", "weights", "options", "data", "interrupt", "write", "killed")
+SAME = ("updates", "others", "training", "stream")
+GROUPS = {
+    "torch": {"two": (2, "data_parallel", *SAME, "statistics", *ODD), "three": (3, "data_parallel", "updates")},
+    "jax": {"two": (2, "data_parallel", *SAME, *ODD), "parted": (2, "model_parallel", "updates", "training")},
+    "tensorflow": {},
+}[BACKEND]
+
+pytestmark = pytest.mark.skipif(not GROUPS, reason="TensorFlow trains on several devices in one process")
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """What comes out of each process of each group, and of one alone."""
+    folder = tmp_path_factory.mktemp("processes")
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")])
+    settings = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    started = {}
+    for group, (size, *wanted) in GROUPS.items():
+        port, started[group] = free_port(), []
+        for rank in range(size):
+            file, log = folder / f"{group}{rank}.npz", folder / f"{group}{rank}.log"
+            command = [sys.executable, processes.__file__, *map(str, (rank, size, port, file)), *wanted]
+            with open(log, "w") as output:
+                started[group].append(
+                    (subprocess.Popen(command, env=settings, stdout=output, stderr=output), file, log)
+                )
+    alone = processes.Scenarios()
+    for scenario in SAME:
+        getattr(alone, scenario)()
+    found = {"alone": alone.found}
+    for group, every in started.items():
+        found[group] = []
+        for process, file, log in every:
+            ended = process.wait(timeout=300)
+            killed = "killed" in GROUPS[group] and process is every[-1][0]
+            assert ended == (-signal.SIGKILL if killed else 0), log.read_text()[-3000:]
+            with np.load(file) as data:
+                found[group].append(dict(data))
+    return found
+
+
+def told(found, name):
+    return found[name].tobytes().decode()
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_updates_are_those_of_one_process_to_the_bit(outcomes, group):
+    alone, several = outcomes["alone"], outcomes[group]
+    kinds = ("fast", "ggn", "ridge", "2:4", "filter", "few", "still sampled", "stream")
+    names = [name for name in alone if name.startswith(kinds) and name in several[0]]
+    assert len(names) >= 24
+    for name in names:
+        for found in several:
+            np.testing.assert_array_equal(found[name], alone[name], err_msg=name)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_what_is_rounded_otherwise_has_the_same_zeros(outcomes, group):
+    alone, several = outcomes["alone"], outcomes[group]
+    kinds = ("calibrated", "reconstruct", "refit", "still buffered", "moving", "sensitivity", "errors")
+    for name in (n for n in alone if n.startswith(kinds) and n in several[0]):
+        np.testing.assert_array_equal(several[0][name] == 0, alone[name] == 0, err_msg=name)
+        np.testing.assert_allclose(several[0][name], alone[name], atol=1e-4, rtol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_processes_are_equal_to_the_bit_and_report_the_same(outcomes, group):
+    first, *rest = outcomes[group]
+    own = ("own mean", "warned", "files", *(f"{kind} {what}" for kind in ODD for what in ("text", "seconds")))
+    for found in rest:
+        for name in found.keys() - set(own):
+            np.testing.assert_array_equal(found[name], first[name], err_msg=name)
+        assert told(found, "warned") == "[]" if "warned" in found else "killed" in GROUPS[group]
+
+
+def test_examples_are_shared_and_one_process_writes(outcomes):
+    alone, first = outcomes["alone"], outcomes["two"][0]
+    assert outcomes["two"][1].get("files", 0) == 0 and first["resumed"].all() and alone["resumed"].all()
+    assert first["examples"] == alone["examples"] and first["files"] == alone["files"] == 1
+    assert told(first, "samples") == told(alone, "samples") == "64"
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="JAX has them in common")
+def test_statistics_that_differ_are_averaged_and_the_report_says_so(outcomes):
+    first, second = outcomes["two"]
+    assert not np.array_equal(first["own mean"], second["own mean"])
+    np.testing.assert_allclose(first["shared mean"], (first["own mean"] + second["own mean"]) / 2, rtol=1e-6)
+    assert "moving statistics of 1 BatchNorm layers differed between processes" in told(first, "notes")
+
+
+@pytest.mark.parametrize(
+    ("kind", "mine", "others"),
+    [
+        ("raises", "RuntimeError: broken on purpose", "RuntimeError: Process 1 of 2 failed: broken on purpose"),
+        ("weights", "process 1 has other weights than process 0", "process 1 has other weights than process 0"),
+        ("options", "process 1 has damp=0.25, and process 0 'auto'", "process 1 has damp=0.25, and process 0 'auto'"),
+        ("data", "process 1 has other data than process 0", "process 1 has other data than process 0"),
+        ("interrupt", "KeyboardInterrupt: ", "KeyboardInterrupt: Process 1 of 2 failed: KeyboardInterrupt"),
+        ("write", "OSError: can't write", "OSError: Process 1 of 2 failed: can't write"),
+    ],
+)
+def test_what_fails_on_one_process_fails_on_all(outcomes, kind, mine, others):
+    first, last = outcomes["two"]
+    assert others in told(first, f"{kind} text")
+    if f"{kind} text" in last:
+        assert mine in told(last, f"{kind} text") and last[f"{kind} untouched"]
+    assert first[f"{kind} untouched"] and first[f"{kind} seconds"] < 60
+
+
+def test_a_process_that_is_killed_is_told_of(outcomes):
+    first = outcomes["two"][0]
+    text = told(first, "killed text")
+    assert "LostProcessError: Process 0 of 2 has lost the others" in text and first["killed untouched"]
+    assert first["killed seconds"] < 60
