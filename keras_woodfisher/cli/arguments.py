@@ -106,6 +106,9 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=whole_text(1), metavar="N", help="epochs that training will last")
     parser.add_argument("--data", metavar="DATA.npz", help="x, y and perhaps sample_weight")
     parser.add_argument("--loss", metavar="NAME", help=_LOSS_HELP)
+    ranks = "tell what each of R processes that prune together would hold, send and compute"
+    parser.add_argument("--ranks", type=whole_text(1), metavar="R", help=ranks)
+    parser.add_argument("--hosts", type=whole_text(1), metavar="H", help="machines that those run on (default: one)")
     _add_var(parser)
     _add_common(parser)
 

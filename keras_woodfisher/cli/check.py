@@ -15,6 +15,7 @@ def run(args: Namespace) -> Answer:
     recipe = files.load_recipe(args.recipe, args.var)
     model = files.load_model(args.model)
     data = load_data(args.data, model) if args.data else None
-    result = kw.check_recipe(recipe, model, args.steps_per_epoch, args.epochs, data=data, loss=loss, verbose=0)
+    asked = {"ranks": args.ranks, "hosts": args.hosts}
+    result = kw.check_recipe(recipe, model, args.steps_per_epoch, args.epochs, data=data, loss=loss, **asked, verbose=0)
     document = {"command": "check", "recipe": args.recipe, "model": args.model, **result.as_dict()}
     return Answer(str(result), document, code=1 if result.problems else 0)

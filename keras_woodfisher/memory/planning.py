@@ -56,6 +56,11 @@ def plan_memory(needs: MemoryNeeds, budget: MemoryBudget) -> MemoryPlan:
     raise MemoryError(_refusal(needs, budget))
 
 
+def least_plan(needs: MemoryNeeds, budget: MemoryBudget) -> MemoryPlan:
+    """The plan that takes least, whatever the limit; there has to be one, as where gradients may be in memory."""
+    return min(_candidates(needs, replace(budget, limit=0)), key=lambda plan: plan.total)
+
+
 def _first(needs: MemoryNeeds, budget: MemoryBudget) -> MemoryPlan | None:
     return next((plan for plan in _candidates(needs, budget) if plan.total <= budget.limit), None)
 

@@ -10,17 +10,20 @@ import keras
 from keras_woodfisher_backends import get_backend
 from keras_woodfisher_backends.devices import expand
 from keras_woodfisher_backends.keras_internals.training import several_steps_are_possible
+from keras_woodfisher_backends.ranks.ranks import jointly
 
 from keras_woodfisher.callbacks.keep_zeros import KeepZeros
 from keras_woodfisher.callbacks.learning_rate import LearningRateCallback
 from keras_woodfisher.callbacks.mask_callback import check_optimizer, check_trainable_here
 from keras_woodfisher.callbacks.pruning_run import Run
+from keras_woodfisher.callbacks.update_plan import PlannedUpdate
 from keras_woodfisher.gradients.loss import may_have_loss
 from keras_woodfisher.model.targets import FROZEN, Target
 from keras_woodfisher.options.checks import count
 from keras_woodfisher.recipe.callbacks import buffers, callback_of
 from keras_woodfisher.recipe.dry_run.conflicts import conflicts
 from keras_woodfisher.recipe.dry_run.costs import cost_of, probed_seconds, reconstruction_cost
+from keras_woodfisher.recipe.dry_run.process_costs import ProcessCost, Processes, process_cost
 from keras_woodfisher.recipe.dry_run.report import CheckedModifier, Problem, RecipeCheck
 from keras_woodfisher.recipe.matching import considered, frozen_targets, matched, near_misses, targets_of
 from keras_woodfisher.recipe.modifiers.pruning import Modifier, PruningModifier, WoodFisherPruningModifier
@@ -32,7 +35,8 @@ from keras_woodfisher.reports.meter import say
 _REFUSALS = (ValueError, TypeError, KeyError, MemoryError, FloatingPointError)
 
 
-def check_recipe(
+@jointly
+def check_recipe(  # noqa: PLR0913
     recipe: Recipe,
     model: keras.Model,
     steps_per_epoch: int | None = None,
@@ -40,6 +44,8 @@ def check_recipe(
     *,
     data: Any = None,
     loss: Any = None,
+    ranks: int | None = None,
+    hosts: int | None = None,
     verbose: int = 1,
 ) -> RecipeCheck:
     """Prints what a recipe will do to a model, what that costs, and everything that would fail. Nothing is changed.
@@ -56,6 +62,9 @@ def check_recipe(
         epochs: Epochs of training; by default as many as the recipe takes.
         data: What will be given to `recipe.callbacks`; a batch of it is used to measure the time of a gradient.
         loss: For a model that isn't compiled yet.
+        ranks: How many processes would prune together: what each of them would hold, send and compute is told, and how
+            many would fit if these don't.
+        hosts: On how many machines like this one; by default on one.
         verbose: 0 prints nothing.
 
     Returns:
@@ -75,7 +84,7 @@ def check_recipe(
     epochs = recipe.epochs or None if epochs is None else count("epochs", epochs)
     if steps_per_epoch is not None:
         steps_per_epoch = count("steps_per_epoch", steps_per_epoch)
-    training = _Training(model, steps_per_epoch, epochs, data, loss)
+    training = _Training(model, steps_per_epoch, epochs, data, loss, Processes.checked(ranks, hosts))
     labels = _labels(recipe.modifiers)
     # In the order in which they work, since what one leaves is where the next one begins.
     ordered = sorted(zip(recipe.modifiers, labels, strict=True), key=lambda pair: pair[0].first_epoch)
@@ -103,6 +112,7 @@ class _Training:
     epochs: int | None
     data: Any
     loss: Any
+    processes: Processes | None = None
     zeros: dict[int, int] = field(default_factory=dict)
 
     def problems(self, modifiers: Sequence[Modifier]) -> Iterator[Problem]:
@@ -186,20 +196,29 @@ class _Training:
                 run.task.check_plan(updates, self.steps, self.epochs)
             except ValueError as error:
                 problems.append(_problem(modifier, error))
-            seconds = None
+            seconds, process = None, None
             try:
                 run.open_source(updates, self.loss)
                 seconds = probed_seconds(run) if entry.source == "data" else None
+            except MemoryError as error:
+                process = self._process(run, updates)
+                if process is None or process.held_bytes > process.limit_bytes:
+                    problems.append(_problem(modifier, error))
             except _REFUSALS as error:
                 problems.append(_problem(modifier, error))
+            else:
+                process = self._process(run, updates)
             slow = None if run.source is None else run.source.slow_layers
-            entry = replace(entry, cost=cost_of(run, updates, seconds), slow_layers=slow)
+            entry = replace(entry, cost=cost_of(run, updates, seconds), process=process, slow_layers=slow)
             if updates and modifier.leave_enabled:
                 # Taken to be spread evenly, which global pruning needn't do.
                 self.zeros.update({id(t.variable): round(updates[-1].sparsity * t.size) for t in run.targets})
         except _REFUSALS as error:
             problems.append(_problem(modifier, error))
         return replace(entry, problems=tuple(problems))
+
+    def _process(self, run: Run, updates: Sequence[PlannedUpdate]) -> ProcessCost | None:
+        return None if self.processes is None else process_cost(run, updates, self.processes)
 
     def _reconstruction(self, modifier: ReconstructionModifier, entry: CheckedModifier) -> CheckedModifier:
         try:

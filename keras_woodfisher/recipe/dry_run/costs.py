@@ -94,7 +94,9 @@ def cost_of(run: Run, updates: Sequence[PlannedUpdate], seconds_per_sample: floa
     sizes = [t.size for t in pruner.targets]
     gradients = max(_FLOAT * u.num_grads * u.kept for u in working)
     ring = _FLOAT * max(options.most_gradients, 1) * sum(sizes) if buffered else 0
-    blocks = {u: [b.stop - b.start for b in block_slices(_kept(sizes, u), options.fisher_block_size)] for u in working}
+    blocks = {
+        u: [b.stop - b.start for b in block_slices(kept_of(sizes, u), options.fisher_block_size)] for u in working
+    }
     group = 1 if pruner.structure is None else pruner.structure.largest
     workspace = {
         name: max(
@@ -105,8 +107,8 @@ def cost_of(run: Run, updates: Sequence[PlannedUpdate], seconds_per_sample: floa
     }
     seconds = None
     if set(kernels) == {"cpu"}:
-        flops = sum(_flops(u.num_grads, width) for u, widths in blocks.items() for width in widths)
-        seconds = options.num_recomputations * _OVERHEAD * flops / _gemm_rate()
+        work = sum(operations_of(u.num_grads, width) for u, widths in blocks.items() for width in widths)
+        seconds = options.num_recomputations * _OVERHEAD * work / _gemm_rate()
     samples = options.num_recomputations * sum(u.num_grads for u in working)
     shrinks = options.damp == AUTO and pruner.guard is None
     samples *= passes_of(memory, max(max(widths) for widths in blocks.values()), shrinks)
@@ -147,12 +149,12 @@ def passes_of(memory: MemoryPlan | None, widest: int, shrinks: bool) -> int:
     return (3 if shrinks else 2) * once + 1
 
 
-def _kept(sizes: Sequence[int], update: PlannedUpdate) -> list[int]:
+def kept_of(sizes: Sequence[int], update: PlannedUpdate) -> list[int]:
     """Unpruned weights of each variable, as if they were pruned alike."""
     return [round(size * (update.kept / sum(sizes))) for size in sizes]
 
 
-def _flops(samples: int, width: int) -> float:
+def operations_of(samples: int, width: int) -> float:
     """Gram or Fisher matrix, Cholesky factor and solves, by the smaller of the two matrices."""
     small, large = min(samples, width), max(samples, width)
     return 2.0 * small**2 * large + 2.0 * small**3 / 3.0

@@ -9,6 +9,7 @@ from keras_woodfisher.callbacks.update_plan import PlannedUpdate
 from keras_woodfisher.options.checks import as_json
 from keras_woodfisher.options.sizes import size_text
 from keras_woodfisher.recipe.dry_run.costs import Cost, ReconstructionCost
+from keras_woodfisher.recipe.dry_run.process_costs import ProcessCost
 from keras_woodfisher.recipe.modifiers.pruning import Modifier, PruningModifier
 from keras_woodfisher.recipe.modifiers.writing import changed_fields
 from keras_woodfisher.reports.left_out import NOTHING, LeftOut
@@ -51,6 +52,7 @@ class CheckedModifier:
         source: `"data"` or `"buffer"`: where gradients come from; "" where none are needed.
         slow_layers: Layers that make sampling slow; None if there are none, or no data to try it on.
         cost: Bytes and seconds of updates.
+        process: What each of several processes would take, where that was asked for.
         reconstruction: The same of a reconstruction.
         problems: What would fail.
         keys: Identity of the variables, as two may have one name.
@@ -68,6 +70,7 @@ class CheckedModifier:
     source: str = ""
     slow_layers: SlowLayers | None = None
     cost: Cost = field(default_factory=Cost)
+    process: ProcessCost | None = None
     reconstruction: ReconstructionCost | None = None
     problems: tuple[Problem, ...] = ()
     keys: tuple[int, ...] = ()
@@ -124,7 +127,7 @@ class CheckedModifier:
             lines.append(f"time: about {cost.gradient_seconds:.1f} s for gradients")
         if cost.inverse_seconds is not None:
             lines.append(f"time: about {cost.inverse_seconds:.1f} s for scores and corrections")
-        return lines
+        return lines + ([] if self.process is None else self.process.lines())
 
     def _filling(self) -> str:
         """Whether the buffer holds enough gradients at each update."""
