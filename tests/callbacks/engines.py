@@ -153,7 +153,7 @@ def page():
     import numpy as np
 
     text = (Path(__file__).parents[2] / "docs" / "devices.md").read_text("utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", text[: text.index("# Several processes")], re.DOTALL)
     (block,) = (block for block in blocks if ("tensorflow" in block) == (keras.backend.backend() == "tensorflow"))
     rng = np.random.default_rng(0)
 

@@ -3,13 +3,14 @@
 python processes.py RANK SIZE PORT FILE ENGINE SCENARIO ...    writes what comes out of each to an .npz
 """
 
-import datetime
 import os
+import re
 import signal
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 BACKEND = os.environ["KERAS_BACKEND"]
 
@@ -25,34 +26,44 @@ class Place:
 
 def start(place, port, engine):
     """Joins the others; all of them begin with the same model then."""
-    if BACKEND == "torch":
-        import torch
+    if engine == "model_parallel":
+        import keras
 
-        torch.set_num_threads(1)
-        torch.distributed.init_process_group(
-            "gloo",
-            init_method=f"tcp://127.0.0.1:{port}",
-            rank=place.rank,
-            world_size=place.size,
-            timeout=datetime.timedelta(seconds=60),
-        )
-        return
-    import keras
-
-    distribution = keras.distribution
-    distribution.initialize(f"127.0.0.1:{port}", place.size, place.rank)
-    import jax
-
-    # The tests have two devices a process; these have one.
-    devices = [f"cpu:{next(d.id for d in jax.devices() if d.process_index == rank)}" for rank in range(place.size)]
-    if engine == "data_parallel":
-        found = distribution.DataParallel(devices=devices, auto_shard_dataset=False)
-    else:
-        layouts = distribution.LayoutMap(distribution.DeviceMesh((1, place.size), ("batch", "model"), devices))
+        distribution = keras.distribution
+        distribution.initialize(f"127.0.0.1:{port}", place.size, place.rank)
+        mesh = distribution.DeviceMesh((1, place.size), ("batch", "model"), distribution.list_devices("cpu"))
+        layouts = distribution.LayoutMap(mesh)
         layouts["a/kernel"] = (None, "model")
         layouts["a/bias"] = ("model",)
         found = distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch", auto_shard_dataset=False)
-    distribution.set_distribution(found)
+        distribution.set_distribution(found)
+        return
+    told = {"RANK": place.rank, "WORLD_SIZE": place.size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in told.items()})
+    page(port)
+
+
+def page(port):
+    """What the documentation shows for this backend."""
+    text = (Path(__file__).parents[2] / "docs" / "devices.md").read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text[text.index("# Several processes") :], re.DOTALL)
+    (block,) = (block for block in blocks if ("torch" in block) == (BACKEND == "torch"))
+
+    def build(kind):
+        import keras
+
+        layers = keras.layers
+        inputs = keras.Input((8,))
+        model = kind(inputs, layers.Dense(4)(layers.Dense(16, "relu")(inputs)))
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        return model
+
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    names = {"build": build, "x": rng.normal(size=(64, 8)).astype("float32"), "y": rng.integers(0, 4, 64)}
+    exec(compile(block.replace("127.0.0.1:12345", f"127.0.0.1:{port}"), "docs/devices.md", "exec"), names)
+    assert names["kw"].sparsity_report(names["model"]).pruned == 173
 
 
 def text_of(thing):
@@ -85,8 +96,7 @@ class Scenarios:
 
         layers = keras.layers
         keras.utils.set_random_seed(0)
-        wraps = BACKEND == "torch" and self.place.size > 1 and keras.__version__ < "3.16"
-        kind = _parallel() if wraps else keras.Sequential
+        kind = parallel() if BACKEND == "torch" and self.place.size > 1 else keras.Sequential
         middle = [layers.BatchNormalization(name="n")] if norm else []
         every = [layers.Input((8,)), layers.Dense(16, "relu", name="a"), *middle, layers.Dense(4, name="b")]
         made = kind(every, name="net")
@@ -272,10 +282,13 @@ class Odd:
         return {"damp": 0.25} if self.mine and self.kind == "options" else {}
 
 
-def _parallel():
+def parallel():
     """On torch a model whose `fit` averages gradients over processes, as one writes it before Keras 3.16."""
     import keras
     import torch
+
+    if keras.__version__ >= "3.16":
+        return keras.Sequential
 
     class Parallel(keras.Sequential):
         def train_step(self, data):
@@ -297,6 +310,10 @@ def _parallel():
 def main(rank, size, port, file, engine, *wanted):
     import warnings
 
+    if BACKEND == "torch":
+        import torch
+
+        torch.set_num_threads(1)
     place = Place(int(rank), int(size), int(size) if engine == "data_parallel" else 1)
     start(place, port, engine)
     import numpy as np

@@ -36,7 +36,9 @@ def outcomes(tmp_path_factory):
     """What comes out of each process of each group, and of one alone."""
     folder = tmp_path_factory.mktemp("processes")
     paths = os.pathsep.join([str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")])
-    settings = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    # One device a process.
+    flags = os.environ.get("XLA_FLAGS", "").replace("--xla_force_host_platform_device_count=2", "")
+    settings = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "XLA_FLAGS": flags}
     started = {}
     for group, (size, *wanted) in GROUPS.items():
         port, started[group] = free_port(), []
