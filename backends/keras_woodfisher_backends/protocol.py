@@ -178,6 +178,14 @@ class Backend(Protocol):
         """
         ...
 
+    def whole(self, variable: Any) -> np.ndarray:
+        """A variable's value, or a tensor's, on the host; where processes hold parts of it, all have to ask for it."""
+        ...
+
+    def spread(self, array: np.ndarray, variable: Any) -> Any:
+        """What a variable can be assigned to take a value that is the same on all processes, each for itself."""
+        ...
+
     def chunk_groups(self, examples: int, model: Any = None) -> int:
         """How many groups (n) of b = `examples` a chunk should hold to be fast with a model; at least one."""
         ...

@@ -389,7 +389,7 @@ def test_a_multi_optimizer_that_can_not_grow(make_mlp, blobs):
 
 
 def test_training_that_is_not_followed(make_mlp, blobs, monkeypatch):
-    message = "training with TPUStrategy isn't supported. Train in one process"
+    message = "training with TPUStrategy isn't supported. Train with torch's DistributedDataParallel"
     monkeypatch.setattr(type(get_backend(keras.backend.backend())), "unfollowed", lambda self, model: "TPUStrategy")
     for tag in ("GMPruningModifier", "MFACPruningModifier"):
         fit = both(make_mlp, [entry(tag, num_grads=4)], blobs, message)

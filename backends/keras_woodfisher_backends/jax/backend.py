@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from keras import ops
 
 from keras_woodfisher_backends import devices
 from keras_woodfisher_backends.jax.operators import JaxOperators
@@ -79,6 +81,20 @@ class JaxBackend:
 
     def transport(self) -> Transport | None:
         return transport_now()
+
+    def whole(self, variable: Any) -> np.ndarray:
+        value = getattr(variable, "value", variable)
+        if value.is_fully_addressable or value.is_fully_replicated:
+            return np.asarray(ops.convert_to_numpy(value))
+        return np.asarray(multihost_utils.process_allgather(value, tiled=True))
+
+    def spread(self, array: np.ndarray, variable: Any) -> Any:
+        value = variable.value
+        if value.is_fully_addressable:
+            return array
+        # JAX compares what it is to spread itself: a process that fails meanwhile would leave the others there.
+        cast = array.astype(value.dtype)
+        return jax.make_array_from_callback(cast.shape, value.sharding, lambda index: cast[index])
 
     def chunk_groups(self, examples: int, model: Any = None) -> int:
         on_host = 64 if has_loops_over_time(model) else 16

@@ -7,6 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_woodfisher_backends import get_backend
+
 
 def engine_scope(model: Any) -> AbstractContextManager[Any]:
     """The context in which variables become what those of a model are: with `tf.distribute`, a copy on each replica."""
@@ -34,25 +36,12 @@ def riding_variable(model: Any, shape: tuple[int, ...], dtype: str, name: str, w
 
 def whole_value(variable: Any) -> np.ndarray:
     """A variable's value on the host, also where each process has a part of it: then all of them have to ask for it."""
-    value = getattr(variable, "value", variable)
-    if getattr(value, "is_fully_addressable", True) or value.is_fully_replicated:
-        return ops.convert_to_numpy(variable)
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(value, tiled=True))
+    return get_backend(keras.backend.backend()).whole(variable)
 
 
 def assign_whole(variable: Any, array: np.ndarray) -> None:
     """Gives a variable a new value, which is the same on all processes; none of them waits for the others."""
-    value = variable.value
-    if getattr(value, "is_fully_addressable", True):
-        variable.assign(array)
-        return
-    # JAX compares what it is to spread itself, so that a process which fails meanwhile would leave the others there.
-    from jax import make_array_from_callback
-
-    cast = array.astype(value.dtype)
-    variable.assign(make_array_from_callback(cast.shape, value.sharding, lambda index: cast[index]))
+    variable.assign(get_backend(keras.backend.backend()).spread(array, variable))
 
 
 def value_here(variable: Any) -> Any:

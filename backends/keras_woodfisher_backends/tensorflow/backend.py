@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
 from keras_woodfisher_backends import devices
 from keras_woodfisher_backends.keras_internals.recurrence import has_loops_over_time
@@ -85,6 +86,12 @@ class TensorFlowBackend:
 
     def transport(self) -> Transport | None:
         return None
+
+    def whole(self, variable: Any) -> np.ndarray:
+        return ops.convert_to_numpy(variable)
+
+    def spread(self, array: np.ndarray, variable: Any) -> Any:
+        return array
 
     def chunk_groups(self, examples: int, model: Any = None) -> int:
         on_host = devices.EXAMPLES_IN_TIME if has_loops_over_time(model) else 64

@@ -103,6 +103,12 @@ class TorchBackend:
     def transport(self) -> Transport | None:
         return transport_now()
 
+    def whole(self, variable: Any) -> np.ndarray:
+        return ops.convert_to_numpy(variable)
+
+    def spread(self, array: np.ndarray, variable: Any) -> Any:
+        return array
+
     def chunk_groups(self, examples: int, model: Any = None) -> int:
         on_host = devices.EXAMPLES_IN_TIME if has_loops_over_time(model) else 64
         return max(1, (devices.EXAMPLES if self._accelerators.count() else on_host) // examples)
