@@ -5,22 +5,26 @@ from collections.abc import Sequence
 import numpy as np
 
 MULTIPLE = 16
-"""Rows are dealt out by so many: torch rounds those of shorter chunks otherwise."""
+"""Rows are dealt out by so many, where there are so many for each: torch rounds those of shorter chunks otherwise."""
 
 
 def row_share(rows: int, rank: int, size: int) -> slice:
     """The rows that a process samples, of those of all; some may have none.
 
-    >>> [row_share(40, rank, 3) for rank in range(3)]
-    [slice(0, 16, None), slice(16, 32, None), slice(32, 40, None)]
+    >>> [row_share(56, rank, 3) for rank in range(3)]
+    [slice(0, 16, None), slice(16, 48, None), slice(48, 56, None)]
+    >>> [row_share(4, rank, 3) for rank in range(3)]
+    [slice(0, 1, None), slice(1, 3, None), slice(3, 4, None)]
 
     Args:
         rows: How many there are.
         rank: The number of the process.
         size: How many processes there are.
     """
-    units = -(-rows // MULTIPLE)
-    edges = [min(rows, MULTIPLE * round(units * place / size)) for place in (rank, rank + 1)]
+    # A power of two.
+    multiple = min(MULTIPLE, 1 << max(0, (rows // size).bit_length() - 1))
+    units = -(-rows // multiple)
+    edges = [min(rows, multiple * round(units * place / size)) for place in (rank, rank + 1)]
     return slice(*edges)
 
 
