@@ -1,10 +1,10 @@
 """What several processes that prune together hold, send and compute, measured, and foretold for larger models.
 
-`measure` prunes a Dense net of some four million weights (num_grads=64, one thread a process) with one, two and four
+First it prunes a Dense net of some four million weights (num_grads=64, one thread a process) with one, two and four
 processes of torch.distributed on this machine, counts the bytes that each hands to the engine, and compares them, the
 growth of memory and the time of the blocks with the formulas of `recipe/dry_run/process_costs.py`.
 
-`simulate` deals out the blocks of real models over up to 64 processes with the package's own functions. One process
+Then it deals out the blocks of real models over up to 64 processes with the package's own functions. One process
 stands for all: it runs as many blocks of synthetic rows as take some seconds, on one core, and multiplies. Links are
 modelled by their bandwidth alone, `8 x bytes / bandwidth`; memory and bytes are those of the process that has most. The
 same is done for the cases that were measured, and the ratios are told.
@@ -102,9 +102,9 @@ def _child(rank: str, size: str, port: str, file: str) -> None:
     edges = column_edges([block.stop for block in block_slices(kept, WIDTH)], ranks.size)
     share = row_share(SAMPLES, ranks.rank, ranks.size)
     rows, columns = share.stop - share.start, edges[ranks.rank + 1] - edges[ranks.rank]
-    held = 4 * (rows * d + (SAMPLES * columns if ranks.size > 1 else 0))
     formula = 4 * rows * (d - columns) + 16 * columns * (ranks.size - 1)
-    told |= {"held_formula": held, "sent_formula": formula, "over_formula": told["sent"] / max(formula, 1)}
+    told |= {"sent_formula": formula, "sent_over_formula": told["sent"] / max(formula, 1)}
+    told["peak_over_plan"] = told["peak"] / told["plan"]
     Path(file).write_text(json.dumps(told))
     os._exit(0)
 
@@ -113,6 +113,7 @@ class _Counted:
     """Counts the bytes that a process hands to its engine for others, and measures its phases."""
 
     def __init__(self, ranks) -> None:
+        from keras_woodfisher.pruning.workspace import Workspace
         from keras_woodfisher.reports.meter import Meter
 
         self.bytes = 0
@@ -126,6 +127,13 @@ class _Counted:
             return context
 
         Meter.phase = phase
+        plan = Workspace.plan
+
+        def planned(space, *args):
+            counted.plan = plan(space, *args)
+            return counted.plan
+
+        Workspace.plan = planned
         transport = ranks.transport
         if transport is None:
             return
@@ -145,7 +153,8 @@ class _Counted:
         phases = {phase.name: phase for phase in self.meter.phases}
         return {
             "sent": self.bytes,
-            "held": phases["gradients"].peak_bytes,
+            "peak": max(phase.peak_bytes for phase in phases.values()),
+            "plan": self.plan.total,
             "gradients_seconds": phases["gradients"].seconds,
             "blocks_seconds": phases["inverse"].seconds + phases["update"].seconds,
         }
@@ -243,7 +252,6 @@ def _simulated(measured: list[dict]) -> list[dict]:
         if name == "measured net":
             there = next(one for one in measured if one["ranks"] == ranks)
             row["measured_over_this"] = {
-                "held": there["held"] / held,
                 "sent": there["sent"] / max(sent, 1),
                 "blocks_seconds": there["blocks_seconds"] / row["blocks_seconds"],
             }

@@ -12,7 +12,7 @@ from keras_woodfisher_backends.ranks.shares import column_edges
 
 from keras_woodfisher.memory.store import GradientStore, MemoryStore
 
-PIECE = 256 * 2**20
+PIECE = 64 * 2**20
 """Bytes that a process sends at a time."""
 
 

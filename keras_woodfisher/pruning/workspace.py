@@ -30,7 +30,7 @@ from keras_woodfisher.options.pruning_options import CALIBRATED, PruningOptions
 from keras_woodfisher.options.sizes import parse_bytes, size_text
 from keras_woodfisher.pruning.fisher import block_slices
 from keras_woodfisher.pruning.groups import Structure
-from keras_woodfisher.pruning.share import Share
+from keras_woodfisher.pruning.share import PIECE, Share
 from keras_woodfisher.reports.meter import Meter, say
 
 
@@ -62,9 +62,11 @@ def needs_of(
     whole = options.update == CALIBRATED
     shared = 0
     if ranks > 1:
-        # Its rows of all columns, and its columns of all rows, as wide as a block may make them.
+        # Its rows of all columns, its columns of all rows, as wide as a block may make them, and what is on its way: as
+        # it was cut out, as it is sent, and as it comes.
         most_rows = max(share.stop - share.start for share in (row_share(samples, r, ranks) for r in range(ranks)))
         shared = 4 * (most_rows * columns + samples * min(columns, -(-columns // ranks) + widest))
+        shared += 3 * min(PIECE, 4 * most_rows * columns)
 
     def block_bytes(rows: int, lanes: int) -> int:
         width = columns if whole else widest

@@ -1,8 +1,8 @@
 """What each of several processes that prune together will hold, send and compute, for any number of them.
 
 With m samples of d unpruned weights, of which a process takes m_r rows and then holds d_r columns, it holds
-`4 (m_r d + m d_r)` bytes while they are exchanged, and sends `4 m_r (d - d_r)` bytes of rows and, to each of the
-others, `16 d_r` of what it finds: about `4 m d / R` in all.
+`4 (m_r d + m d_r)` bytes while they are exchanged, piece by piece, and sends `4 m_r (d - d_r)` bytes of rows and, to each
+of the others, `16 d_r` of what it finds.
 """
 
 from collections.abc import Sequence
@@ -69,7 +69,7 @@ class ProcessCost:
         ranks: How many processes there are.
         hosts: On how many machines.
         held_bytes: Bytes of memory at the peak, beside those of the model and its training.
-        gradient_bytes: Those of its rows and of its columns, which are there at the same time.
+        gradient_bytes: Those of its rows, of its columns, which are there at the same time, and of what is on its way.
         sent_bytes: Bytes that it sends.
         operations: Floating-point operations of its blocks.
         limit_bytes: Bytes that it may use: what one machine has for this, over the processes there.
