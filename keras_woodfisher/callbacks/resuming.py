@@ -141,7 +141,8 @@ class Resuming:
     def save(self, folder: StateFolder) -> None:
         """Writes the present state."""
         refresh(self._members[0])
-        folder.write(self._state([_part(member, kind) for member, kind in self._kinds()]))
+        over = all(member.progress.is_over for member in self._members if member.progress.total)
+        folder.write(self._state([_part(member, kind) for member, kind in self._kinds()], over))
 
     def leave(self, member: ResumableCallback) -> None:
         """To be called by each callback when training ends, before it lets go of what it knows."""
@@ -154,7 +155,7 @@ class Resuming:
         if self._began:
             self.memory = None
         if self._parts:
-            self.memory = self._state(self._parts)
+            self.memory = self._state(self._parts, not any(other.progress.goes_on for other in self._members))
             for folder in self._own:
                 folder.write(self.memory)
         self._let_go()
@@ -222,10 +223,11 @@ class Resuming:
         for place, (member, name) in enumerate(zip(self._members, names, strict=True)):
             yield member, f"{name} {names[: place + 1].count(name)}"
 
-    def _state(self, parts: Sequence[Part]) -> SavedState:
+    def _state(self, parts: Sequence[Part], over: bool) -> SavedState:
         # Not all of them count.
         progress = max((member.progress for member in self._members), key=lambda progress: progress.total)
-        return SavedState(Moment.of(self._model), progress.total, progress.steps, tuple(parts))
+        epochs = max(int(member.progress.ended) for member in self._members)
+        return SavedState(Moment.of(self._model), progress.total, progress.steps, epochs, over, tuple(parts))
 
     def _follow(self, backup: BackupAndRestore) -> None:
         path = str(backup.backup_dir)
@@ -258,10 +260,10 @@ def _part(member: ResumableCallback, kind: str) -> Part:
 
 def _refuse_return(state: SavedState, epoch: int) -> None:
     """Refuses to begin again at an epoch that the fit before has done."""
-    done = 0 if not state.steps_per_epoch else state.total // state.steps_per_epoch
-    if epoch < done:
+    if epoch < state.epochs:
         raise ValueError(
-            f"The fit before ended after epoch {done} of a longer training (total_epochs), and this one begins at "
-            f"epoch {epoch} with the weights that it left. Give initial_epoch={done}, and epochs={done + 1} or more; "
+            f"The fit before ended after epoch {state.epochs} of a longer training (total_epochs), and this one begins "
+            f"at epoch {epoch} with the weights that it left. Give initial_epoch={state.epochs}, and "
+            f"epochs={state.epochs + 1} or more; "
             "or, to begin anew, make new callbacks."
         )

@@ -16,7 +16,7 @@ from keras import ops
 
 from keras_woodfisher.model.optimizer_variables import inner_optimizer
 
-_FORMAT = 1
+_FORMAT = 2
 _SUFFIX = ".state.npz"
 
 
@@ -64,12 +64,16 @@ class SavedState:
         moment: When it was.
         total: Steps since training began.
         steps_per_epoch: The length of an epoch, as far as it is known.
+        epochs: Epochs that are done: the index of the one with which training goes on.
+        over: Whether training was over, so that a `fit` from epoch 0 on is another one.
         parts: What each callback knows.
     """
 
     moment: Moment
     total: int
     steps_per_epoch: int | None
+    epochs: int
+    over: bool
     parts: tuple[Part, ...]
 
 
@@ -93,6 +97,8 @@ class StateFolder:
             "moment": asdict(state.moment),
             "total": state.total,
             "steps_per_epoch": state.steps_per_epoch,
+            "epochs": state.epochs,
+            "over": state.over,
             "parts": [{"kind": p.kind, "identity": p.identity, "arrays": list(p.arrays)} for p in state.parts],
         }
         arrays: dict[str, Any] = {
@@ -148,13 +154,16 @@ def _read(path: Path) -> SavedState:
     try:
         with np.load(path, allow_pickle=False) as file:
             about = json.loads(bytes(file["about"]))
-            if about["format"] != _FORMAT:
+            if about["format"] not in (1, _FORMAT):
                 raise ValueError(f"its format is {about['format']}, not {_FORMAT}")
+            total, steps = about["total"], about["steps_per_epoch"]
+            # The first format tells of epochs by their steps alone.
+            epochs, over = about.get("epochs", total // steps if steps else 0), about.get("over", False)
             parts = [
                 Part(part["kind"], part["identity"], {name: file[f"{n}.{name}"] for name in part["arrays"]})
                 for n, part in enumerate(about["parts"])
             ]
-        return SavedState(Moment(**about["moment"]), about["total"], about["steps_per_epoch"], tuple(parts))
+        return SavedState(Moment(**about["moment"]), total, steps, epochs, over, tuple(parts))
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"The state of training in {path} can't be read ({error}). Delete that file to go on without it; gradients "

@@ -133,6 +133,18 @@ def test_a_part_of_training_that_begins_anew_is_refused():
     network().fit(X, Y, epochs=1, **fit)
 
 
+@pytest.mark.parametrize("sizes", [(12, 48, 24), (48, 12, 24)])
+def test_parts_of_training_with_batches_of_other_sizes(sizes):
+    model, callback = network(), pruner(total_epochs=4, start_epoch=0, end_epoch=3, method="magnitude", data=None)
+    for epoch, size in enumerate(sizes):
+        fit = {"batch_size": size, "verbose": 0, "callbacks": [callback]}
+        model.fit(X, Y, initial_epoch=epoch, epochs=epoch + 1, **fit)
+        with pytest.raises(ValueError, match=rf"ended after epoch {epoch + 1} of .* Give initial_epoch={epoch + 1}, "):
+            model.fit(X, Y, initial_epoch=epoch, epochs=epoch + 1, **fit)
+    model.fit(X, Y, initial_epoch=3, epochs=4, verbose=0, callbacks=[callback])
+    assert kw.sparsity_report(model).sparsity == pytest.approx(0.6, abs=1e-2)
+
+
 @pytest.mark.parametrize("method", ["woodfisher", "magnitude"])
 @pytest.mark.parametrize("first", [True, False])
 def test_training_that_diverges_in_its_last_batch_ends_as_without_pruning(method, first):

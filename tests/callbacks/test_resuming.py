@@ -1,5 +1,6 @@
 """Training that was interrupted goes on as if it hadn't been."""
 
+import json
 import re
 import warnings
 from pathlib import Path
@@ -310,7 +311,7 @@ def test_amid_an_epoch_no_update_is_made_twice(tmp_path):
 
 
 def state_at(steps, **arrays):
-    return SavedState(Moment(f"{steps:032x}", steps), steps, 4, (Part("KeepZeros 1", {"a": [1]}, arrays),))
+    return SavedState(Moment(f"{steps:032x}", steps), steps, 4, 7, True, (Part("KeepZeros 1", {"a": [1]}, arrays),))
 
 
 def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path):
@@ -323,6 +324,7 @@ def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path):
     (folder.path / "killed.part").write_bytes(b"half")
     found = folder.find(Moment(f"{8:032x}", 8))
     assert (found.total, found.steps_per_epoch, found.parts[0].identity) == (8, 4, {"a": [1]})
+    assert (found.epochs, found.over) == (7, True)
     np.testing.assert_array_equal(found.parts[0].arrays["rows"], np.arange(8.0))
     assert folder.find(Moment(f"{12:032x}", 12)) is None
     # Of states that are written again, and of those that are older, the last two are kept.
@@ -330,3 +332,20 @@ def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path):
     folder.write(state_at(2))
     assert folder.steps() == "2, 4"
     assert {file.suffix for file in folder.path.iterdir()} == {".npz"}
+
+
+def test_a_file_of_the_format_before_is_read(tmp_path):
+    folder = StateFolder(tmp_path, None)
+    folder.write(state_at(9, rows=np.arange(3.0)))
+    (path,) = tmp_path.iterdir()
+    with np.load(path) as file:
+        arrays = dict(file)
+    about = json.loads(bytes(arrays["about"])) | {"format": 1}
+    for number, texts in ((1, ("epochs", "over")), (3, ())):
+        kept = {name: value for name, value in about.items() if name not in texts} | {"format": number}
+        np.savez(path, **arrays | {"about": np.frombuffer(json.dumps(kept).encode(), np.uint8)})
+        if number == 1:
+            found = folder.latest()
+            assert (found.total, found.epochs, found.over, len(found.parts[0].arrays["rows"])) == (9, 2, False, 3)
+    with pytest.raises(ValueError, match=r"can't be read \(its format is 3, not 2\). Delete that file"):
+        folder.latest()
