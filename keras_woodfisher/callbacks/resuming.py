@@ -111,7 +111,7 @@ class Resuming:
         earlier = [member.resuming for member in self._members if member.resuming is not None]
         self.memory: SavedState | None = next((r.memory for r in earlier if r.memory is not None), None)
         self._own = [member.folder for member in self._members if member.folder is not None]
-        self._folders = list(self._own)
+        self._followed: list[StateFolder] = []
         self._began = False
         self._parts: list[Part] = []
         self._backups = [c for c in callbacks if isinstance(c, BackupAndRestore)]
@@ -129,7 +129,7 @@ class Resuming:
         if self._began:
             return
         self._began = True
-        if not self._folders and self.memory is None and epoch == 0:
+        if not (self._followed or self._own or self.memory) and epoch == 0:
             return
         state = self._found(epoch)
         if state is None:
@@ -155,9 +155,11 @@ class Resuming:
         if self._began:
             self.memory = None
         if self._parts:
-            self.memory = self._state(self._parts, not any(other.progress.goes_on for other in self._members))
+            goes_on = any(other.progress.goes_on for other in self._members)
+            state = self._state(self._parts, not goes_on)
+            self.memory = state if goes_on else None
             for folder in self._own:
-                folder.write(self.memory)
+                folder.write(state)
         self._let_go()
 
     def _found(self, epoch: int) -> SavedState | None:
@@ -165,15 +167,22 @@ class Resuming:
         moment = Moment.of(refresh(self._members[0]))
         if self.memory is not None and self.memory.moment == moment:
             self._check(self.memory, "the fit before")
-            _refuse_return(self.memory, epoch)
+            _refuse_return(self.memory, epoch, "The fit before", "make new callbacks")
             return self.memory
-        for folder in self._folders:
+        # Of a backup Keras knows where it goes on, which may be amid the first epoch.
+        for folder in self._followed:
             state = folder.find(moment)
             if state is not None:
                 self._check(state, str(folder.path))
                 return state
+        for folder in self._own:
+            state = folder.find(moment)
+            if state is not None and not (state.over and epoch == 0 < state.epochs):
+                self._check(state, str(folder.path))
+                _refuse_return(state, epoch, f"The fit whose state is in {folder.path}", "name another folder")
+                return state
         if epoch > 0:
-            for folder in self._folders:
+            for folder in [*self._followed, *self._own]:
                 self._refuse(folder, moment, epoch)
             lost = [text for text in (member.lacking(epoch) for member in self._members) if text]
             if lost:
@@ -238,7 +247,7 @@ class Resuming:
             )
             return
         folder = StateFolder(Path(path) / "keras_woodfisher", KEPT)
-        self._folders.append(folder)
+        self._followed.append(folder)
         before_backups(backup, lambda: self.save(folder))
 
     def _let_go(self) -> None:
@@ -258,12 +267,11 @@ def _part(member: ResumableCallback, kind: str) -> Part:
     return Part(kind, _identity(member), member.knowledge())
 
 
-def _refuse_return(state: SavedState, epoch: int) -> None:
-    """Refuses to begin again at an epoch that the fit before has done."""
-    if epoch < state.epochs:
+def _refuse_return(state: SavedState, epoch: int, before: str, anew: str) -> None:
+    """Refuses to begin again at an epoch that is done: no further update would be made."""
+    done, longer = state.epochs, "" if state.over else " of a longer training"
+    if epoch < done:
         raise ValueError(
-            f"The fit before ended after epoch {state.epochs} of a longer training (total_epochs), and this one begins "
-            f"at epoch {epoch} with the weights that it left. Give initial_epoch={state.epochs}, and "
-            f"epochs={state.epochs + 1} or more; "
-            "or, to begin anew, make new callbacks."
+            f"{before} ended after epoch {done}{longer}, and this one begins at epoch {epoch} with the weights that it "
+            f"left. Give initial_epoch={done}, and epochs={done + 1} or more; or, to begin anew, {anew}."
         )

@@ -231,6 +231,44 @@ def test_states_of_others_are_refused(tmp_path):
     fit(network(), [pruner, kw.BackupPruning(folder)])
 
 
+def test_a_return_to_an_epoch_that_is_done_is_refused_by_the_folder(tmp_path):
+    def part(model, first, epochs, *others, end_epoch=4, **more):
+        pruner = woodfisher(0.8, end_epoch=end_epoch, method="magnitude", **more)
+        return fit(model, [*others, pruner, kw.BackupPruning(tmp_path)], first, epochs)
+
+    model = network()
+    model.run_eagerly = True
+    part(model, 0, 2, total_epochs=5)
+    expected = "The fit whose state is in .* ended after epoch 2 of a longer training, and this one begins at epoch"
+    with pytest.raises(ValueError, match=rf"{expected} 0 .* Give initial_epoch=2, .* name another folder"):
+        part(copied(model), 0, 2, total_epochs=5)
+    # As after a kill, where the state is of the end of an epoch.
+    with pytest.raises(kills.Killed):
+        part(model, 2, 5, kills.At(3, 0))
+    with pytest.raises(ValueError, match="ended after epoch 3 of a longer training"):
+        part(model, 1, 5)
+    part(model, 3, 5)
+    with pytest.raises(ValueError, match=r"ended after epoch 5, and this one begins at epoch 4 .* initial_epoch=5"):
+        part(model, 4, 6)
+    # What is over may begin anew.
+    twin = copied(model)
+    twin.run_eagerly = True
+    assert part(model, 0, 2, end_epoch=1) == fit(twin, [woodfisher(0.8, end_epoch=1, method="magnitude")], epochs=2)
+
+
+def test_the_same_callbacks_in_two_trainings(tmp_path):
+    model, counts = network(sparsity=0.5), []
+    model.run_eagerly = True
+    callbacks = [kw.KeepZeros(), kw.BackupPruning(tmp_path)]
+    pruner = [woodfisher(0.75, end_epoch=2, leave_enabled=False, method="magnitude"), kw.BackupPruning(tmp_path / "b")]
+    for _ in range(2):
+        model.fit(X, Y, epochs=2, verbose=0, callbacks=callbacks)
+        counts.append(kw.sparsity_report(model).pruned)
+    assert counts[0] == counts[1] > 0
+    logs = [fit(model, pruner, epochs=3) for _ in range(2)]
+    assert max(logs[0]) == max(logs[1]) == 0.75
+
+
 def copied(model):
     """As another process would load it."""
     again = network()
