@@ -24,6 +24,15 @@ from keras_woodfisher.callbacks.progress import Progress
 from keras_woodfisher.callbacks.saved_states import Moment, Part, SavedState, StateFolder
 from keras_woodfisher.callbacks.unused_copies import CopiedUnused
 
+_CHANGED = (
+    "Something changed the weights after it was written: EarlyStopping(restore_best_weights=True), set_weights, or an "
+    "update in one shot."
+)
+_SAVE = (
+    "Have BackupAndRestore or BackupPruning in the list of callbacks; or, in one process, the same callbacks with "
+    "total_epochs in each fit."
+)
+
 KEPT = 3
 """States that are kept: of the backup that is being written, the one before it, and its own copy."""
 
@@ -186,10 +195,11 @@ class Resuming:
                 self._refuse(folder, moment, epoch)
             lost = [text for text in (member.lacking(epoch) for member in self._members) if text]
             if lost:
+                known = self.memory is not None and self.memory.moment.steps == moment.steps
                 warn(
-                    f"Training goes on at epoch {epoch}, and nothing was saved of {' and '.join(lost)}, so that it "
-                    "differs from an unbroken run. Have BackupAndRestore or BackupPruning in the list of callbacks; "
-                    "or, in one process, the same callbacks with total_epochs in each fit."
+                    f"Training goes on at epoch {epoch}, and nothing {'that fits ' if known else ''}was saved of "
+                    f"{' and '.join(lost)}, so that it differs from an unbroken run. "
+                    + (f"{_CHANGED} Change weights when training is over." if known else _SAVE)
                 )
         return None
 
@@ -198,11 +208,19 @@ class Resuming:
         if latest is None:
             return
         self._check(latest, str(folder.path))
+        steps = folder.steps()
+        if moment.steps in steps:
+            raise ValueError(
+                f"{folder.path} has a state of training after as many steps as this model's optimizer has done "
+                f"({moment.steps}), but of other weights. {_CHANGED} Put BackupPruning behind such a callback, or save "
+                "the model before weights are changed, and load that; or delete that folder, and what was buffered or "
+                "begun is lost."
+            )
         raise ValueError(
-            f"{folder.path} has the states of a training run after {folder.steps()} steps, but none of this model, "
-            f"whose optimizer has done {moment.steps} and which is to go on at epoch {epoch}. Load the model that was "
-            "saved at one of these moments, with its optimizer; or delete that folder, and what was buffered or begun "
-            "is lost."
+            f"{folder.path} has the states of a training run after {', '.join(map(str, steps))} steps, but none of "
+            f"this model, whose optimizer has done {moment.steps} and which is to go on at epoch {epoch}. Load the "
+            "model that was saved at one of these moments, with its optimizer; or delete that folder, and what was "
+            "buffered or begun is lost."
         )
 
     def _check(self, state: SavedState, place: str) -> None:

@@ -131,10 +131,9 @@ class StateFolder:
         files = self._files()
         return _read(files[0]) if files else None
 
-    def steps(self) -> str:
+    def steps(self) -> list[int]:
         """After how many steps each of them was, in a row."""
-        found = [int(file.name.split("-")[1]) for file in self._files()]
-        return ", ".join(map(str, sorted(found)))
+        return sorted(int(file.name.split("-")[1]) for file in self._files())
 
     def _file(self, moment: Moment) -> Path:
         return self.path / f"step-{moment.steps:08d}-{moment.weights[:16]}{_SUFFIX}"

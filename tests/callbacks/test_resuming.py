@@ -218,6 +218,10 @@ def test_states_of_others_are_refused(tmp_path):
     pruner = woodfisher(0.8, end_epoch=4, start_epoch=2)
     with pytest.raises(ValueError, match=r"states of a training run after 4, 8 steps, but none of this model, whose"):
         go_on(pruner, model=network())
+    restored = copied(trained)
+    restored.set_weights(network().get_weights())
+    with pytest.raises(ValueError, match=r"has done \(8\), but of other weights\. .* Put BackupPruning behind such a"):
+        go_on(pruner, model=restored)
     # The optimizer wasn't restored.
     weights = network()
     weights.set_weights(trained.get_weights())
@@ -287,6 +291,11 @@ def test_gradients_that_werent_saved_are_told_of(tmp_path):
     # Updates wait for six of them.
     assert log[:6] == [0.0] * 6
     assert log[6] > 0.4
+    model, pruner = network(), woodfisher(0.8, end_epoch=3, start_epoch=2, num_grads=4, total_epochs=4)
+    fit(model, [pruner], epochs=2)
+    model.get_layer("out").bias.assign([1.0, 0.0, 0.0])
+    with pytest.warns(UserWarning, match=r"nothing that fits was saved of .* Something changed the weights after it"):
+        fit(model, [pruner], 2)
 
 
 def test_at_the_last_batch_no_update_waits_for_gradients(monkeypatch):
@@ -368,7 +377,7 @@ def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path):
     # Of states that are written again, and of those that are older, the last two are kept.
     folder.write(state_at(4))
     folder.write(state_at(2))
-    assert folder.steps() == "2, 4"
+    assert folder.steps() == [2, 4]
     assert {file.suffix for file in folder.path.iterdir()} == {".npz"}
 
 
