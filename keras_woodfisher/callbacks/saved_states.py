@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_woodfisher.model.optimizer_variables import inner_optimizer
+from keras_woodfisher.model.optimizer_variables import steps_of
 
 _FORMAT = 2
 _SUFFIX = ".state.npz"
@@ -26,7 +26,7 @@ class Moment:
 
     Attributes:
         weights: A digest of the model's weights, of all their bits.
-        steps: Steps that the optimizer has done.
+        steps: Steps that the optimizer has done, also those that only added up gradients.
     """
 
     weights: str
@@ -38,7 +38,7 @@ class Moment:
         digest = hashlib.blake2b(digest_size=16)
         for variable in model.weights:
             digest.update(np.ascontiguousarray(ops.convert_to_numpy(variable)).tobytes())
-        return cls(digest.hexdigest(), int(ops.convert_to_numpy(inner_optimizer(model.optimizer).iterations)))
+        return cls(digest.hexdigest(), steps_of(model))
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,12 @@ def test_a_state_beside_the_variables_is_put_back_or_refused(kind, put):
         told(model, callback, step, done=back, begun=once)
 
 
+def test_steps_that_only_add_up_gradients():
+    model = network(keras.optimizers.Adam(0.01, gradient_accumulation_steps=16), sparsity=0.6)
+    seen = told(model, kw.KeepZeros(), model.train_on_batch)
+    assert seen[0] == seen[-1] == pytest.approx(0.6, abs=1e-2)
+
+
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="only on TensorFlow does a traced step keep hold of masks")
 def test_a_step_that_was_traced_with_masks_lets_weights_grow_afterwards():
     import tensorflow as tf

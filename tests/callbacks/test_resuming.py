@@ -357,6 +357,17 @@ def test_amid_an_epoch_no_update_is_made_twice(tmp_path):
     np.testing.assert_allclose(log[:9], [0.2] * 2 + [0.3] * 2 + [0.4] * 2 + [0.5] * 2 + [0.6], atol=1e-3)
 
 
+def test_steps_that_only_add_up_gradients_tell_moments_apart():
+    model = keras.Sequential([keras.Input((12,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.1, gradient_accumulation_steps=16), "mse")
+    moments = []
+    for _ in range(2):
+        moments.append(Moment.of(model))
+        model.train_on_batch(X, Y)
+    assert [moment.steps for moment in moments] == [0, 1]
+    assert moments[0].weights == moments[1].weights
+
+
 def state_at(steps, **arrays):
     return SavedState(Moment(f"{steps:032x}", steps), steps, 4, 7, True, (Part("KeepZeros 1", {"a": [1]}, arrays),))
 
