@@ -42,7 +42,8 @@ class BackupPruning(ResumableCallback):
 
     Raises:
         ValueError, TypeError: If an argument is wrong; before the first batch, if it stands at a wrong place in the
-            list; when training goes on, if the folder has states, but none of this model and these callbacks.
+            list; when training goes on, if the folder has states, but none of this model and these callbacks, or if it
+            begins at an epoch that is done (a training that is over may begin anew at epoch 0).
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int | None = KEPT):

@@ -22,7 +22,7 @@ from keras_woodfisher.callbacks.callback_list import warn
 from keras_woodfisher.callbacks.mask_constraint import WeightMasks
 from keras_woodfisher.callbacks.progress import Progress
 from keras_woodfisher.callbacks.resuming import ResumableCallback
-from keras_woodfisher.model.optimizer_variables import built_optimizer, check_compiled, inner_optimizer
+from keras_woodfisher.model.optimizer_variables import check_compiled, steps_of
 from keras_woodfisher.options.checks import count
 
 
@@ -50,7 +50,7 @@ class MaskCallback(ResumableCallback):
         self._started = self._released = self._warned = False
         with self._leaving_nothing():
             check_trainable_here(model)
-            self._steps_before = _steps_of(model)
+            self._steps_before = steps_of(model)
             self.weight_masks = self._prepare(model)
             before, after = callbacks_beside(self)
             others = [c.weight_masks for c in [*before, *after] if isinstance(c, MaskCallback)]
@@ -104,7 +104,7 @@ class MaskCallback(ResumableCallback):
         model = refresh(self)
         if self.weight_masks is None or not self._progress.batches or not keeps_state_elsewhere(model):
             return
-        if _steps_of(model) == self._steps_before or self.weight_masks.are_overwritten():
+        if steps_of(model) == self._steps_before or self.weight_masks.are_overwritten():
             raise ValueError(
                 f"{type(self).__name__} reads and writes the model's variables, and this loop trains in a state of its "
                 "own. Put the state into the variables of the model and its optimizer before each call of a callback, "
@@ -169,10 +169,6 @@ class MaskCallback(ResumableCallback):
 
     def _go_on(self, known: Mapping[str, np.ndarray]) -> None:
         """Takes over what an earlier run knew, instead of `_start`."""
-
-
-def _steps_of(model: keras.Model) -> int:
-    return int(keras.ops.convert_to_numpy(inner_optimizer(built_optimizer(model)).iterations))
 
 
 def packed(masks: Sequence[np.ndarray]) -> np.ndarray:

@@ -23,7 +23,7 @@ class Progress:
         epoch: Index of the present epoch.
         batches: Batches of it that are done.
         total: Batches that are done since training began.
-        ended: Position where the last whole epoch ended.
+        ended: Position where the last whole epoch ended; an epoch that begins follows one that is done.
 
     Raises:
         ValueError: If this `fit` is longer than the whole training.
@@ -55,9 +55,14 @@ class Progress:
         """Whether a later `fit` is to train further."""
         return self.epochs != self.fit_epochs and self.epochs is not None and self.ended < self.epochs
 
+    @property
+    def is_over(self) -> bool:
+        """Whether all epochs of training are done."""
+        return self.epochs is not None and self.ended >= self.epochs
+
     def begin_epoch(self, epoch: int) -> None:
         """To be called from `on_epoch_begin`."""
-        self.epoch, self.batches = epoch, 0
+        self.epoch, self.batches, self.ended = epoch, 0, float(epoch)
 
     def before(self, batch: int) -> float:
         """The position before a batch. It stays below the next epoch, and is the epoch's start without `steps`."""

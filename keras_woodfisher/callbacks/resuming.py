@@ -25,6 +25,15 @@ from keras_woodfisher.callbacks.progress import Progress
 from keras_woodfisher.callbacks.saved_states import Moment, Part, SavedState, StateFolder
 from keras_woodfisher.callbacks.unused_copies import CopiedUnused
 
+_CHANGED = (
+    "Something changed the weights after it was written: EarlyStopping(restore_best_weights=True), set_weights, or an "
+    "update in one shot."
+)
+_SAVE = (
+    "Have BackupAndRestore or BackupPruning in the list of callbacks; or, in one process, the same callbacks with "
+    "total_epochs in each fit."
+)
+
 KEPT = 3
 """States that are kept: of the backup that is being written, the one before it, and its own copy."""
 
@@ -112,7 +121,7 @@ class Resuming:
         earlier = [member.resuming for member in self._members if member.resuming is not None]
         self.memory: SavedState | None = next((r.memory for r in earlier if r.memory is not None), None)
         self._own = [member.folder for member in self._members if member.folder is not None]
-        self._folders = list(self._own)
+        self._followed: list[StateFolder] = []
         self._began = False
         self._parts: list[Part] = []
         self._backups = [c for c in callbacks if isinstance(c, BackupAndRestore)]
@@ -130,7 +139,7 @@ class Resuming:
         if self._began:
             return
         self._began = True
-        if not self._folders and self.memory is None and epoch == 0:
+        if not (self._followed or self._own or self.memory) and epoch == 0:
             return
         ranks = current_ranks()
         with ranks.together("resuming"):
@@ -145,7 +154,8 @@ class Resuming:
     def save(self, folder: StateFolder) -> None:
         """Writes the present state."""
         refresh(self._members[0])
-        folder.write(self._state([_part(member, kind) for member, kind in self._kinds()]))
+        over = all(member.progress.is_over for member in self._members if member.progress.total)
+        folder.write(self._state([_part(member, kind) for member, kind in self._kinds()], over))
 
     def leave(self, member: ResumableCallback) -> None:
         """To be called by each callback when training ends, before it lets go of what it knows."""
@@ -158,9 +168,11 @@ class Resuming:
         if self._began:
             self.memory = None
         if self._parts:
-            self.memory = self._state(self._parts)
+            goes_on = any(other.progress.goes_on for other in self._members)
+            state = self._state(self._parts, not goes_on)
+            self.memory = state if goes_on else None
             for folder in self._own:
-                folder.write(self.memory)
+                folder.write(state)
         self._let_go()
 
     def _found(self, epoch: int) -> SavedState | None:
@@ -168,22 +180,30 @@ class Resuming:
         moment = Moment.of(refresh(self._members[0]))
         if self.memory is not None and self.memory.moment == moment:
             self._check(self.memory, "the fit before")
-            _refuse_return(self.memory, epoch)
+            _refuse_return(self.memory, epoch, "The fit before", "make new callbacks")
             return self.memory
-        for folder in self._folders:
+        # Of a backup Keras knows where it goes on, which may be amid the first epoch.
+        for folder in self._followed:
             state = folder.find(moment)
             if state is not None:
                 self._check(state, str(folder.path))
                 return state
+        for folder in self._own:
+            state = folder.find(moment)
+            if state is not None and not (state.over and epoch == 0 < state.epochs):
+                self._check(state, str(folder.path))
+                _refuse_return(state, epoch, f"The fit whose state is in {folder.path}", "name another folder")
+                return state
         if epoch > 0:
-            for folder in self._folders:
+            for folder in [*self._followed, *self._own]:
                 self._refuse(folder, moment, epoch)
             lost = [text for text in (member.lacking(epoch) for member in self._members) if text]
             if lost:
+                known = self.memory is not None and self.memory.moment.steps == moment.steps
                 warn(
-                    f"Training goes on at epoch {epoch}, and nothing was saved of {' and '.join(lost)}, so that it "
-                    "differs from an unbroken run. Have BackupAndRestore or BackupPruning in the list of callbacks; "
-                    "or, in one process, the same callbacks with total_epochs in each fit."
+                    f"Training goes on at epoch {epoch}, and nothing {'that fits ' if known else ''}was saved of "
+                    f"{' and '.join(lost)}, so that it differs from an unbroken run. "
+                    + (f"{_CHANGED} Change weights when training is over." if known else _SAVE)
                 )
         return None
 
@@ -192,11 +212,19 @@ class Resuming:
         if latest is None:
             return
         self._check(latest, str(folder.path))
+        steps = folder.steps()
+        if moment.steps in steps:
+            raise ValueError(
+                f"{folder.path} has a state of training after as many steps as this model's optimizer has done "
+                f"({moment.steps}), but of other weights. {_CHANGED} Put BackupPruning behind such a callback, or save "
+                "the model before weights are changed, and load that; or delete that folder, and what was buffered or "
+                "begun is lost."
+            )
         raise ValueError(
-            f"{folder.path} has the states of a training run after {folder.steps()} steps, but none of this model, "
-            f"whose optimizer has done {moment.steps} and which is to go on at epoch {epoch}. Load the model that was "
-            "saved at one of these moments, with its optimizer; or delete that folder, and what was buffered or begun "
-            "is lost."
+            f"{folder.path} has the states of a training run after {', '.join(map(str, steps))} steps, but none of "
+            f"this model, whose optimizer has done {moment.steps} and which is to go on at epoch {epoch}. Load the "
+            "model that was saved at one of these moments, with its optimizer; or delete that folder, and what was "
+            "buffered or begun is lost."
         )
 
     def _check(self, state: SavedState, place: str) -> None:
@@ -226,10 +254,11 @@ class Resuming:
         for place, (member, name) in enumerate(zip(self._members, names, strict=True)):
             yield member, f"{name} {names[: place + 1].count(name)}"
 
-    def _state(self, parts: Sequence[Part]) -> SavedState:
+    def _state(self, parts: Sequence[Part], over: bool) -> SavedState:
         # Not all of them count.
         progress = max((member.progress for member in self._members), key=lambda progress: progress.total)
-        return SavedState(Moment.of(self._model), progress.total, progress.steps, tuple(parts))
+        epochs = max(int(member.progress.ended) for member in self._members)
+        return SavedState(Moment.of(self._model), progress.total, progress.steps, epochs, over, tuple(parts))
 
     def _follow(self, backup: BackupAndRestore) -> None:
         path = str(backup.backup_dir)
@@ -240,7 +269,7 @@ class Resuming:
             )
             return
         folder = StateFolder(Path(path) / "keras_woodfisher", KEPT)
-        self._folders.append(folder)
+        self._followed.append(folder)
         before_backups(backup, lambda: self.save(folder))
 
     def _let_go(self) -> None:
@@ -260,12 +289,11 @@ def _part(member: ResumableCallback, kind: str) -> Part:
     return Part(kind, _identity(member), member.knowledge())
 
 
-def _refuse_return(state: SavedState, epoch: int) -> None:
-    """Refuses to begin again at an epoch that the fit before has done."""
-    done = 0 if not state.steps_per_epoch else state.total // state.steps_per_epoch
+def _refuse_return(state: SavedState, epoch: int, before: str, anew: str) -> None:
+    """Refuses to begin again at an epoch that is done: no further update would be made."""
+    done, longer = state.epochs, "" if state.over else " of a longer training"
     if epoch < done:
         raise ValueError(
-            f"The fit before ended after epoch {done} of a longer training (total_epochs), and this one begins at "
-            f"epoch {epoch} with the weights that it left. Give initial_epoch={done}, and epochs={done + 1} or more; "
-            "or, to begin anew, make new callbacks."
+            f"{before} ended after epoch {done}{longer}, and this one begins at epoch {epoch} with the weights that it "
+            f"left. Give initial_epoch={done}, and epochs={done + 1} or more; or, to begin anew, {anew}."
         )

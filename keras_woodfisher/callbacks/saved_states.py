@@ -15,9 +15,9 @@ import numpy as np
 from keras import ops
 from keras_woodfisher_backends.ranks.ranks import current_ranks
 
-from keras_woodfisher.model.optimizer_variables import inner_optimizer
+from keras_woodfisher.model.optimizer_variables import steps_of
 
-_FORMAT = 1
+_FORMAT = 2
 _SUFFIX = ".state.npz"
 
 
@@ -27,7 +27,7 @@ class Moment:
 
     Attributes:
         weights: A digest of the model's weights, of all their bits.
-        steps: Steps that the optimizer has done.
+        steps: Steps that the optimizer has done, also those that only added up gradients.
     """
 
     weights: str
@@ -39,7 +39,7 @@ class Moment:
         digest = hashlib.blake2b(digest_size=16)
         for variable in model.weights:
             digest.update(np.ascontiguousarray(ops.convert_to_numpy(variable)).tobytes())
-        return cls(digest.hexdigest(), int(ops.convert_to_numpy(inner_optimizer(model.optimizer).iterations)))
+        return cls(digest.hexdigest(), steps_of(model))
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,16 @@ class SavedState:
         moment: When it was.
         total: Steps since training began.
         steps_per_epoch: The length of an epoch, as far as it is known.
+        epochs: Epochs that are done: the index of the one with which training goes on.
+        over: Whether training was over, so that a `fit` from epoch 0 on is another one.
         parts: What each callback knows.
     """
 
     moment: Moment
     total: int
     steps_per_epoch: int | None
+    epochs: int
+    over: bool
     parts: tuple[Part, ...]
 
 
@@ -99,6 +103,8 @@ class StateFolder:
             "moment": asdict(state.moment),
             "total": state.total,
             "steps_per_epoch": state.steps_per_epoch,
+            "epochs": state.epochs,
+            "over": state.over,
             "parts": [{"kind": p.kind, "identity": p.identity, "arrays": list(p.arrays)} for p in state.parts],
         }
         arrays: dict[str, Any] = {
@@ -131,10 +137,9 @@ class StateFolder:
         files = self._files()
         return _read(files[0]) if files else None
 
-    def steps(self) -> str:
+    def steps(self) -> list[int]:
         """After how many steps each of them was, in a row."""
-        found = [int(file.name.split("-")[1]) for file in self._files()]
-        return ", ".join(map(str, sorted(found)))
+        return sorted(int(file.name.split("-")[1]) for file in self._files())
 
     def _file(self, moment: Moment) -> Path:
         return self.path / f"step-{moment.steps:08d}-{moment.weights[:16]}{_SUFFIX}"
@@ -154,13 +159,16 @@ def _read(path: Path) -> SavedState:
     try:
         with np.load(path, allow_pickle=False) as file:
             about = json.loads(bytes(file["about"]))
-            if about["format"] != _FORMAT:
+            if about["format"] not in (1, _FORMAT):
                 raise ValueError(f"its format is {about['format']}, not {_FORMAT}")
+            total, steps = about["total"], about["steps_per_epoch"]
+            # The first format tells of epochs by their steps alone.
+            epochs, over = about.get("epochs", total // steps if steps else 0), about.get("over", False)
             parts = [
                 Part(part["kind"], part["identity"], {name: file[f"{n}.{name}"] for name in part["arrays"]})
                 for n, part in enumerate(about["parts"])
             ]
-        return SavedState(Moment(**about["moment"]), about["total"], about["steps_per_epoch"], tuple(parts))
+        return SavedState(Moment(**about["moment"]), total, steps, epochs, over, tuple(parts))
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"The state of training in {path} can't be read ({error}). Delete that file to go on without it; gradients "

@@ -120,6 +120,11 @@ def inner_optimizer(optimizer: Any) -> keras.Optimizer:
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
+def steps_of(model: keras.Model) -> int:
+    """Steps that a compiled model's optimizer was called for, also those that only add up gradients."""
+    return int(keras.ops.convert_to_numpy(internals.step_counter(inner_optimizer(built_optimizer(model)))))
+
+
 def parts_of(optimizer: Any) -> list[Any]:
     """The optimizers that keep the state of weights: the parts of a `MultiOptimizer`, or the optimizer itself."""
     return list(getattr(optimizer, "optimizers", ())) or [optimizer]

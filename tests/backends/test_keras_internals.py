@@ -77,6 +77,7 @@ PARTS = [
     Part("_losses_override", "model", "without_added_losses"),
     Part("_trainable_variables", "optimizer", "trained_variables, train_only"),
     Part("_trainable_variables_indices", "optimizer", "train_only"),
+    Part("_iterations", "optimizer", "step_counter"),
     Part("_learning_rate", "optimizer", "learning_rate_of"),
     Part("_variables", "optimizer", "all_variables, set_all_variables"),
     Part("_get_variable_index", "optimizer", "slots_of, follow_change"),

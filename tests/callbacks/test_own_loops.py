@@ -100,6 +100,12 @@ def test_a_state_beside_the_variables_is_put_back_or_refused(kind, put):
         told(model, callback, step, done=back, begun=once)
 
 
+def test_steps_that_only_add_up_gradients():
+    model = network(keras.optimizers.Adam(0.01, gradient_accumulation_steps=16), sparsity=0.6)
+    seen = told(model, kw.KeepZeros(), model.train_on_batch)
+    assert seen[0] == seen[-1] == pytest.approx(0.6, abs=1e-2)
+
+
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="only on TensorFlow does a traced step keep hold of masks")
 def test_a_step_that_was_traced_with_masks_lets_weights_grow_afterwards():
     import tensorflow as tf
@@ -131,6 +137,18 @@ def test_a_part_of_training_that_begins_anew_is_refused():
     assert kw.sparsity_report(model).sparsity == pytest.approx(0.6, abs=1e-2)
     # Anew, with other weights.
     network().fit(X, Y, epochs=1, **fit)
+
+
+def test_parts_of_training_with_batches_of_other_sizes():
+    model, callback = network(), pruner(total_epochs=4, start_epoch=0, end_epoch=3, method="magnitude", data=None)
+    model.run_eagerly = True
+    for epoch, size in enumerate((48, 12, 48)):
+        fit = {"batch_size": size, "verbose": 0, "callbacks": [callback]}
+        model.fit(X, Y, initial_epoch=epoch, epochs=epoch + 1, **fit)
+        with pytest.raises(ValueError, match=rf"ended after epoch {epoch + 1} of .* Give initial_epoch={epoch + 1}, "):
+            model.fit(X, Y, initial_epoch=epoch, epochs=epoch + 1, **fit)
+    model.fit(X, Y, initial_epoch=3, epochs=4, verbose=0, callbacks=[callback])
+    assert kw.sparsity_report(model).sparsity == pytest.approx(0.6, abs=1e-2)
 
 
 @pytest.mark.parametrize("method", ["woodfisher", "magnitude"])

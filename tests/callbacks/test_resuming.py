@@ -1,5 +1,6 @@
 """Training that was interrupted goes on as if it hadn't been."""
 
+import json
 import re
 import warnings
 from pathlib import Path
@@ -217,6 +218,10 @@ def test_states_of_others_are_refused(tmp_path):
     pruner = woodfisher(0.8, end_epoch=4, start_epoch=2)
     with pytest.raises(ValueError, match=r"states of a training run after 4, 8 steps, but none of this model, whose"):
         go_on(pruner, model=network())
+    restored = copied(trained)
+    restored.set_weights(network().get_weights())
+    with pytest.raises(ValueError, match=r"has done \(8\), but of other weights\. .* Put BackupPruning behind such a"):
+        go_on(pruner, model=restored)
     # The optimizer wasn't restored.
     weights = network()
     weights.set_weights(trained.get_weights())
@@ -228,6 +233,44 @@ def test_states_of_others_are_refused(tmp_path):
         go_on(pruner)
     # A new training run begins in a folder with old states.
     fit(network(), [pruner, kw.BackupPruning(folder)])
+
+
+def test_a_return_to_an_epoch_that_is_done_is_refused_by_the_folder(tmp_path):
+    def part(model, first, epochs, *others, end_epoch=4, **more):
+        pruner = woodfisher(0.8, end_epoch=end_epoch, method="magnitude", **more)
+        return fit(model, [*others, pruner, kw.BackupPruning(tmp_path)], first, epochs)
+
+    model = network()
+    model.run_eagerly = True
+    part(model, 0, 2, total_epochs=5)
+    expected = "The fit whose state is in .* ended after epoch 2 of a longer training, and this one begins at epoch"
+    with pytest.raises(ValueError, match=rf"{expected} 0 .* Give initial_epoch=2, .* name another folder"):
+        part(copied(model), 0, 2, total_epochs=5)
+    # As after a kill, where the state is of the end of an epoch.
+    with pytest.raises(kills.Killed):
+        part(model, 2, 5, kills.At(3, 0))
+    with pytest.raises(ValueError, match="ended after epoch 3 of a longer training"):
+        part(model, 1, 5)
+    part(model, 3, 5)
+    with pytest.raises(ValueError, match=r"ended after epoch 5, and this one begins at epoch 4 .* initial_epoch=5"):
+        part(model, 4, 6)
+    # What is over may begin anew.
+    twin = copied(model)
+    twin.run_eagerly = True
+    assert part(model, 0, 2, end_epoch=1) == fit(twin, [woodfisher(0.8, end_epoch=1, method="magnitude")], epochs=2)
+
+
+def test_the_same_callbacks_in_two_trainings(tmp_path):
+    model, counts = network(sparsity=0.5), []
+    model.run_eagerly = True
+    callbacks = [kw.KeepZeros(), kw.BackupPruning(tmp_path)]
+    pruner = [woodfisher(0.75, end_epoch=2, leave_enabled=False, method="magnitude"), kw.BackupPruning(tmp_path / "b")]
+    for _ in range(2):
+        model.fit(X, Y, epochs=2, verbose=0, callbacks=callbacks)
+        counts.append(kw.sparsity_report(model).pruned)
+    assert counts[0] == counts[1] > 0
+    logs = [fit(model, pruner, epochs=3) for _ in range(2)]
+    assert max(logs[0]) == max(logs[1]) == 0.75
 
 
 def copied(model):
@@ -248,6 +291,11 @@ def test_gradients_that_werent_saved_are_told_of(tmp_path):
     # Updates wait for six of them.
     assert log[:6] == [0.0] * 6
     assert log[6] > 0.4
+    model, pruner = network(), woodfisher(0.8, end_epoch=3, start_epoch=2, num_grads=4, total_epochs=4)
+    fit(model, [pruner], epochs=2)
+    model.get_layer("out").bias.assign([1.0, 0.0, 0.0])
+    with pytest.warns(UserWarning, match=r"nothing that fits was saved of .* Something changed the weights after it"):
+        fit(model, [pruner], 2)
 
 
 def test_at_the_last_batch_no_update_waits_for_gradients(monkeypatch):
@@ -309,8 +357,19 @@ def test_amid_an_epoch_no_update_is_made_twice(tmp_path):
     np.testing.assert_allclose(log[:9], [0.2] * 2 + [0.3] * 2 + [0.4] * 2 + [0.5] * 2 + [0.6], atol=1e-3)
 
 
+def test_steps_that_only_add_up_gradients_tell_moments_apart():
+    model = keras.Sequential([keras.Input((12,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.1, gradient_accumulation_steps=16), "mse")
+    moments = []
+    for _ in range(2):
+        moments.append(Moment.of(model))
+        model.train_on_batch(X, Y)
+    assert [moment.steps for moment in moments] == [0, 1]
+    assert moments[0].weights == moments[1].weights
+
+
 def state_at(steps, **arrays):
-    return SavedState(Moment(f"{steps:032x}", steps), steps, 4, (Part("KeepZeros 1", {"a": [1]}, arrays),))
+    return SavedState(Moment(f"{steps:032x}", steps), steps, 4, 7, True, (Part("KeepZeros 1", {"a": [1]}, arrays),))
 
 
 def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path):
@@ -323,10 +382,28 @@ def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path):
     (folder.path / "killed.part").write_bytes(b"half")
     found = folder.find(Moment(f"{8:032x}", 8))
     assert (found.total, found.steps_per_epoch, found.parts[0].identity) == (8, 4, {"a": [1]})
+    assert (found.epochs, found.over) == (7, True)
     np.testing.assert_array_equal(found.parts[0].arrays["rows"], np.arange(8.0))
     assert folder.find(Moment(f"{12:032x}", 12)) is None
     # Of states that are written again, and of those that are older, the last two are kept.
     folder.write(state_at(4))
     folder.write(state_at(2))
-    assert folder.steps() == "2, 4"
+    assert folder.steps() == [2, 4]
     assert {file.suffix for file in folder.path.iterdir()} == {".npz"}
+
+
+def test_a_file_of_the_format_before_is_read(tmp_path):
+    folder = StateFolder(tmp_path, None)
+    folder.write(state_at(9, rows=np.arange(3.0)))
+    (path,) = tmp_path.iterdir()
+    with np.load(path) as file:
+        arrays = dict(file)
+    about = json.loads(bytes(arrays["about"])) | {"format": 1}
+    for number, texts in ((1, ("epochs", "over")), (3, ())):
+        kept = {name: value for name, value in about.items() if name not in texts} | {"format": number}
+        np.savez(path, **arrays | {"about": np.frombuffer(json.dumps(kept).encode(), np.uint8)})
+        if number == 1:
+            found = folder.latest()
+            assert (found.total, found.epochs, found.over, len(found.parts[0].arrays["rows"])) == (9, 2, False, 3)
+    with pytest.raises(ValueError, match=r"can't be read \(its format is 3, not 2\). Delete that file"):
+        folder.latest()

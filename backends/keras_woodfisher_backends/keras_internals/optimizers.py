@@ -28,6 +28,11 @@ def trained_variables(optimizer: Any) -> list[Any]:
     return optimizer._trainable_variables
 
 
+def step_counter(optimizer: Any) -> Any:
+    """Counts all calls; `iterations` only those that update weights (`gradient_accumulation_steps`)."""
+    return optimizer._iterations
+
+
 def learning_rate_of(optimizer: Any) -> Any:
     """The learning rate as it was given: a variable of a number, a schedule, or a function."""
     return optimizer._learning_rate
