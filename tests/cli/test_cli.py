@@ -636,6 +636,24 @@ def test_losses_are_checked_before_pruning(cli, asked, loss, message):
     assert not asked
 
 
+def test_a_loss_is_the_same_by_each_of_its_names(cli, asked):
+    keras.Sequential([layers.Input((12,)), layers.Dense(1, kernel_initializer="ones")]).save("binary.keras")
+    with np.load("data.npz") as file:
+        np.savez("binary.npz", x=file["x"], y=file["y"][:, None] > 0)
+    command = "prune {} --sparsity 0.5 --method woodfisher --out p.keras --force --loss {}"
+    binary, classes = "binary.keras --data binary.npz", "bare.keras --data data.npz"
+    names = {"bce": binary, "BCE": binary, "BinaryCrossentropy": binary, "SparseCategoricalCrossentropy": classes}
+    for name, files_of in names.items():
+        code, _, err = cli(command.format(files_of, name))
+        assert (code, f"they are logits. Write --loss {name}:from_logits." in err) == (1, True), err
+        code, _, err = cli(command.format(files_of, f"{name}:from_logits"))
+        assert code == 0 and asked["loss"].get_config()["from_logits"], err
+    for name in ("kld", "KLDivergence", "dice"):
+        code, _, err = cli(command.format(binary, name))
+        assert (code, f"--loss {name} takes probabilities" in err, "end the model with a softmax" in err) == (1, 1, 1)
+    assert cli(command.format(binary, "mse"))[0] == 0
+
+
 def test_reconstruction_needs_neither_labels_nor_a_loss(cli, tmp_path):
     with np.load(tmp_path / "data.npz") as file:
         np.savez(tmp_path / "x.npz", x=file["x"])
