@@ -671,6 +671,36 @@ def test_reconstruction_needs_neither_labels_nor_a_loss(cli, tmp_path):
     assert code == 2 and "--num-examples has no effect beside --method magnitude" in err
 
 
+def test_labels_and_a_loss_are_asked_for_where_something_needs_them(cli, old, tmp_path):
+    with np.load(tmp_path / "data.npz") as file:
+        np.savez(tmp_path / "x.npz", x=file["x"])
+    (tmp_path / "reconstruct.yaml").write_text("modifiers:\n  - !ReconstructionModifier {final_sparsity: 0.5}\n")
+    magnitude = OLD.split("---")[1].replace("MFAC", "GM").partition("    mfac_options")[0]
+    (tmp_path / "magnitude.yaml").write_text(magnitude)
+    (tmp_path / "buffer.yaml").write_text(OLD.split("---")[1].replace("{num", "{use_gradient_buffering: true, num"))
+    sensitivity = f"sensitivity bare.keras --data x.npz --levels 0.5 --loss {LOGITS}"
+    for command in (
+        "prune bare.keras --data x.npz --recipe reconstruct.yaml --out p.keras",
+        "prune bare.keras --data x.npz --recipe magnitude.yaml --out q.keras",
+        "check reconstruct.yaml model.keras --data x.npz",
+        "check buffer.yaml model.keras --data x.npz --var goal=0.3",
+        f"{sensitivity} --method reconstruct --eval held_out.npz",
+    ):
+        code, _, err = cli(command)
+        assert code == 0, (command, err)
+    for command in (
+        "prune model.keras --data x.npz --recipe old.md --out r.keras",
+        "prune model.keras --data x.npz --recipe reconstruct.yaml --epochs 1 --out r.keras",
+        "check old.md model.keras --data x.npz",
+        f"{sensitivity} --method reconstruct",
+    ):
+        code, _, err = cli(command)
+        assert (code, "holds x. Wanted are x and y" in err) == (1, True), (command, err)
+    command = "prune bare.keras --data x.npz --recipe reconstruct.yaml --eval held_out.npz --out r.keras"
+    assert "so --eval needs --loss" in cli(command)[2]
+    assert "they are logits" in cli(f"check old.md bare.keras --data data.npz --loss {LOSS}")[2]
+
+
 def test_an_error_is_one_line_and_debug_adds_the_traceback(cli):
     command = "prune model.keras --data data.npz --sparsity 0.5 --out p.keras --num-grads 97"
     code, out, err = cli(command)

@@ -18,12 +18,12 @@ from keras_woodfisher.callbacks.pruning_run import Run
 from keras_woodfisher.gradients.loss import may_have_loss
 from keras_woodfisher.model.targets import FROZEN, Target
 from keras_woodfisher.options.checks import count
-from keras_woodfisher.recipe.callbacks import buffers, callback_of
+from keras_woodfisher.recipe.callbacks import callback_of, samples
 from keras_woodfisher.recipe.dry_run.conflicts import conflicts
 from keras_woodfisher.recipe.dry_run.costs import cost_of, probed_seconds, reconstruction_cost
 from keras_woodfisher.recipe.dry_run.report import CheckedModifier, Problem, RecipeCheck
 from keras_woodfisher.recipe.matching import considered, frozen_targets, matched, near_misses, targets_of
-from keras_woodfisher.recipe.modifiers.pruning import Modifier, PruningModifier, WoodFisherPruningModifier
+from keras_woodfisher.recipe.modifiers.pruning import Modifier, PruningModifier
 from keras_woodfisher.recipe.modifiers.reconstruction import PRUNING, ReconstructionModifier
 from keras_woodfisher.recipe.recipe import Recipe
 from keras_woodfisher.reports.left_out import NOTHING
@@ -112,7 +112,7 @@ class _Training:
                 message = "The model isn't compiled: call model.compile(optimizer=..., loss=...) before training."
                 yield Problem("", message)
             return
-        sampled = any(isinstance(m, WoodFisherPruningModifier) and not buffers(m, self.data) for m in modifiers)
+        sampled = any(samples(modifier, self.data) for modifier in modifiers)
         if not sampled and not may_have_loss(model):
             # Sampling says so itself.
             yield Problem(
