@@ -18,9 +18,10 @@ from keras_woodfisher.callbacks.pruning_run import Run
 from keras_woodfisher.gradients.loss import may_have_loss
 from keras_woodfisher.model.targets import FROZEN, Target
 from keras_woodfisher.options.checks import count
+from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.recipe.callbacks import callback_of, samples
 from keras_woodfisher.recipe.dry_run.conflicts import conflicts
-from keras_woodfisher.recipe.dry_run.costs import cost_of, probed_seconds, reconstruction_cost
+from keras_woodfisher.recipe.dry_run.costs import cost_of, probed_seconds, reconstruction_cost, zeros_after
 from keras_woodfisher.recipe.dry_run.report import CheckedModifier, Problem, RecipeCheck
 from keras_woodfisher.recipe.matching import considered, frozen_targets, matched, near_misses, targets_of
 from keras_woodfisher.recipe.modifiers.pruning import Modifier, PruningModifier
@@ -204,7 +205,12 @@ class _Training:
     def _reconstruction(self, modifier: ReconstructionModifier, entry: CheckedModifier) -> CheckedModifier:
         try:
             callback_of(modifier, self.data, 0)
-            entry = replace(entry, reconstruction=reconstruction_cost(self.model, modifier, self.data))
+            pruner = Pruner(self.model, modifier.options())
+            pruner.check_weights()
+            pruner.find_zeros()
+            entry = replace(entry, reconstruction=reconstruction_cost(self.model, pruner, modifier, self.data))
+            for key, zeros in zeros_after(pruner, modifier).items():
+                self.zeros[key] = max(zeros, self.zeros.get(key, 0))
         except _REFUSALS as error:
             return replace(entry, problems=(_problem(modifier, error),))
         return entry
