@@ -58,6 +58,22 @@ def test_training_begins_pruned_and_a_constant_modifier_keeps_the_zeros(make_mlp
     assert not np.array_equal(before[1], model.get_weights()[1])
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_masks_are_no_constraints_of_the_user(make_mlp, blobs, own):
+    model, norms = make_mlp(), []
+    kernel = model.get_layer("hidden").kernel
+    kernel.constraint = keras.constraints.MaxNorm(0.1) if own else None
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            norms.append(np.linalg.norm(keras.ops.convert_to_numpy(kernel), axis=0).max())
+
+    pruning, hold = recipe_of(HOLD).callbacks(model, blobs, verbose=0)
+    model.fit(*blobs, callbacks=[pruning, hold, Watch()], verbose=0)
+    assert any("constraints of weights were applied" in note for note in pruning.report().notes) == own
+    assert (norms[0] < 0.1 + 1e-4) == own
+
+
 def test_training_that_goes_on_is_not_pruned_again(make_mlp, blobs):
     model = make_mlp()
     callbacks = recipe_of().callbacks(model, blobs, verbose=0)

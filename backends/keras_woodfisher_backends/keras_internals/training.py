@@ -37,14 +37,6 @@ def undo_where_refused(model: keras.Model, undo: Callable[[], None]) -> None:
     _hook_of(model).where_refused.append(undo)
 
 
-def _hook_of(model: keras.Model) -> "_Fit":
-    hook = vars(model).get("fit")
-    if not isinstance(hook, _Fit):
-        # Past Keras's __setattr__, which would track it.
-        hook = vars(model)["fit"] = _Fit(model, hook)
-    return hook
-
-
 def forget(model: keras.Model, undo: Callable[[], None]) -> None:
     """Takes `undo` off the lists; without any left the model is a stock model again."""
     hook = vars(model).get("fit")
@@ -90,6 +82,14 @@ class _Fit:
         vars(self._model).pop("fit")
         if self._own is not None:
             vars(self._model)["fit"] = self._own
+
+
+def _hook_of(model: keras.Model) -> _Fit:
+    hook = vars(model).get("fit")
+    if not isinstance(hook, _Fit):
+        # Past Keras's __setattr__, which would track it.
+        hook = vars(model)["fit"] = _Fit(model, hook)
+    return hook
 
 
 def several_steps_are_possible() -> bool:
