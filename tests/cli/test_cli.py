@@ -1,6 +1,7 @@
 """The command line, mostly in this process through `main`; what it prunes is compared with `prune` itself."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -710,6 +711,28 @@ def test_an_error_is_one_line_and_debug_adds_the_traceback(cli):
     assert "Traceback" in cli(f"{command} --debug")[2]
     err = cli("prune model.keras --data data.npz --sparsity 0.5 --out p.keras --params hiden/kernel")[2]
     assert err.startswith("keras-woodfisher: error: params names 'hiden/kernel'"), "a KeyError without its quotes"
+
+
+@pytest.mark.parametrize(
+    ("stream", "error", "code", "said"),
+    [
+        ("stdout", None, 0, ""),
+        ("stdout", BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),
+        ("stdout", OSError(errno.ENOSPC, "No space left"), 1, "the work is done, but standard output can't be written"),
+        ("stderr", None, 0, ""),
+        ("stderr", BrokenPipeError(errno.EPIPE, "Broken pipe"), 0, ""),
+    ],
+)
+def test_an_answer_that_nobody_reads_is_no_failure_of_the_work(cli, monkeypatch, stream, error, code, said):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise error
+
+    monkeypatch.setattr(sys, stream, error and Closed())
+    more = "--quiet" if error else "--data data.npz --epochs 1"
+    found, _, err = cli(f"prune model.keras --sparsity 0.5 --method magnitude --out p.keras {more}")
+    assert found == code and said in err and ("error" in err) == bool(said)
+    assert zeros("p.keras") == 120
 
 
 def test_a_warning_is_one_line(cli):

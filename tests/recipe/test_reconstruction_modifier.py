@@ -61,12 +61,12 @@ def test_training_begins_pruned_and_a_constant_modifier_keeps_the_zeros(make_mlp
 @pytest.mark.parametrize("own", [False, True])
 def test_masks_are_no_constraints_of_the_user(make_mlp, blobs, own):
     model, norms = make_mlp(), []
-    kernel = model.get_layer("hidden").kernel
-    kernel.constraint = keras.constraints.MaxNorm(0.1) if own else None
+    model.get_layer("hidden").kernel.constraint = keras.constraints.MaxNorm(0.1) if own else None
 
     class Watch(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
-            norms.append(np.linalg.norm(keras.ops.convert_to_numpy(kernel), axis=0).max())
+            kernel = keras.ops.convert_to_numpy(self.model.get_layer("hidden").kernel)
+            norms.append(np.linalg.norm(kernel, axis=0).max())
 
     pruning, hold = recipe_of(HOLD).callbacks(model, blobs, verbose=0)
     model.fit(*blobs, callbacks=[pruning, hold, Watch()], verbose=0)
