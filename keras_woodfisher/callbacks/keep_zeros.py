@@ -10,7 +10,8 @@ from keras_woodfisher_backends.keras_internals.training import keep_edits, model
 
 from keras_woodfisher.callbacks.callback_list import warn, warn_of_dead
 from keras_woodfisher.callbacks.mask_callback import MaskCallback
-from keras_woodfisher.callbacks.mask_constraint import MaskConstraint, WeightMasks
+from keras_woodfisher.callbacks.mask_constraint import WeightMasks
+from keras_woodfisher.model.constraints import masks_of
 from keras_woodfisher.model.targets import ALL, ALL_PRUNABLE, Target, all_targets, find_targets, matches
 from keras_woodfisher.options.checks import as_json, names, number
 from keras_woodfisher.pruning.masks import MANY, zeros_of
@@ -136,7 +137,7 @@ class KeepZeros(MaskCallback):
             target
             for target in all_targets(model_of(self))
             if matches(target, ALL)
-            and not isinstance(target.variable.constraint, MaskConstraint)
+            and not masks_of(target.variable)
             and not any(matches(target, item) for item in exclude)
         ]
         return [v.name for v in count_zeros(free) if MANY <= v.sparsity < 1.0]

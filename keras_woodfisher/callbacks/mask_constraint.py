@@ -9,31 +9,9 @@ from keras import ops
 from keras_woodfisher_backends.keras_internals.optimizers import follow_averages, trained_variables, unfollow_averages
 from keras_woodfisher_backends.keras_internals.training import forget, undo_at_next_fit
 
+from keras_woodfisher.model.constraints import MaskConstraint, constraint_of, masks_of, own_constraint
 from keras_woodfisher.model.optimizer_variables import HiddenVariables, parts_of, slots_of
 from keras_woodfisher.model.targets import Target
-
-
-class MaskConstraint(keras.constraints.Constraint):
-    """`where(mask, w, 0)` after each optimizer step, before and after the constraint that was there.
-
-    Before, so that a constraint of norms sees the weights that are left; after, so that they are zero whatever it does.
-    """
-
-    def __init__(self, mask: Any, inner: Any, owner: "WeightMasks"):
-        self.mask = mask
-        self.inner = inner
-        self.owner = owner
-
-    def __call__(self, w: Any) -> Any:
-        w = self.masked(w)
-        return w if self.inner is None else self.masked(self.inner(w))
-
-    def masked(self, w: Any) -> Any:
-        """The tensor of a variable or tensor `w` with pruned weights at zero."""
-        # Bare variables fail inside JAX's conditional.
-        w = ops.convert_to_tensor(w)
-        w = ops.where(ops.convert_to_tensor(self.mask), w, ops.zeros_like(w))
-        return self.inner.masked(w) if isinstance(self.inner, MaskConstraint) else w
 
 
 class WeightMasks:
@@ -132,7 +110,7 @@ class WeightMasks:
     def constrain(self) -> None:
         """Applies the user's own constraints now: corrected weights may break them, and no step may follow."""
         for target in self._targets:
-            if any(not isinstance(c, MaskConstraint) for c in _chain(target.variable)):
+            if own_constraint(target.variable) is not None:
                 target.variable.assign(target.variable.constraint(target.variable))
 
     def release(self) -> None:
@@ -148,7 +126,7 @@ class WeightMasks:
         for target in self._targets:
             _unlink(target.variable, self)
         for part in parts_of(self._hidden.optimizer):
-            if not any(isinstance(_constraint_of(v), MaskConstraint) for v in trained_variables(part)):
+            if not any(isinstance(constraint_of(v), MaskConstraint) for v in trained_variables(part)):
                 unfollow_averages(part)
         # A step of the user's own, or of another model, may have been traced with them.
         self.release()
@@ -160,7 +138,7 @@ class WeightMasks:
 
     def is_shared(self) -> bool:
         """Whether another owner's masks are on one of the variables too."""
-        return any(mask.owner is not self for target in self._targets for mask in _masks(target.variable))
+        return any(mask.owner is not self for target in self._targets for mask in masks_of(target.variable))
 
     @property
     def _optimizer(self) -> Any:
@@ -169,7 +147,7 @@ class WeightMasks:
 
     def _remove_interrupted(self, others: Sequence["WeightMasks"]) -> None:
         for target in self._targets:
-            for mask in _masks(target.variable):
+            for mask in masks_of(target.variable):
                 if not any(mask.owner is other for other in others):
                     mask.owner.detach()
                 elif self._overlaps(mask.owner):
@@ -184,23 +162,10 @@ class WeightMasks:
         return self.window[0] < other.window[1] and other.window[0] < self.window[1]
 
 
-def _chain(variable: Any) -> list[Any]:
-    """The constraints of a variable from the outside in: masks, and the user's own one last."""
-    chain, constraint = [], _constraint_of(variable)
-    while constraint is not None:
-        chain.append(constraint)
-        constraint = constraint.inner if isinstance(constraint, MaskConstraint) else None
-    return chain
-
-
-def _masks(variable: Any) -> list[MaskConstraint]:
-    return [constraint for constraint in _chain(variable) if isinstance(constraint, MaskConstraint)]
-
-
 def _unlink(variable: Any, owner: WeightMasks) -> None:
     """Takes an owner's mask off a variable, wherever it stands in the chain."""
     outer: Any = None
-    for mask in _masks(variable):
+    for mask in masks_of(variable):
         if mask.owner is not owner:
             outer = mask
         elif outer is None:
@@ -211,10 +176,6 @@ def _unlink(variable: Any, owner: WeightMasks) -> None:
 
 def _mask_average(variable: Any, average: Any) -> None:
     # Keras averages weights as they are before their constraint.
-    constraint = _constraint_of(variable)
+    constraint = constraint_of(variable)
     if isinstance(constraint, MaskConstraint):
         average.assign(constraint.masked(average))
-
-
-def _constraint_of(variable: Any) -> Any:
-    return getattr(variable, "constraint", None)

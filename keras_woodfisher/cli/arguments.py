@@ -79,7 +79,7 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
 
 def _add_sensitivity(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL.keras")
-    data_text = "x, y and perhaps sample_weight: gradients (magnitude: none)"
+    data_text = "x, and y but for --method reconstruct with --eval (magnitude needs none)"
     parser.add_argument("--data", metavar="DATA.npz", help=data_text)
     parser.add_argument("--eval", metavar="DATA.npz", help="examples to measure losses on (default: --data)")
     parser.add_argument("--loss", metavar="NAME", help=f"{_LOSS_HELP} (default: the compiled loss)")
@@ -104,7 +104,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL.keras")
     parser.add_argument("--steps-per-epoch", type=whole_text(1), metavar="N", help="batches in an epoch")
     parser.add_argument("--epochs", type=whole_text(1), metavar="N", help="epochs that training will last")
-    parser.add_argument("--data", metavar="DATA.npz", help="x, y and perhaps sample_weight")
+    parser.add_argument("--data", metavar="DATA.npz", help="x, and y where gradients are taken")
     parser.add_argument("--loss", metavar="NAME", help=_LOSS_HELP)
     ranks = "tell what each of R processes that prune together would hold, send and compute"
     parser.add_argument("--ranks", type=whole_text(1), metavar="R", help=ranks)

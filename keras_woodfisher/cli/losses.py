@@ -7,6 +7,7 @@ of each, or `OUTPUT=NAME,OUTPUT=NAME` gives each its own.
 import difflib
 import inspect
 import re
+from contextlib import suppress
 from typing import Any
 
 import keras
@@ -23,6 +24,12 @@ _USUAL = (
     "mean_squared_error"
 )
 _LOGITS = ":from_logits"
+_OF_CLASSES = ("sparse", "ctc")
+"""How the names of losses begin whose labels aren't one an output."""
+
+_OF_PROBABILITIES = ("kl_divergence", "dice", "tversky", "categorical_generalized_cross_entropy")
+"""Functions that take probabilities and can't be told of logits."""
+
 _NOTE = f"Write NAME{_LOGITS} where the model's outputs are logits."
 
 
@@ -51,11 +58,11 @@ def _read_one(text: str) -> Any:
         raise ValueError(f"--loss {text}: only {_LOGITS} may follow a name.")
     try:
         loss = keras.losses.get(name or "(nothing)")
-    except ValueError:
+    except (ValueError, TypeError):
         near = difflib.get_close_matches(name, dir(keras.losses), n=1)
         hint = f" The nearest is {near[0]}." if near else ""
         raise ValueError(f"--loss {name} isn't a loss of Keras.{hint} The usual ones: {_USUAL}. {_NOTE}") from None
-    made = _with_logits(name)
+    made = _with_logits(loss)
     if logits and made is None:
         raise ValueError(f"--loss {text}: {name} doesn't take logits. Leave out {_LOGITS}.")
     return made if logits else loss
@@ -110,16 +117,23 @@ def _check_outputs(model: keras.Model, text: str, examples: Data) -> None:
 
 
 def _check_output(text: str, values: np.ndarray, labels: np.ndarray) -> None:
-    if not text.startswith(("sparse", "ctc")) and labels[0].size != values[0].size:
+    loss = keras.losses.get(text.removesuffix(_LOGITS))
+    if not _name(_function(loss)).startswith(_OF_CLASSES) and labels[0].size != values[0].size:
         raise ValueError(
             f"--loss {text} wants one label an output, got labels of shape {labels.shape[1:]} for outputs of shape "
             f"{values.shape[1:]}. Where labels are classes as numbers, use sparse_categorical_crossentropy."
         )
-    of_probabilities = not text.endswith(_LOGITS) and _with_logits(text) is not None
-    if of_probabilities and (np.nanmin(values) < -1e-3 or np.nanmax(values) > 1 + 1e-3):
+    knows_logits = _with_logits(loss) is not None
+    of_probabilities = knows_logits or _name(_function(loss)) in _OF_PROBABILITIES
+    if text.endswith(_LOGITS) or not of_probabilities:
+        return
+    if np.nanmin(values) < -1e-3 or np.nanmax(values) > 1 + 1e-3:
+        mend = f"Write --loss {text}{_LOGITS}."
+        if not knows_logits:
+            mend = f"It can't be told so: end the model with a softmax or sigmoid, or name a cross-entropy{_LOGITS}."
         raise ValueError(
             f"--loss {text} takes probabilities, but the model's outputs go from {np.nanmin(values):.3g} to "
-            f"{np.nanmax(values):.3g}: they are logits. Write --loss {text}{_LOGITS}."
+            f"{np.nanmax(values):.3g}: they are logits. {mend}"
         )
 
 
@@ -168,7 +182,7 @@ class _Judge(keras.Model):
 
 def _metrics(loss: Any) -> list[Any]:
     config = loss.get_config() if isinstance(loss, keras.losses.Loss) else {}
-    if config.get("from_logits") and "binary" in _name(loss):
+    if config.get("from_logits") and "binary" in _name(_function(loss)):
         # Outputs above 0 (rather than above 0.5) mean yes.
         return [keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)]
     return ["accuracy"] if _is_classification(loss) else []
@@ -176,21 +190,27 @@ def _metrics(loss: Any) -> list[Any]:
 
 def _is_classification(loss: Any) -> bool:
     """Whether accuracy means something beside this loss."""
-    return "crossentropy" in _letters(_name(loss))
+    return "crossentropy" in _name(_function(loss)).replace("_", "").lower()
 
 
-def _with_logits(name: str) -> Any:
-    """The loss of a name, made for logits; None if it doesn't know them."""
+def _with_logits(loss: Any) -> Any:
+    """A Keras loss, made for logits; None if it doesn't know them."""
+    function = _function(loss)
     for made in vars(keras.losses).values():
-        if inspect.isclass(made) and _letters(made.__name__) == _letters(name):
+        # Whatever the name by which it was found: a loss has several, and functions only one of them.
+        if inspect.isclass(made) and "from_logits" in inspect.signature(made).parameters:
             make: Any = made
-            return make(from_logits=True) if "from_logits" in inspect.signature(make).parameters else None
+            if make().fn is function:
+                return make(from_logits=True)
     return None
 
 
+def _function(loss: Any) -> Any:
+    """What a loss, or one that is named, computes of an example: the function of its own, where it wraps one."""
+    with suppress(ValueError):
+        loss = keras.losses.get(loss) if isinstance(loss, str) else loss
+    return getattr(loss, "fn", loss)
+
+
 def _name(loss: Any) -> str:
-    return loss if isinstance(loss, str) else str(getattr(loss, "name", getattr(loss, "__name__", "")))
-
-
-def _letters(name: str) -> str:
-    return name.replace("_", "").lower()
+    return loss if isinstance(loss, str) else str(getattr(loss, "__name__", getattr(loss, "name", "")))

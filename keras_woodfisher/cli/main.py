@@ -10,14 +10,15 @@ import traceback
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib import import_module
 from typing import Any
 
 from keras_woodfisher.cli.answer import Answer, as_json
 from keras_woodfisher.cli.arguments import BACKENDS, parse
 
-FAILED, INTERRUPTED = 1, 130
+FAILED, INTERRUPTED, PIPE_CLOSED = 1, 130, 141
+"""The last two as shells have them of a process that a signal ended: SIGINT, SIGPIPE."""
 
 # Their messages say what to do; of any other error the name of its class is worth knowing.
 _EXPLAINED = (ValueError, TypeError, KeyError, OSError, MemoryError, FloatingPointError, RuntimeError, ImportError)
@@ -30,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; by default those of the process.
 
     Returns:
-        The exit code: 0, 1 (the work failed, or `check` found problems) or 130 (interrupted).
+        The exit code: 0, 1 (the work failed, or `check` found problems), 130 (interrupted) or 141 (the work was done,
+        and nobody reads the answer any more).
 
     Raises:
         SystemExit: With code 2 if the arguments are wrong.
@@ -41,12 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.environ["KERAS_BACKEND"] = args.backend
         # TensorFlow's start would bury a message of one line; a setting of the user's own goes first.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with _progress_somewhere():
+        return _answered(args)
+
+
+def _answered(args: Namespace) -> int:
     try:
         with redirect_stdout(sys.stderr), _short_warnings():
             answer = _run(args)
-        _write(sys.stdout, as_json(answer.data) if args.json else answer.text)
-        sys.stdout.flush()
-        return answer.code
+        return _told(as_json(answer.data) if args.json else answer.text, answer.code)
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
@@ -55,6 +60,33 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         _say(f"error: {_one_line(error)}")
         return FAILED
+
+
+def _told(text: str, code: int) -> int:
+    """Writes an answer to standard output, where there is one; the exit code, by what becomes of it."""
+    if sys.stdout is None:
+        return code
+    try:
+        _write(sys.stdout, text)
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left of the answer would be written once more when Python ends.
+        with suppress(OSError), open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return PIPE_CLOSED
+        _say(f"error: the work is done, but standard output can't be written: {error.strerror or error}")
+        return FAILED
+    return code
+
+
+@contextmanager
+def _progress_somewhere() -> Iterator[None]:
+    """Lets progress and warnings go nowhere if standard error is closed: Keras writes without looking."""
+    with ExitStack() as stack:
+        if sys.stderr is None:
+            stack.enter_context(redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
+        yield
 
 
 def _run(args: Namespace) -> Answer:
@@ -103,7 +135,8 @@ def _own_words(text: str) -> str:
 
 
 def _say(text: str) -> None:
-    _write(sys.stderr, f"keras-woodfisher: {text}")
+    with suppress(BrokenPipeError):
+        _write(sys.stderr, f"keras-woodfisher: {text}")
 
 
 def _write(stream: Any, text: str) -> None:

@@ -19,6 +19,7 @@ from keras_woodfisher.oneshot.presets import CHOSEN, OF_GRADIENTS, method_of
 from keras_woodfisher.options.pruning_options import WOODFISHER
 from keras_woodfisher.options.table import on_command_line
 from keras_woodfisher.recipe.matching import considered
+from keras_woodfisher.recipe.modifiers.pruning import WoodFisherPruningModifier
 from keras_woodfisher.recipe.modifiers.reconstruction import PRUNING
 from keras_woodfisher.recipe.one_shot_callback import OneShotPruning
 from keras_woodfisher.reports.left_out import LeftOut
@@ -35,11 +36,11 @@ def run(args: Namespace) -> Answer:
     paths.check_output(args.out, (".keras",), args.force, paths.size_of(args.model))
     recipe = files.load_recipe(args.recipe, args.var) if args.recipe else None
     model = files.load_model(args.model)
-    labelled = recipe is not None or bool(args.epochs) or _takes_gradients(args)
+    labelled = bool(args.epochs) or _takes_gradients(args, recipe)
     data = load_data(args.data, model, labelled) if args.data else None
     held_out = load_data(args.eval, model) if args.eval else None
     batchnorm = _batchnorm(args, model)
-    loss = _loss(args, model, labelled_examples(data, held_out, batchnorm.get("reestimate_batchnorm")))
+    loss = _loss(args, model, labelled, labelled_examples(data, held_out, batchnorm.get("reestimate_batchnorm")))
     check_labels(args.data, model, loss, data if labelled else None)
     check_labels(args.eval, model, loss, held_out)
     if isinstance(again := batchnorm.get("reestimate_batchnorm"), Data):
@@ -70,7 +71,7 @@ def verbosity(args: Namespace) -> int:
     return 1 if sys.stderr.isatty() else 2
 
 
-def _loss(args: Namespace, model: keras.Model, examples: Data | None) -> Any:
+def _loss(args: Namespace, model: keras.Model, labelled: bool, examples: Data | None) -> Any:
     """The loss to use instead of the compiled one, if any; options that would be without effect are refused."""
     if args.epochs and model.compiled and (args.loss or args.learning_rate):
         option = "--loss" if args.loss else "--learning-rate"
@@ -78,15 +79,16 @@ def _loss(args: Namespace, model: keras.Model, examples: Data | None) -> Any:
             f"{option} has no effect: the model is compiled, and trains with its own loss and optimizer. Leave it "
             "out, or save the model without compiling it."
         )
-    measures = args.epochs or args.eval or args.reestimate_batchnorm
-    if examples is None or not (args.loss or args.recipe or _takes_gradients(args) or measures):
+    if examples is None or not (args.loss or labelled or args.eval or args.reestimate_batchnorm):
         return None
-    why = "--data" if args.data else "--eval" if args.eval else "--reestimate-batchnorm"
+    why = "--data" if labelled and args.data else "--eval" if args.eval else "--reestimate-batchnorm"
     return needed_loss(model, args.loss, why, examples)
 
 
-def _takes_gradients(args: Namespace) -> bool:
+def _takes_gradients(args: Namespace, recipe: kw.Recipe | None) -> bool:
     """Whether one shot needs labels and a loss."""
+    if recipe is not None:
+        return any(isinstance(modifier, WoodFisherPruningModifier) for modifier in recipe.modifiers)
     given = {row.name: getattr(args, row.name_in(args.command)) for row in on_command_line(args.command)}
     of_gradients = {
         name: value for name, value in given.items() if name in (*CHOSEN, *OF_GRADIENTS, "num_recomputations")

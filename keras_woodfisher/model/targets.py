@@ -13,6 +13,7 @@ from keras_woodfisher_backends.keras_internals.engines import assign_whole, whol
 from keras_woodfisher_backends.keras_internals.models import layers_of, own_state, own_weights, sublayers_of
 
 from keras_woodfisher.model.axes import is_prunable, weight_order
+from keras_woodfisher.model.constraints import own_constraint
 from keras_woodfisher.model.quantized import holds_weights, mode_of
 from keras_woodfisher.options.patterns import PATTERN, matches_pattern
 from keras_woodfisher.options.sparsity_levels import Levels
@@ -67,6 +68,11 @@ class Target:
         dtype = np.float64 if values.dtype == np.float64 else np.float32
         return self.flatten(values).astype(dtype)
 
+    @property
+    def constraint(self) -> Any:
+        """The variable's own constraint, whatever masks are around it, or None."""
+        return own_constraint(self.variable)
+
     def constrained(self, values: Any, pruned: np.ndarray) -> np.ndarray:
         """Values under the variable's own constraint, which corrections may have broken; zeros stay.
 
@@ -74,7 +80,7 @@ class Target:
             values: In the variable's shape.
             pruned: What is pruned, bool, in the same shape.
         """
-        held = keras.ops.convert_to_numpy(self.variable.constraint(values))
+        held = keras.ops.convert_to_numpy(self.constraint(values))
         return np.where(pruned, np.zeros((), held.dtype), held)
 
     def write(self, flat: np.ndarray) -> None:

@@ -192,7 +192,7 @@ def _constrain(pruner: Pruner) -> bool:
     """Applies the weights' own constraints, which corrections may have broken, if there are any; zeros stay."""
     found = False
     for target, pruned in zip(pruner.targets, pruner.masks(), strict=True):
-        if target.variable.constraint is not None:
+        if target.constraint is not None:
             target.variable.assign(target.constrained(target.variable, pruned))
             found = True
     return found

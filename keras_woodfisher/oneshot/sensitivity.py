@@ -196,7 +196,7 @@ class _MeasuredLoss:
         """The loss with other weights of the variable at `place`, in weight order, some of which are `pruned`."""
         target = self._targets[place]
         values = ops.convert_to_tensor(np.ascontiguousarray(target.unflatten(flat)), dtype=target.variable.dtype)
-        if target.variable.constraint is not None:
+        if target.constraint is not None:
             values = ops.convert_to_tensor(target.constrained(values, target.unflatten(pruned)))
         others = self._values[:place], self._values[place + 1 :]
         return self._loss([*others[0], values, *others[1]], self._batches)

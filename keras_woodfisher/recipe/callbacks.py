@@ -73,6 +73,11 @@ def buffers(modifier: Modifier, data: Any) -> bool:
     return bool(modifier.use_gradient_buffering) or (modifier.use_gradient_buffering is None and data is None)
 
 
+def samples(modifier: Modifier, data: Any) -> bool:
+    """Whether a modifier takes its gradients from labelled `data` while training."""
+    return isinstance(modifier, WoodFisherPruningModifier) and not buffers(modifier, data)
+
+
 def _source_of(modifier: PruningModifier, data: Any) -> dict[str, Any]:
     if not isinstance(modifier, WoodFisherPruningModifier):
         # What the pruned model gives is looked at.

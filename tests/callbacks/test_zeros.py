@@ -10,7 +10,7 @@ from keras_woodfisher_backends.keras_internals.training import keep_edits, sever
 from releases import MultiOptimizer, Muon, OptimizerMap, ScheduleFreeAdamW
 
 import keras_woodfisher as kw
-from keras_woodfisher.callbacks.mask_constraint import MaskConstraint
+from keras_woodfisher.model.constraints import MaskConstraint
 from keras_woodfisher.model.optimizer_variables import inner_optimizer, parts_of, slots_of
 
 BACKEND = keras.backend.backend()

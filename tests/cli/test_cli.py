@@ -1,6 +1,7 @@
 """The command line, mostly in this process through `main`; what it prunes is compared with `prune` itself."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -636,6 +637,24 @@ def test_losses_are_checked_before_pruning(cli, asked, loss, message):
     assert not asked
 
 
+def test_a_loss_is_the_same_by_each_of_its_names(cli, asked):
+    keras.Sequential([layers.Input((12,)), layers.Dense(1, kernel_initializer="ones")]).save("binary.keras")
+    with np.load("data.npz") as file:
+        np.savez("binary.npz", x=file["x"], y=file["y"][:, None] > 0)
+    command = "prune {} --sparsity 0.5 --method woodfisher --out p.keras --force --loss {}"
+    binary, classes = "binary.keras --data binary.npz", "bare.keras --data data.npz"
+    names = {"bce": binary, "BCE": binary, "BinaryCrossentropy": binary, "SparseCategoricalCrossentropy": classes}
+    for name, files_of in names.items():
+        code, _, err = cli(command.format(files_of, name))
+        assert (code, f"they are logits. Write --loss {name}:from_logits." in err) == (1, True), err
+        code, _, err = cli(command.format(files_of, f"{name}:from_logits"))
+        assert code == 0 and asked["loss"].get_config()["from_logits"], err
+    for name in ("kld", "KLDivergence", "dice"):
+        code, _, err = cli(command.format(binary, name))
+        assert (code, f"--loss {name} takes probabilities" in err, "end the model with a softmax" in err) == (1, 1, 1)
+    assert cli(command.format(binary, "mse"))[0] == 0
+
+
 def test_reconstruction_needs_neither_labels_nor_a_loss(cli, tmp_path):
     with np.load(tmp_path / "data.npz") as file:
         np.savez(tmp_path / "x.npz", x=file["x"])
@@ -653,6 +672,36 @@ def test_reconstruction_needs_neither_labels_nor_a_loss(cli, tmp_path):
     assert code == 2 and "--num-examples has no effect beside --method magnitude" in err
 
 
+def test_labels_and_a_loss_are_asked_for_where_something_needs_them(cli, old, tmp_path):
+    with np.load(tmp_path / "data.npz") as file:
+        np.savez(tmp_path / "x.npz", x=file["x"])
+    (tmp_path / "reconstruct.yaml").write_text("modifiers:\n  - !ReconstructionModifier {final_sparsity: 0.5}\n")
+    magnitude = OLD.split("---")[1].replace("MFAC", "GM").partition("    mfac_options")[0]
+    (tmp_path / "magnitude.yaml").write_text(magnitude)
+    (tmp_path / "buffer.yaml").write_text(OLD.split("---")[1].replace("{num", "{use_gradient_buffering: true, num"))
+    sensitivity = f"sensitivity bare.keras --data x.npz --levels 0.5 --loss {LOGITS}"
+    for command in (
+        "prune bare.keras --data x.npz --recipe reconstruct.yaml --out p.keras",
+        "prune bare.keras --data x.npz --recipe magnitude.yaml --out q.keras",
+        "check reconstruct.yaml model.keras --data x.npz",
+        "check buffer.yaml model.keras --data x.npz --var goal=0.3",
+        f"{sensitivity} --method reconstruct --eval held_out.npz",
+    ):
+        code, _, err = cli(command)
+        assert code == 0, (command, err)
+    for command in (
+        "prune model.keras --data x.npz --recipe old.md --out r.keras",
+        "prune model.keras --data x.npz --recipe reconstruct.yaml --epochs 1 --out r.keras",
+        "check old.md model.keras --data x.npz",
+        f"{sensitivity} --method reconstruct",
+    ):
+        code, _, err = cli(command)
+        assert (code, "holds x. Wanted are x and y" in err) == (1, True), (command, err)
+    command = "prune bare.keras --data x.npz --recipe reconstruct.yaml --eval held_out.npz --out r.keras"
+    assert "so --eval needs --loss" in cli(command)[2]
+    assert "they are logits" in cli(f"check old.md bare.keras --data data.npz --loss {LOSS}")[2]
+
+
 def test_an_error_is_one_line_and_debug_adds_the_traceback(cli):
     command = "prune model.keras --data data.npz --sparsity 0.5 --out p.keras --num-grads 97"
     code, out, err = cli(command)
@@ -662,6 +711,28 @@ def test_an_error_is_one_line_and_debug_adds_the_traceback(cli):
     assert "Traceback" in cli(f"{command} --debug")[2]
     err = cli("prune model.keras --data data.npz --sparsity 0.5 --out p.keras --params hiden/kernel")[2]
     assert err.startswith("keras-woodfisher: error: params names 'hiden/kernel'"), "a KeyError without its quotes"
+
+
+@pytest.mark.parametrize(
+    ("stream", "error", "code", "said"),
+    [
+        ("stdout", None, 0, ""),
+        ("stdout", BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),
+        ("stdout", OSError(errno.ENOSPC, "No space left"), 1, "the work is done, but standard output can't be written"),
+        ("stderr", None, 0, ""),
+        ("stderr", BrokenPipeError(errno.EPIPE, "Broken pipe"), 0, ""),
+    ],
+)
+def test_an_answer_that_nobody_reads_is_no_failure_of_the_work(cli, monkeypatch, stream, error, code, said):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise error
+
+    monkeypatch.setattr(sys, stream, error and Closed())
+    more = "--quiet" if error else "--data data.npz --epochs 1"
+    found, _, err = cli(f"prune model.keras --sparsity 0.5 --method magnitude --out p.keras {more}")
+    assert found == code and said in err and ("error" in err) == bool(said)
+    assert zeros("p.keras") == 120
 
 
 def test_a_warning_is_one_line(cli):

@@ -58,6 +58,22 @@ def test_training_begins_pruned_and_a_constant_modifier_keeps_the_zeros(make_mlp
     assert not np.array_equal(before[1], model.get_weights()[1])
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_masks_are_no_constraints_of_the_user(make_mlp, blobs, own):
+    model, norms = make_mlp(), []
+    model.get_layer("hidden").kernel.constraint = keras.constraints.MaxNorm(0.1) if own else None
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            kernel = keras.ops.convert_to_numpy(self.model.get_layer("hidden").kernel)
+            norms.append(np.linalg.norm(kernel, axis=0).max())
+
+    pruning, hold = recipe_of(HOLD).callbacks(model, blobs, verbose=0)
+    model.fit(*blobs, callbacks=[pruning, hold, Watch()], verbose=0)
+    assert any("constraints of weights were applied" in note for note in pruning.report().notes) == own
+    assert (norms[0] < 0.1 + 1e-4) == own
+
+
 def test_training_that_goes_on_is_not_pruned_again(make_mlp, blobs):
     model = make_mlp()
     callbacks = recipe_of().callbacks(model, blobs, verbose=0)
@@ -78,6 +94,84 @@ def test_what_the_dry_run_tells(make_mlp, blobs):
     assert again["modifiers"][1]["reconstruction"]["memory"]["bytes"] == cost.memory.bytes
     for one, other in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("quality", "text"),
+    [
+        ("fast", ""),
+        ("balanced", "; more where allocations are compared and layers fitted again"),
+        ("best", "; more where allocations are compared and layers fitted again, and for 1,024 gradient steps"),
+    ],
+)
+def test_the_dry_run_tells_what_its_time_leaves_out(make_mlp, blobs, quality, text):
+    found = kw.check_recipe(recipe_of(num_examples=64, quality=quality), make_mlp(), 3, 1, data=blobs, verbose=0)
+    (line,) = (line for line in str(found).splitlines() if "time: about" in line)
+    assert line.endswith(f" s{text}")
+
+
+AFTERWARDS = {
+    "params": "__ALL_PRUNABLE__",
+    "init_sparsity": "__FROM_PARAM__",
+    "final_sparsity": 0.8,
+    "start_epoch": 1.0,
+    "end_epoch": 2.0,
+    "update_frequency": 0.5,
+}
+
+
+def test_what_comes_afterwards_is_planned_with_its_zeros(make_mlp, blobs):
+    model, found = make_mlp(), []
+    recipe = recipe_of({"GMPruningModifier": AFTERWARDS})
+    plan = kw.check_recipe(recipe, model, 4, 3, data=blobs, verbose=0).modifiers[0].updates
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            found.append(kw.sparsity_report(self.model).sparsity)
+
+    callbacks = recipe.callbacks(model, blobs, verbose=0)
+    model.fit(*blobs, epochs=3, batch_size=24, callbacks=[*callbacks, Watch()], verbose=0)
+    assert [update.sparsity for update in plan] == pytest.approx([found[4], found[6], found[8]])
+    assert plan[0].sparsity == found[0] == 0.5
+
+
+def test_where_another_callback_refuses_training_the_weights_are_as_they_were(make_mlp, blobs):
+    model = make_mlp(optimizer=keras.optimizers.Ftrl(0.1))
+    fields = {**AFTERWARDS, "num_grads": {0.0: 4, 0.5: 8}, "use_gradient_buffering": True}
+    recipe = recipe_of({"MFACPruningModifier": fields})
+    message = "num_grads=8 gradients can't have been buffered by the update at epoch 1.5: only 6 steps"
+    (problem,) = kw.check_recipe(recipe, model, 4, 3, data=blobs, verbose=0).problems
+    assert message in str(problem)
+    model.optimizer.build(model.trainable_variables)
+    before = [np.array(keras.ops.convert_to_numpy(v)) for v in (*model.variables, *model.optimizer.variables)]
+    with pytest.raises(ValueError, match=message):
+        callbacks = recipe.callbacks(model, blobs, verbose=0)
+        model.fit(*blobs, epochs=3, batch_size=24, callbacks=callbacks, verbose=0)
+    for variable, old in zip((*model.variables, *model.optimizer.variables), before, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), old)
+    assert "fit" not in vars(model)
+    with pytest.raises(RuntimeError, match="Nothing was pruned"):
+        callbacks[0].report()
+
+
+def test_only_what_comes_before_the_first_step_is_undone(make_mlp, blobs):
+    class Fails(keras.callbacks.Callback):
+        def __init__(self, epoch):
+            super().__init__()
+            self.epoch = epoch
+
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == self.epoch:
+                raise RuntimeError("of one's own")
+
+    model = make_mlp()
+    for epoch in (0, 1):
+        with pytest.raises(RuntimeError, match="of one's own"):
+            callbacks = recipe_of(HOLD).callbacks(model, blobs, verbose=0)
+            model.fit(*blobs, epochs=2, batch_size=32, callbacks=[*callbacks, Fails(epoch)], verbose=0)
+        assert kw.sparsity_report(model).sparsity == 0.5, "another's failure isn't a refusal"
+    model.fit(*blobs, epochs=1, verbose=0)
+    assert "fit" not in vars(model) and kw.sparsity_report(model).sparsity < 0.5
 
 
 @pytest.mark.parametrize(

@@ -26,27 +26,36 @@ def undo_at_next_fit(model: keras.Model, undo: Callable[[], None]) -> None:
 
     Keras tells a callback nothing when `fit` ends with an exception, so that masks, gradient buffers and hooks stay.
     """
-    hook = vars(model).get("fit")
-    if not isinstance(hook, _Fit):
-        # Past Keras's __setattr__, which would track it.
-        hook = vars(model)["fit"] = _Fit(model, hook)
-    hook.undos.append(undo)
+    _hook_of(model).undos.append(undo)
+
+
+def undo_where_refused(model: keras.Model, undo: Callable[[], None]) -> None:
+    """Calls `undo` where `undo_now` is called, unless `forget` comes first; the next `fit` forgets it.
+
+    For changes of weights that aren't to stay where another callback refuses the training.
+    """
+    _hook_of(model).where_refused.append(undo)
 
 
 def forget(model: keras.Model, undo: Callable[[], None]) -> None:
-    """Takes `undo` off the list; without any left the model is a stock model again."""
+    """Takes `undo` off the lists; without any left the model is a stock model again."""
     hook = vars(model).get("fit")
     if isinstance(hook, _Fit):
         hook.undos = [known for known in hook.undos if known != undo]
-        if not hook.undos:
+        hook.where_refused = [known for known in hook.where_refused if known != undo]
+        if not hook.undos and not hook.where_refused:
             hook.give_back()
 
 
 def undo_now(model: keras.Model) -> None:
-    """Undoes at once what the next `fit` of a model would; on JAX its variables must be up to date."""
+    """Undoes at once what the next `fit` of a model would, and more; on JAX its variables must be up to date."""
     hook = vars(model).get("fit")
     if isinstance(hook, _Fit):
         hook.undo()
+        # The last change first, as one may have followed another.
+        for undo in reversed(hook.where_refused):
+            undo()
+            forget(model, undo)
 
 
 class _Fit:
@@ -56,9 +65,12 @@ class _Fit:
         self._model = model
         self._own = own
         self.undos: list[Callable[[], None]] = []
+        self.where_refused: list[Callable[[], None]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.undo()
+        for undo in self.where_refused:
+            forget(self._model, undo)
         return (self._own or partial(type(self._model).fit, self._model))(*args, **kwargs)
 
     def undo(self) -> None:
@@ -70,6 +82,14 @@ class _Fit:
         vars(self._model).pop("fit")
         if self._own is not None:
             vars(self._model)["fit"] = self._own
+
+
+def _hook_of(model: keras.Model) -> _Fit:
+    hook = vars(model).get("fit")
+    if not isinstance(hook, _Fit):
+        # Past Keras's __setattr__, which would track it.
+        hook = vars(model)["fit"] = _Fit(model, hook)
+    return hook
 
 
 def several_steps_are_possible() -> bool:

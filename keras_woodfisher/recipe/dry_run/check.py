@@ -20,13 +20,14 @@ from keras_woodfisher.callbacks.update_plan import PlannedUpdate
 from keras_woodfisher.gradients.loss import may_have_loss
 from keras_woodfisher.model.targets import FROZEN, Target
 from keras_woodfisher.options.checks import count
-from keras_woodfisher.recipe.callbacks import buffers, callback_of
+from keras_woodfisher.pruning.pruner import Pruner
+from keras_woodfisher.recipe.callbacks import callback_of, samples
 from keras_woodfisher.recipe.dry_run.conflicts import conflicts
-from keras_woodfisher.recipe.dry_run.costs import cost_of, probed_seconds, reconstruction_cost
+from keras_woodfisher.recipe.dry_run.costs import cost_of, probed_seconds, reconstruction_cost, zeros_after
 from keras_woodfisher.recipe.dry_run.process_costs import ProcessCost, Processes, process_cost
 from keras_woodfisher.recipe.dry_run.report import CheckedModifier, Problem, RecipeCheck
 from keras_woodfisher.recipe.matching import considered, frozen_targets, matched, near_misses, targets_of
-from keras_woodfisher.recipe.modifiers.pruning import Modifier, PruningModifier, WoodFisherPruningModifier
+from keras_woodfisher.recipe.modifiers.pruning import Modifier, PruningModifier
 from keras_woodfisher.recipe.modifiers.reconstruction import PRUNING, ReconstructionModifier
 from keras_woodfisher.recipe.recipe import Recipe
 from keras_woodfisher.reports.left_out import NOTHING
@@ -122,7 +123,7 @@ class _Training:
                 message = "The model isn't compiled: call model.compile(optimizer=..., loss=...) before training."
                 yield Problem("", message)
             return
-        sampled = any(isinstance(m, WoodFisherPruningModifier) and not buffers(m, self.data) for m in modifiers)
+        sampled = any(samples(modifier, self.data) for modifier in modifiers)
         if not sampled and not may_have_loss(model):
             # Sampling says so itself.
             yield Problem(
@@ -223,7 +224,12 @@ class _Training:
     def _reconstruction(self, modifier: ReconstructionModifier, entry: CheckedModifier) -> CheckedModifier:
         try:
             callback_of(modifier, self.data, 0)
-            entry = replace(entry, reconstruction=reconstruction_cost(self.model, modifier, self.data))
+            pruner = Pruner(self.model, modifier.options())
+            pruner.check_weights()
+            pruner.find_zeros()
+            entry = replace(entry, reconstruction=reconstruction_cost(self.model, pruner, modifier, self.data))
+            for key, zeros in zeros_after(pruner, modifier).items():
+                self.zeros[key] = max(zeros, self.zeros.get(key, 0))
         except _REFUSALS as error:
             return replace(entry, problems=(_problem(modifier, error),))
         return entry

@@ -1,5 +1,6 @@
 """What a plan will cost, in bytes and seconds."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.gradients.sources import SampledGradients
 from keras_woodfisher.memory.plan import RECOMPUTED, MemoryPlan
 from keras_woodfisher.memory.store import MemoryStore
+from keras_woodfisher.model.targets import finals_of
+from keras_woodfisher.oneshot.reconstruction.allocation import Allocation, candidates
 from keras_woodfisher.oneshot.reconstruction.footprint import Plan
 from keras_woodfisher.oneshot.reconstruction.pruning import Examined, effort_of
 from keras_woodfisher.options.pruning_options import AUTO
@@ -59,29 +62,48 @@ class ReconstructionCost:
         examples: How many examples layers will be fitted to.
         memory: How many at a time, and what that takes.
         passes: Passes over all of them.
-        seconds: Of passes and solutions, about; without the steps of `quality="best"`.
+        seconds: Of passes and solutions, about.
+        without: What takes more than that.
     """
 
     examples: int
     memory: Plan
     passes: int
     seconds: float
+    without: tuple[str, ...] = ()
 
 
-def reconstruction_cost(model: keras.Model, modifier: ReconstructionModifier, data: Any) -> ReconstructionCost:
-    """The cost of a modifier, by the examples that it will be given.
+def reconstruction_cost(
+    model: keras.Model, pruner: Pruner, modifier: ReconstructionModifier, data: Any
+) -> ReconstructionCost:
+    """The cost of a modifier whose pruner is given, by the examples that it will be given.
 
     Raises:
         ValueError, TypeError, MemoryError: As the work itself would.
     """
-    pruner = Pruner(model, modifier.options())
-    pruner.check_weights()
     effort = effort_of(modifier.quality, modifier.num_examples, pruner.options.method)
     assert effort is not None
     examined = Examined(model, pruner, open_examples(data), effort.num_examples)
     work = examined.layerwise
     passes = 2 * work.passes * work.examples * work.seconds_per_example()
-    return ReconstructionCost(work.examples, work.plan, work.passes, passes + work.operations / _gemm_rate())
+    seconds = passes + work.operations / _gemm_rate()
+    without: tuple[str, ...] = ()
+    if math.isfinite(effort.compare) and len(_allocations(pruner, modifier)) > 1:
+        without += ("where allocations are compared and layers fitted again",)
+    if effort.steps:
+        without += (f"for {effort.steps:,} gradient steps",)
+    return ReconstructionCost(work.examples, work.plan, work.passes, seconds, without)
+
+
+def zeros_after(pruner: Pruner, modifier: ReconstructionModifier) -> dict[int, int]:
+    """How many zeros each variable will have, by `id(variable)`, in the allocation that is usually the best."""
+    return next(iter(_allocations(pruner, modifier).values())).zeros
+
+
+def _allocations(pruner: Pruner, modifier: ReconstructionModifier) -> dict[str, Allocation]:
+    targets, final = pruner.targets, modifier.final_sparsity
+    finals = finals_of(targets, modifier.levels) if isinstance(final, Mapping) else [final] * len(targets)
+    return candidates(pruner, finals)
 
 
 def cost_of(run: Run, updates: Sequence[PlannedUpdate], seconds_per_sample: float | None) -> Cost:

@@ -1,8 +1,8 @@
 """What each of several processes that prune together will hold, send and compute, for any number of them.
 
 With m samples of d unpruned weights, of which a process takes m_r rows and then holds d_r columns, it holds
-`4 (m_r d + m d_r)` bytes while they are exchanged, piece by piece, and sends `4 m_r (d - d_r)` bytes of rows and, to each
-of the others, `16 d_r` of what it finds.
+`4 (m_r d + m d_r)` bytes while they are exchanged, piece by piece, and sends `4 m_r (d - d_r)` bytes of rows and, to
+each of the others, `16 d_r` of what it finds.
 """
 
 from collections.abc import Sequence

@@ -106,7 +106,8 @@ class CheckedModifier:
             lines += [*_table(self.updates), *self._cost_lines()]
         if (cost := self.reconstruction) is not None:
             lines.append(f"reconstruction by {cost.examples:,} examples, passes: {cost.passes}; {cost.memory}")
-            lines.append(f"time: about {cost.seconds:.1f} s")
+            more = f"; more {', and '.join(cost.without)}" if cost.without else ""
+            lines.append(f"time: about {cost.seconds:.1f} s{more}")
         return [self.label or self.modifier.tag, *(f"  {line}" for line in lines)]
 
     def _cost_lines(self) -> list[str]:
