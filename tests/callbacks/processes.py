@@ -90,6 +90,7 @@ class Scenarios:
         self.quick = {"quality": "fast", "num_grads": 64, "fisher_block_size": 20, "verbose": 0}
         self.still = {"class_name": "SGD", "config": keras.optimizers.SGD(0.0).get_config()}
         self.found = {}
+        self.folder = ""
 
     def model(self, optimizer="sgd", norm=False):
         import keras
@@ -183,6 +184,20 @@ class Scenarios:
             self.fit(parts, self.pruner(**ramp, total_epochs=3), kw.BackupPruning(folder), first=1, epochs=3)
         pairs = zip(whole.trainable_variables, parts.trainable_variables, strict=True)
         self.found["resumed"] = np.array([np.array_equal(whole_value(one), whole_value(other)) for one, other in pairs])
+
+    def parting(self):
+        """A training that is saved after an epoch, and goes on here; it may go on with another number of processes."""
+        import keras_woodfisher as kw
+
+        made, folder = self.model("adam"), Path(self.folder)
+        self.fit(made, self.parted(), kw.BackupPruning(folder / "states", keep=None), epochs=1)
+        if self.place.rank == 0:
+            made.save(folder / "parted.keras")
+        self.fit(made, self.parted(), kw.BackupPruning(folder / "states", keep=None), first=1, epochs=3)
+        self.note("parted", made)
+
+    def parted(self):
+        return self.pruner(start_epoch=1, init_sparsity=0.3, total_epochs=3, damp=1e-3)
 
     def statistics(self):
         """Statistics of BatchNorm, which torch lets differ, are averaged before an update, and the report says so."""
@@ -319,6 +334,7 @@ def main(rank, size, port, file, engine, *wanted):
     import numpy as np
 
     scenarios = Scenarios(place)
+    scenarios.folder = Path(file).parent
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         for name in wanted:

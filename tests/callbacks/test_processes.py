@@ -12,13 +12,21 @@ import numpy as np
 import processes
 import pytest
 
+import keras_woodfisher as kw
+
 BACKEND = keras.backend.backend()
 ROOT = Path(__file__).parents[2]
 ODD = ("raises", "weights", "options", "data", "interrupt", "write", "killed")
 SAME = ("updates", "others", "training", "stream")
 GROUPS = {
-    "torch": {"two": (2, "data_parallel", *SAME, "statistics", *ODD), "three": (3, "data_parallel", "updates")},
-    "jax": {"two": (2, "data_parallel", *SAME, *ODD), "parted": (2, "model_parallel", "updates", "training")},
+    "torch": {
+        "two": (2, "data_parallel", *SAME, "parting", "statistics", *ODD),
+        "three": (3, "data_parallel", "updates"),
+    },
+    "jax": {
+        "two": (2, "data_parallel", *SAME, "parting", *ODD),
+        "parted": (2, "model_parallel", "updates", "training"),
+    },
     "tensorflow": {},
 }[BACKEND]
 
@@ -52,7 +60,7 @@ def outcomes(tmp_path_factory):
     alone = processes.Scenarios()
     for scenario in SAME:
         getattr(alone, scenario)()
-    found = {"alone": alone.found}
+    found = {"alone": alone.found, "folder": folder}
     for group, every in started.items():
         found[group] = []
         for process, file, log in every:
@@ -103,6 +111,20 @@ def test_examples_are_shared_and_one_process_writes(outcomes):
     assert outcomes["two"][1].get("files", 0) == 0 and first["resumed"].all() and alone["resumed"].all()
     assert first["examples"] == alone["examples"] and first["files"] == alone["files"] == 1
     assert told(first, "samples") == told(alone, "samples") == "64"
+
+
+def test_training_goes_on_with_another_number_of_processes(outcomes):
+    folder, several = outcomes["folder"], outcomes["two"][0]
+    alone = processes.Scenarios()
+    # The class of the model, on torch, is one of its own.
+    custom = {"Parallel": keras.Sequential}
+    made = keras.models.load_model(folder / "parted.keras", custom_objects=custom)
+    alone.fit(made, alone.parted(), kw.BackupPruning(folder / "states"), first=1, epochs=3)
+    alone.note("parted", made)
+    # The name of the whole model isn't in those of a model that was loaded.
+    for name, expected in ((name.replace(" ", " net/"), array) for name, array in alone.found.items()):
+        np.testing.assert_array_equal(several[name] == 0, expected == 0, err_msg=name)
+        np.testing.assert_allclose(several[name], expected, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="JAX has them in common")
