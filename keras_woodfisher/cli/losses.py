@@ -130,7 +130,7 @@ def _check_output(text: str, values: np.ndarray, labels: np.ndarray) -> None:
     if np.nanmin(values) < -1e-3 or np.nanmax(values) > 1 + 1e-3:
         mend = f"Write --loss {text}{_LOGITS}."
         if not knows_logits:
-            mend = f"It can't be told so: end the model with a softmax or sigmoid, or name a cross-entropy{_LOGITS}."
+            mend = f"It can't be told so: end the model with a softmax or sigmoid, or name a loss with {_LOGITS}."
         raise ValueError(
             f"--loss {text} takes probabilities, but the model's outputs go from {np.nanmin(values):.3g} to "
             f"{np.nanmax(values):.3g}: they are logits. {mend}"
