@@ -25,6 +25,12 @@ from keras_woodfisher.callbacks.resuming import ResumableCallback
 from keras_woodfisher.model.optimizer_variables import check_compiled, steps_of
 from keras_woodfisher.options.checks import count
 
+_REMOVED = (
+    "The masks of {} were removed before its training had ended: a `fit` of the same model, or another callback that "
+    "holds zeros in it, began meanwhile. Give the callbacks to that `fit`, or all of them to one "
+    "keras.callbacks.CallbackList; or call on_train_end first."
+)
+
 
 class MaskCallback(ResumableCallback):
     """Attaches masks when training begins, fills them before the first batch, and lets go at the end.
@@ -58,6 +64,7 @@ class MaskCallback(ResumableCallback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._progress.begin_epoch(epoch)
+        self._check_masks()
         if self._started or self.weight_masks is None:
             return
         # Only now: a BackupAndRestore further down the list has restored its weights by then.
@@ -77,6 +84,7 @@ class MaskCallback(ResumableCallback):
             self.weight_masks.apply()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self._check_masks()
         # A loop of the user's own may not tell of epochs.
         if not self._started:
             self.on_epoch_begin(0)
@@ -85,6 +93,7 @@ class MaskCallback(ResumableCallback):
         self._progress.end_batch(batch)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._check_masks()
         if self.weight_masks is not None and self._started and not self._released:
             with self._leaving_nothing():
                 self._check_state()
@@ -94,6 +103,16 @@ class MaskCallback(ResumableCallback):
     @property
     def _stopped(self) -> bool:
         return bool(model_of(self).stop_training)
+
+    def _check_masks(self) -> None:
+        """Refuses to go on without masks, which a `fit` or another callback of the same model has removed.
+
+        Raises:
+            ValueError: If that was the case.
+        """
+        if self.weight_masks is not None and not self.weight_masks.are_attached:
+            self._let_go()
+            raise ValueError(_REMOVED.format(type(self).__name__))
 
     def _check_state(self) -> None:
         """Brings variables up to date, and refuses a loop that trains in a state beside them, as one on JAX may.
@@ -121,11 +140,16 @@ class MaskCallback(ResumableCallback):
             warn(
                 f"Pruned weights of {', '.join(changed)} were changed during this epoch by something other than the "
                 "model's optimizer, whose steps keep them at zero. They are zero again now, and will be at the end of "
-                "each epoch, but not in between. Let a custom train_step change weights by optimizer.apply."
+                "each epoch, but not in between. Let a custom train_step change weights by optimizer.apply; where "
+                "another model or optimizer trains these variables, too, hold their zeros there as well (KeepZeros)."
             )
 
     def on_train_end(self, logs: Any = None) -> None:
         if self.weight_masks is None:
+            return
+        if not self.weight_masks.are_attached:
+            warn(_REMOVED.format(type(self).__name__))
+            self._let_go()
             return
         refresh(self)
         if not self._released:

@@ -7,7 +7,12 @@ import keras
 import numpy as np
 from keras import ops
 from keras_woodfisher_backends.keras_internals.optimizers import follow_averages, trained_variables, unfollow_averages
-from keras_woodfisher_backends.keras_internals.training import forget, undo_at_next_fit
+from keras_woodfisher_backends.keras_internals.training import (
+    fits_of,
+    forget,
+    traces_constants,
+    undo_at_next_fit,
+)
 
 from keras_woodfisher.model.constraints import MaskConstraint, constraint_of, masks_of, own_constraint
 from keras_woodfisher.model.optimizer_variables import HiddenVariables, parts_of, slots_of
@@ -27,25 +32,28 @@ class WeightMasks:
     """
 
     def __init__(self, model: keras.Model, targets: Sequence[Target], window: tuple[float, float] = (0.0, 0.0)):
-        self._model = model
+        self.model = model
         self._targets = list(targets)
         self.window = window
         self._masks: list[Any] = []
         self._given: list[np.ndarray] = []
         self._hidden: HiddenVariables | None = None
+        self._in_fit = False
 
     def attach(self, others: Sequence["WeightMasks"] = ()) -> None:
         """Puts all-True masks in place and has the train step rebuilt.
 
         Args:
-            others: What else is in force in this call of `fit`. A mask of another owner is a leftover, and replaced.
+            others: What else is in force in this call of `fit`. Of other masks those stay that hold in a `fit` around
+                this one, or in the training of another model; the rest are leftovers, and removed.
 
         Raises:
-            ValueError: If one of `others` prunes one of the variables at the same time.
+            ValueError: If what stays prunes one of the variables at the same time.
         """
         self._remove_interrupted(others)
-        self._hidden = HiddenVariables.of(self._model)
-        undo_at_next_fit(self._model, self.detach)
+        self._hidden = HiddenVariables.of(self.model)
+        self._in_fit = fits_of(self.model) > 0
+        undo_at_next_fit(self.model, self.detach)
         for target in self._targets:
             shape = tuple(target.variable.shape)
             mask = self._hidden.add(shape, "bool", "mask", target.variable)
@@ -56,7 +64,8 @@ class WeightMasks:
             if part.use_ema:
                 follow_averages(part, _mask_average)
         # A constraint that is set after the step was traced would do nothing.
-        self._model.make_train_function(force=True)
+        self.model.make_train_function(force=True)
+        self._rebuild_others()
 
     def hold(self, pruned: Sequence[np.ndarray]) -> None:
         """Sets the masks, and the optimizer's state of pruned weights to what it began with.
@@ -77,6 +86,8 @@ class WeightMasks:
         for mask, here in zip(self._masks, pruned, strict=True):
             mask.assign(~here)
         self._given = [np.packbits(here) for here in pruned]
+        if traces_constants():
+            self._rebuild_others()
 
     def are_overwritten(self) -> bool:
         """Whether something else than this has set the masks."""
@@ -118,6 +129,8 @@ class WeightMasks:
         for mask in self._masks:
             mask.assign(np.ones(mask.shape, bool))
         self._given = []
+        if traces_constants():
+            self._rebuild_others()
 
     def detach(self) -> None:
         """Puts the constraints back that were there, and takes the masks out of the optimizer."""
@@ -126,15 +139,27 @@ class WeightMasks:
         for target in self._targets:
             _unlink(target.variable, self)
         for part in parts_of(self._hidden.optimizer):
-            if not any(isinstance(constraint_of(v), MaskConstraint) for v in trained_variables(part)):
+            if not any(mask.owner.model is self.model for v in trained_variables(part) for mask in masks_of(v)):
                 unfollow_averages(part)
         # A step of the user's own, or of another model, may have been traced with them.
         self.release()
         self._hidden.remove(self._masks)
         self._hidden, self._masks = None, []
-        forget(self._model, self.detach)
-        # The next `fit` or `train_on_batch` builds its own step.
-        self._model.train_function = None
+        forget(self.model, self.detach)
+        self._rebuild_others()
+        # The next `fit` or `train_on_batch` builds its own step; one around this is amid its own.
+        self.model.train_function = None
+        if fits_of(self.model) > 1:
+            self.model.make_train_function(force=True)
+
+    def stays_beside(self, model: keras.Model) -> bool:
+        """Whether these, of another `fit` or loop than the one of a model that begins, are no leftovers."""
+        return fits_of(self.model) > 0 if self._in_fit else self.model is not model
+
+    @property
+    def are_attached(self) -> bool:
+        """Whether they are in force."""
+        return self._hidden is not None
 
     def is_shared(self) -> bool:
         """Whether another owner's masks are on one of the variables too."""
@@ -148,15 +173,23 @@ class WeightMasks:
     def _remove_interrupted(self, others: Sequence["WeightMasks"]) -> None:
         for target in self._targets:
             for mask in masks_of(target.variable):
-                if not any(mask.owner is other for other in others):
+                beside = any(mask.owner is other for other in others)
+                if not beside and not mask.owner.stays_beside(self.model):
                     mask.owner.detach()
                 elif self._overlaps(mask.owner):
+                    where = "of one `fit`" if beside else "of two trainings"
                     raise ValueError(
-                        f"Two pruning callbacks of one `fit` prune {target.name!r} at the same time, from epoch "
+                        f"Two pruning callbacks {where} prune {target.name!r} at the same time, from epoch "
                         f"{max(self.window[0], mask.owner.window[0]):g} on. Give each its own variables with "
                         "`params` or `exclude`, or let one start where the other ends; "
                         "KeepZeros isn't needed beside WoodFisherPruning."
                     )
+
+    def _rebuild_others(self) -> None:
+        """Has the steps of other models rebuilt, which were traced with other masks of shared variables."""
+        models = [mask.owner.model for target in self._targets for mask in masks_of(target.variable)]
+        for model in {id(model): model for model in models if model is not self.model}.values():
+            model.make_train_function(force=True)
 
     def _overlaps(self, other: "WeightMasks") -> bool:
         return self.window[0] < other.window[1] and other.window[0] < self.window[1]

@@ -1,10 +1,13 @@
 """Loops of the user's own: the callbacks hold zeros there, or say why they can't."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
 from kills import X, Y, network
+from leftovers import left_in
 
 import keras_woodfisher as kw
 
@@ -167,3 +170,83 @@ def test_training_that_diverges_in_its_last_batch_ends_as_without_pruning(method
     assert sum("was left out" in str(entry.message) for entry in caught) == 1
     assert not any(hasattr(variable.constraint, "mask") for variable in model.trainable_variables)
     assert np.isnan(ops.convert_to_numpy(model.trainable_variables[0])).any()
+
+
+def sharing(sparsity):
+    """Two models with one layer, each pruned."""
+    inputs = keras.Input((12,))
+    shared = keras.layers.Dense(16, name="shared")(inputs)
+    models = [keras.Model(inputs, keras.layers.Dense(3, name=name)(shared)) for name in ("one", "other")]
+    for model in models:
+        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        if sparsity:
+            kw.prune(model, sparsity=sparsity, method="magnitude", verbose=0)
+    return models
+
+
+def driven(model, callback):
+    callbacks = keras.callbacks.CallbackList([callback], model=model, epochs=3, steps=1)
+    callbacks.on_train_begin()
+    return callbacks
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_models_that_share_a_layer_each_keep_their_zeros(grows):
+    models = sharing(0.0 if grows else 0.5)
+    settings = {"start_epoch": 0, "end_epoch": 2, "init_sparsity": 0.2, "method": "magnitude", "verbose": 0}
+    second = kw.WoodFisherPruning(0.6, **settings) if grows else kw.KeepZeros()
+    lists = [driven(*pair) for pair in zip(models, (kw.KeepZeros(), second), strict=True)]
+    seen = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for epoch in range(3):
+            for event in ("on_epoch_begin", "on_train_batch_begin", "on_train_batch_end", "on_epoch_end"):
+                for callbacks, model in zip(lists, models, strict=True):
+                    getattr(callbacks, event)(epoch if "epoch" in event else 0)
+                    if event == "on_train_batch_begin":
+                        model.train_on_batch(X, Y)
+            # The last step was the second model's: this one's must know its masks, too.
+            models[0].train_on_batch(X, Y)
+            seen.append([kw.sparsity_report(model).sparsity for model in models])
+    if grows:
+        np.testing.assert_allclose([pair[1] for pair in seen], [0.2, 0.55, 0.6], atol=1e-2)
+    else:
+        assert seen[0] == seen[2] and min(seen[0]) >= 0.5
+    for callbacks in lists:
+        callbacks.on_train_end()
+    assert not any(left_in(model) for model in models)
+
+
+def test_what_cant_be_held_in_two_trainings_is_refused():
+    models = sharing(0.0)
+    first = driven(models[0], pruner(start_epoch=0))
+    with pytest.raises(ValueError, match=r"callbacks of two trainings prune '.*shared/kernel' at the same time"):
+        driven(models[1], pruner(start_epoch=0))
+    first.on_train_end()
+    # One model: which of them is a leftover can't be told.
+    first = driven(models[0], kw.KeepZeros())
+    driven(models[0], kw.KeepZeros()).on_train_end()
+    with pytest.raises(ValueError, match=r"The masks of KeepZeros were removed before its training had ended: a `fit`"):
+        first.on_epoch_begin(0)
+    first = driven(models[0], kw.KeepZeros())
+    models[0].fit(X, Y, verbose=0)
+    with pytest.warns(UserWarning, match="The masks of KeepZeros were removed before its training"):
+        first.on_train_end()
+    assert not any(left_in(model) for model in models)
+
+
+@pytest.mark.parametrize("inner", ["plain", "held"])
+def test_a_fit_within_a_fit_leaves_the_masks_of_the_outer_one(inner):
+    model = network(sparsity=0.6)
+    model.run_eagerly = True
+    zeros = kw.sparsity_report(model).pruned
+
+    class Within(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            callbacks = [] if inner == "plain" else [kw.KeepZeros(["out/kernel"])]
+            self.model.fit(X, Y, batch_size=96, verbose=0, callbacks=callbacks)
+            assert kw.sparsity_report(self.model).pruned == zeros
+
+    model.fit(X, Y, batch_size=96, epochs=2, verbose=0, callbacks=[kw.KeepZeros(), Within()])
+    assert kw.sparsity_report(model).pruned == zeros
+    assert left_in(model) == []

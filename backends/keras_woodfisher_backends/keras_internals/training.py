@@ -59,7 +59,7 @@ def undo_now(model: keras.Model) -> None:
 
 
 class _Fit:
-    """A model's `fit` that first undoes what an interrupted one left."""
+    """A model's `fit` that first undoes what an interrupted one left, unless it is called within another."""
 
     def __init__(self, model: keras.Model, own: Callable[..., Any] | None):
         self._model = model
@@ -68,9 +68,10 @@ class _Fit:
         self.where_refused: list[Callable[[], None]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.undo()
-        for undo in self.where_refused:
-            forget(self._model, undo)
+        if not fits_of(self._model):
+            self.undo()
+            for undo in self.where_refused:
+                forget(self._model, undo)
         return (self._own or partial(type(self._model).fit, self._model))(*args, **kwargs)
 
     def undo(self) -> None:
@@ -127,8 +128,17 @@ def without_model(state: dict[str, Any]) -> dict[str, Any]:
 
 def keeps_state_elsewhere(model: keras.Model) -> bool:
     """Whether a loop of the user's own trains a model on JAX: only what it puts back is in the model's variables."""
-    inside = (f.f_code.co_name == "fit" and f.f_locals.get("self") is model for f in callers())
-    return keras.backend.backend() == "jax" and not any(inside)
+    return keras.backend.backend() == "jax" and not fits_of(model)
+
+
+def fits_of(model: keras.Model) -> int:
+    """How many calls of a model's `fit` are running, each within the one before."""
+    return sum(f.f_code.co_name == "fit" and f.f_locals.get("self") is model for f in callers())
+
+
+def traces_constants() -> bool:
+    """Whether a compiled step takes variables that it doesn't carry as they were when it was traced."""
+    return keras.backend.backend() == "jax"
 
 
 def keep_edits(model: keras.Model) -> None:
