@@ -40,6 +40,7 @@ ROOMS = {
     "keras_woodfisher/oneshot/reconstruction": ["tests/oneshot/reconstruction"],
     "backends/keras_woodfisher_backends/kernel": ["tests/backends"],
     "backends/keras_woodfisher_backends/least_squares": ["tests/backends/test_least_squares.py", "tests/oneshot"],
+    "backends/keras_woodfisher_backends/ranks": ["tests/backends/test_ranks.py"],
     "backends/keras_woodfisher_backends/sampling": ["tests/backends", "tests/gradients"],
 }
 """The core, and the tests of each part of it."""
