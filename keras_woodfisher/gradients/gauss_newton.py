@@ -149,7 +149,9 @@ def _softmax_of_logits(logits: Any, signs: Any) -> Any:
 
 
 def _softmax_of_probabilities(p: Any, signs: Any) -> Any:
-    total = ops.maximum(ops.sum(p, axis=-1, keepdims=True), _TINY)
+    total = ops.sum(p, axis=-1, keepdims=True)
+    # Logits that are taken for probabilities may have a sum near zero.
+    total = ops.where(ops.min(p, axis=-1, keepdims=True) < 0.0, 1.0, ops.maximum(total, _TINY))
     root = ops.sqrt(ops.clip(p / total, _TINY, 1.0))
     return (signs / root - ops.sum(root * signs, axis=-1, keepdims=True)) / total
 

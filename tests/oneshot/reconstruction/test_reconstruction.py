@@ -432,6 +432,13 @@ def test_layers_that_are_no_products_are_pruned_by_magnitude_and_say_so():
         assert (kernel == 0).any()
 
 
+def test_layers_are_checked_where_their_inputs_are_not_blank():
+    model = keras.Sequential([layers.Input((12,)), Squaring(8, use_bias=False), layers.Dense(3)])
+    x = np.concatenate([np.zeros((280, 12)), np.random.default_rng(0).normal(size=(70, 12))]).astype("float32")
+    first, _ = kw.prune(model, lambda: iter([x]), 0.5, verbose=0).reconstruction.layers
+    assert "isn't the product" in first.note
+
+
 class Mixing(keras.Model):
     """Has a layer whose first axis isn't that of the examples, or (windows) is that of parts of each."""
 
