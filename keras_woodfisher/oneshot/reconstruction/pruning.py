@@ -14,7 +14,7 @@ from keras_woodfisher.data.examples import Examples, read_batches
 from keras_woodfisher.model.tokens import checked
 from keras_woodfisher.oneshot.reconstruction.allocation import Allocation, candidates
 from keras_woodfisher.oneshot.reconstruction.footprint import HELD_OUT, size_of
-from keras_woodfisher.oneshot.reconstruction.held_out import HeldOutOutputs
+from keras_woodfisher.oneshot.reconstruction.held_out import Closeness, HeldOutOutputs
 from keras_woodfisher.oneshot.reconstruction.layerwise import Layerwise, joined
 from keras_woodfisher.oneshot.reconstruction.problem import Choice
 from keras_woodfisher.oneshot.reconstruction.refinement import RATES, Refinement
@@ -185,13 +185,17 @@ class Examined:
             return before[0], replace(report, refined=RefinementReport(0, rate, examples, report.error))
         return refined, replace(report, error=error, refined=RefinementReport(steps, rate, examples, report.error))
 
-    def compared(self, found: Mapping[str, Allocation], meter: Meter) -> dict[str, float]:
-        """The held-out distance of each allocation, with a part of the examples."""
+    def closeness(self, done: Reconstructed) -> Closeness:
+        """How near the held-out outputs are to the dense ones."""
+        return self._outputs.closeness(done[0])
+
+    def compared(self, found: Mapping[str, Allocation], meter: Meter) -> dict[str, Closeness]:
+        """How near the held-out outputs are with each allocation, with a part of the examples."""
         tried = {}
         with meter.phase("allocation", len(found) * self.layerwise.total, "layer") as advance:
             for name, allocation in found.items():
                 scout = self.layerwise.run(allocation, 1.0 / _SCOUTS, advance, hurried=True)
-                tried[name] = self._outputs.distance(scout.kernels)
+                tried[name] = self._outputs.closeness(scout.kernels)
         return tried
 
 
@@ -235,17 +239,17 @@ class ReconstructionWork:
 
     def _reconstructed(self, found: Mapping[str, Allocation]) -> Reconstructed:
         """The best of some allocations, of which the first one is the most likely."""
-        chosen = next(iter(found))
+        chosen, enough = next(iter(found)), (False, self._effort.compare)
         first = self._examined.reconstruct(found[chosen], chosen, self._meter)
-        if len(found) == 1 or first[1].error < self._effort.compare:
+        if len(found) == 1 or self._examined.closeness(first) < enough:
             return first
         tried = self._examined.compared(found, self._meter)
         better = min(tried, key=lambda name: tried[name])
         second = first
         if better != chosen:
             second = self._examined.reconstruct(found[better], better, self._meter)
-        kernels, report = min(first, second, key=lambda pair: pair[1].error)
-        return kernels, replace(report, compared=tuple(tried.items()))
+        kernels, report = min(first, second, key=self._examined.closeness)
+        return kernels, replace(report, compared=tuple((name, near.distance) for name, near in tried.items()))
 
     def _refined(self, done: Reconstructed) -> Reconstructed:
         """Steps from there, or from about twice as many weights, the rest of which goes on the way."""

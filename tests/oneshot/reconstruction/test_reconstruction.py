@@ -9,7 +9,9 @@ import pytest
 from keras import layers, ops
 
 import keras_woodfisher as kw
+from keras_woodfisher.model.targets import find_targets
 from keras_woodfisher.oneshot.reconstruction import pruning
+from keras_woodfisher.oneshot.reconstruction.allocation import Allocation
 from keras_woodfisher.oneshot.reconstruction.footprint import TOGETHER
 from keras_woodfisher.oneshot.reconstruction.held_out import HeldOutOutputs
 from keras_woodfisher.oneshot.reconstruction.refinement import Refinement
@@ -385,6 +387,23 @@ def test_constraints_come_after_what_is_measured_and_that_is_said():
     assert any("constraints of weights were applied after" in note for note in report.notes)
     norms = np.linalg.norm(ops.convert_to_numpy(constrained.kernel), axis=0)
     np.testing.assert_allclose(norms[norms > 0], 1.0, atol=1e-4)
+
+
+def test_zeros_are_not_divided_so_that_outputs_no_longer_depend_on_the_example(monkeypatch):
+    model = keras.Sequential([layers.Input((12,)), layers.Dense(8, "relu"), layers.Dense(3, "softmax")])
+    ways = {"dead": [96, 0], "alive": [76, 20]}
+    monkeypatch.setattr(pruning, "candidates", lambda pruner, _: {n: Allocation(pruner, z) for n, z in ways.items()})
+    report = kw.prune(model, POINTS, 0.8, verbose=0).reconstruction
+    # Shares of classes are near to their means, so that the distance alone says nothing.
+    assert report.allocation == "alive" and dict(report.compared)["dead"] < 0.3
+
+
+def test_an_output_that_is_constant_is_farther_than_any_that_tells_examples_apart():
+    model = keras.Sequential([layers.Input((12,)), layers.Dense(3)])
+    outputs = HeldOutOutputs(model, find_targets(model, "__ALL_PRUNABLE__", ()), [POINTS], 50)
+    kernel = ops.convert_to_numpy(model.layers[0].kernel)
+    dead, loud = outputs.closeness([0 * kernel]), outputs.closeness([5 * kernel])
+    assert dead.constant and not loud.constant and loud < dead and dead.distance < loud.distance
 
 
 class Squaring(layers.Dense):
