@@ -1,6 +1,7 @@
 """Pruning by reconstruction: reads examples, chooses how many weights each layer loses, and finds the new weights."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -126,6 +127,7 @@ class Examined:
         read = read_batches(examples, wanted, wanted, options.seed)
         fitted, held = _divided(list(checked(model, (batch[0] for batch in read))))
         self._fitted, self._held = _number(fitted), _number(held)
+        self._same = self._fitted + self._held > _number([batch[0] for batch in read])
         self._inputs, self._model, self._pruner = fitted, model, pruner
         self._share = min(1.0, _SOLVED / self._fitted)
         used = [take(batch, slice(0, max(1, round(self._share * len(arrays(batch)[0]))))) for batch in fitted]
@@ -145,7 +147,7 @@ class Examined:
         with meter.phase("reconstruction", total, "layer") as advance:
             done = self.layerwise.run(choice, advance=advance)
             error = self._outputs.distance(done.kernels)
-        report = ReconstructionReport(done.layers, self.layerwise.examples, self._held, error, name)
+        report = ReconstructionReport(done.layers, self.layerwise.examples, self._held, error, name, same=self._same)
         return done.kernels, report
 
     def refine(
@@ -234,6 +236,7 @@ class ReconstructionWork:
         if self._effort.steps:
             done = self._refined(done)
         kernels, report = done
+        _warn_of_few(report)
         self._pruner.write(kernels)
         return [StageReport(self._pruner.sparsity)], report
 
@@ -265,6 +268,18 @@ class ReconstructionWork:
             kernels, _ = self._examined.reconstruct(candidates(self._pruner, first)[name], name, self._meter)
         removal = Removal(self._pruner, first, self._finals)
         return self._examined.refine(kernels, done, self._effort.steps, removal, self._meter)
+
+
+def _warn_of_few(report: ReconstructionReport) -> None:
+    """Warns where so few examples say nearly nothing of a layer."""
+    few = [layer for layer in report.layers if not layer.note and layer.rows < layer.inputs]
+    if report.same and few:
+        warnings.warn(
+            f"Reconstruction was fitted to {report.examples} example(s): {few[0].name} has {few[0].inputs:,} inputs, "
+            f"but {few[0].rows:,} row(s) to fit them to, and other examples may come out worse than by "
+            "method='magnitude'. Give more examples, some hundreds; they need no labels.",
+            stacklevel=2,
+        )
 
 
 def _number(batches: Sequence[Any]) -> int:

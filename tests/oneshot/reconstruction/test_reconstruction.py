@@ -406,6 +406,29 @@ def test_an_output_that_is_constant_is_farther_than_any_that_tells_examples_apar
     assert dead.constant and not loud.constant and loud < dead and dead.distance < loud.distance
 
 
+def test_few_examples_are_told_and_that_none_was_held_out():
+    model = keras.Sequential([layers.Input((12,)), layers.Dense(4), layers.Dense(3)])
+    with pytest.warns(UserWarning, match=r"fitted to 3 example\(s\): .* has 12 inputs, but 3 row.*some hundreds"):
+        report = kw.prune(model, POINTS[:3], 0.3, verbose=0)
+    assert "on the same 3, too few to hold any out" in str(report)
+    assert "others" in str(kw.prune(model, POINTS, 0.4, verbose=0))
+
+
+def test_inputs_that_do_not_fit_the_model_are_told_with_the_mend():
+    pair = [layers.Input((12,), name="left"), layers.Input((12,), name="right")]
+    model = keras.Model(pair, layers.Dense(3)(layers.Add()(pair)))
+    one = keras.Sequential([layers.Input((12,)), layers.Dense(3)])
+    model.compile(loss="mse")
+    for options in ({}, {"method": "woodfisher", "num_grads": 8}):
+        with pytest.raises(
+            ValueError, match=r"1 array\(s\) as x, .* 2 inputs \('left', 'right'\).*data=\(\[x1, x2\],\)"
+        ):
+            kw.prune(model, [POINTS, POINTS], 0.3, verbose=0, **options)
+    with pytest.raises(ValueError, match=r"single examples needs `\.batch\(\.\.\.\)`"):
+        kw.prune(one, lambda: iter(POINTS), 0.3, verbose=0)
+    kw.prune(model, ([POINTS, POINTS],), 0.3, verbose=0)
+
+
 class Squaring(layers.Dense):
     """Not the product that its class says."""
 
