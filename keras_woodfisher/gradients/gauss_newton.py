@@ -28,12 +28,15 @@ class GaussNewtonLoss(ModelLoss):
     For a loss that is a mean over N terms `l(z_i)` of the model's outputs, the Gauss-Newton matrix is
     `H = (1/N) sum_i J_i^T S_i J_i` with `J_i = dz_i/dw` and `S_i = d^2 l / dz_i^2`. With random signs `xi` and any root
     `R_i R_i^T = S_i`, the row `(1/sqrt N) sum_i J_i^T R_i xi_i` has the mean outer product `H`, at the cost of one
-    gradient. For the softmax cross-entropy of logits `R xi = sqrt(p) xi - p (sqrt(p) . xi)`; for that of probabilities
-    `xi / sqrt(p)`; for the binary one `sqrt(p (1 - p)) xi` and `xi / sqrt(p (1 - p))`; for squared errors
-    `sqrt(2) xi`. Unlike in the empirical Fisher, a row of b examples doesn't shrink `b`-fold. Sources: Martens, New
-    insights and perspectives on the natural gradient method (arXiv 1412.1193, section 9); Schraudolph 2002.
+    gradient. For the softmax cross-entropy of logits `R xi = sqrt(p) xi - p (sqrt(p) . xi)`; for that of probabilities,
+    which Keras divides by their sum P, `(xi / sqrt(p) - sqrt(p) . xi) / P`; for the binary one `sqrt(p (1 - p)) xi` and
+    `xi / sqrt(p (1 - p))`; for squared errors `sqrt(2) xi`. Of probabilities it is the mean over labels that the model
+    itself draws, which is the curvature of the logits behind them. Unlike in the empirical Fisher, a row of b examples
+    doesn't shrink `b`-fold. Sources: Martens, New insights and perspectives on the natural gradient method (arXiv
+    1412.1193, section 9); Schraudolph 2002.
 
-    The signs take the place of the labels in a batch; see `signs`.
+    The signs take the place of the labels in a batch; see `signs`. Of the labels only the sum over the classes of a
+    categorical cross-entropy is left in `S_i`, as a factor: 1 for a class, 0 for none.
 
     Args:
         model: A built model with one output.
@@ -47,12 +50,15 @@ class GaussNewtonLoss(ModelLoss):
     def __init__(self, model: keras.Model, targets: Sequence[Target], loss: Any = None):
         super().__init__(model, targets, loss)
         self._root, self._mean, self._weight = _curvature(model, self._trainer)
+        loss = losses.get(self.losses[0])
+        one_hot = _function_of(loss) is losses.categorical_crossentropy
+        self._smoothing = float(loss_settings(loss).get("label_smoothing", 0.0)) if one_hot else None
 
     def signs(self, seed: Any, outlined: Outlined = called, first: int = 0) -> Callable[[Batch], Batch]:
         """A function that puts random signs, in the shape of the output, in the place of labels.
 
-        It is called with one chunk after the other, leaves (n, b, ...); a group gets the same signs however groups are
-        cut into chunks.
+        The sums of one-hot labels, which needn't be 1, go among the weights. It is called with one chunk after the
+        other, leaves (n, b, ...); a group gets the same signs however groups are cut into chunks.
 
         Args:
             seed: Of the signs.
@@ -65,7 +71,7 @@ class GaussNewtonLoss(ModelLoss):
 
         def signed(batch: Batch) -> Batch:
             nonlocal before
-            x, _, weight = batch
+            x, labels, weight = batch
             leaves = arrays(x)
             key = tuple(leaf.shape[1:] for leaf in leaves)
             if key not in shapes:
@@ -74,9 +80,31 @@ class GaussNewtonLoss(ModelLoss):
                 rng.integers(0, 2, shapes[key], np.int8)
             before = 0
             signs = np.stack([rng.integers(0, 2, shapes[key], np.int8) for _ in leaves[0]])
+            sums = self.label_sums(labels)
+            weight = weight if sums is None else (*arrays(weight), sums)
             return x, (2 * signs - 1).astype(np.float32), weight
 
         return signed
+
+    def label_sums(self, labels: Any) -> np.ndarray | None:
+        """The sum over classes of each label of a categorical cross-entropy, as it is smoothed; None for other losses.
+
+        Args:
+            labels: (..., classes).
+
+        Raises:
+            ValueError: If one is negative, for which there is no root.
+        """
+        if self._smoothing is None:
+            return None
+        sums = np.asarray(arrays(labels)[0]).sum(-1, dtype=np.float32)
+        sums = np.asarray((1.0 - self._smoothing) * sums + self._smoothing, np.float32)
+        if (sums < 0).any():
+            raise ValueError(
+                f"fisher='ggn' needs labels whose sum over the classes isn't negative, got {sums.min():g}. Give zeros "
+                "for examples without a class, or use fisher='empirical'."
+            )
+        return sums
 
     def output_shape(self, batch: Batch, outlined: Outlined = called) -> tuple[int, ...]:
         """The shape of the output for one group of a batch.
@@ -127,7 +155,11 @@ def _softmax_of_logits(logits: Any, signs: Any) -> Any:
 
 
 def _softmax_of_probabilities(p: Any, signs: Any) -> Any:
-    return signs / ops.sqrt(ops.clip(p, _TINY, 1.0))
+    total = ops.sum(p, axis=-1, keepdims=True)
+    # Logits that are taken for probabilities may have a sum near zero.
+    total = ops.where(ops.min(p, axis=-1, keepdims=True) < 0.0, 1.0, ops.maximum(total, _TINY))
+    root = ops.sqrt(ops.clip(p / total, _TINY, 1.0))
+    return (signs / root - ops.sum(root * signs, axis=-1, keepdims=True)) / total
 
 
 def _sigmoid_of_logits(logits: Any, signs: Any) -> Any:
@@ -181,9 +213,8 @@ def _curvature(model: keras.Model, trainer: keras.Model) -> tuple[Root, bool, fl
     if outputs > 1:
         raise ValueError(f"{_KNOWN} The model {model.name!r} has {outputs} outputs. Use fisher='empirical'.")
     loss = losses.get(leaves[0])
-    wrapped = isinstance(loss, losses.Loss)
-    function = getattr(loss, "fn", None) if wrapped else loss
-    reduction = loss.reduction if wrapped else "sum_over_batch_size"
+    function = _function_of(loss)
+    reduction = loss.reduction if isinstance(loss, losses.Loss) else "sum_over_batch_size"
     settings = loss_settings(loss)
     if function not in _ROOTS:
         name = getattr(loss, "name", None) or getattr(loss, "__name__", type(loss).__name__)
@@ -196,6 +227,11 @@ def _curvature(model: keras.Model, trainer: keras.Model) -> tuple[Root, bool, fl
     from_logits = settings.get("from_logits", False)
     weights = compiled_loss_weights(trainer)
     return _ROOTS[function][0 if from_logits else 1], reduction != "sum", weights[0] if weights else 1.0
+
+
+def _function_of(loss: Any) -> Any:
+    """What a loss object calls, or a loss that is a function itself."""
+    return getattr(loss, "fn", None) if isinstance(loss, losses.Loss) else loss
 
 
 _KNOWN = (

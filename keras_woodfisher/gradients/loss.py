@@ -25,6 +25,7 @@ from keras_woodfisher_backends.nest import arrays, map_arrays, take
 from keras_woodfisher.data.batches import Batch
 from keras_woodfisher.gradients.classes import ClassOutput, check_classes, class_outputs, one_hot_text
 from keras_woodfisher.gradients.probing import check_examples_alone, check_shapes, depends
+from keras_woodfisher.model.inputs import check_inputs
 from keras_woodfisher.model.targets import Target
 from keras_woodfisher.model.tokens import check_tokens, token_inputs
 
@@ -105,6 +106,7 @@ class ModelLoss:
         Raises:
             ValueError: If the data, the model and the loss don't fit together.
         """
+        check_inputs(self.model, take(batch, 0)[0])
         check_tokens(token_inputs(self.model), batch[0])
         metrics = {id(v): ops.convert_to_numpy(v) for v in self.model.metrics_variables}
         try:

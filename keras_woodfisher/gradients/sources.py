@@ -162,6 +162,7 @@ class SampledGradients:
             self.loss.check_size(self._alike(_COMPARED))
         if self._curvature is not None:
             self._curvature.output_shape(first, self._backend.outlined)
+            self._curvature.label_sums(self._examples.labels if isinstance(self._examples, ArrayExamples) else first[1])
         passed.plain = is_plain(self.loss.losses)
         self._probed = first, passed
 

@@ -11,6 +11,8 @@ import numpy as np
 from keras_woodfisher_backends.keras_internals.graphs import looked_up
 from keras_woodfisher_backends.nest import arrays
 
+from keras_woodfisher.model.inputs import check_inputs
+
 
 class TokenInput(NamedTuple):
     """An input of a functional model that goes to an Embedding as it is.
@@ -62,8 +64,9 @@ def check_tokens(inputs: Iterable[TokenInput], x: Any) -> None:
 
 
 def checked(model: keras.Model, batches: Iterable[Any]) -> Iterator[Any]:
-    """The same inputs, if each token has an embedding."""
+    """The same inputs, if they fit the model and each token has an embedding."""
     inputs = token_inputs(model)
     for x in batches:
+        check_inputs(model, x)
         check_tokens(inputs, x)
         yield x

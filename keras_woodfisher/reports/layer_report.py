@@ -63,12 +63,13 @@ class ReconstructionReport:
     Attributes:
         layers: A line a matrix, in the order of calls.
         examples: How many examples the layers were fitted to.
-        held_out: How many others the error of the outputs was measured on.
+        held_out: How many others the error of the outputs was measured on; the same ones where they are too few.
         error: The distance of the pruned model's outputs from the dense one's on those: the mean Kullback-Leibler
             divergence of probabilities, or the squared error of other outputs over their variance.
         allocation: How the zeros were divided among the variables.
         compared: That distance for each way to divide them, where several were tried, on a part of the examples.
         refined: What steps on all layers together did, where there were any.
+        same: Whether the error was measured on the examples that layers were fitted to.
     """
 
     layers: tuple[LayerReport, ...]
@@ -78,12 +79,14 @@ class ReconstructionReport:
     allocation: str
     compared: tuple[tuple[str, float], ...] = ()
     refined: RefinementReport | None = None
+    same: bool = False
 
     def __str__(self) -> str:
         lines = layers_table(self.layers)
+        on = f"the same {self.held_out:,}, too few to hold any out" if self.same else f"{self.held_out:,} others"
         lines.append(
             f"fitted to {self.examples:,} examples; distance of the outputs from the dense model's, on "
-            f"{self.held_out:,} others: {self.error:.4g}"
+            f"{on}: {self.error:.4g}"
         )
         tried = ", ".join(f"{name} {value:.4g}" for name, value in self.compared)
         lines.append(f"zeros divided by {self.allocation}" + (f" (compared: {tried})" if tried else ""))

@@ -322,12 +322,12 @@ def test_the_host_has_one_name(make_mlp, blobs, name):
 def test_jax_may_be_told_to_leave_the_processor_alone(backend, monkeypatch):
     import jax
 
-    def listed(platform=None):
-        if platform == "cpu":
+    def listed(backend=None):
+        if backend == "cpu":
             raise RuntimeError("Unknown backend cpu. Available backends are ['cuda'].")
         return []
 
-    monkeypatch.setattr(jax, "devices", listed)
+    monkeypatch.setattr(jax, "local_devices", listed)
     assert backend.devices() == ["cpu"]
     assert backend.kernel("cpu").on_host
 

@@ -320,6 +320,51 @@ def test_an_einsum_whose_outputs_do_not_begin_with_the_examples_has_no_form():
     assert not parts_of(layer)
 
 
+class ScaledCell(layers.LSTMCell):
+    """Multiplies something else than it gets."""
+
+    def call(self, inputs, states, training=False):
+        return super().call(inputs * 0.5, states, training=training)
+
+
+class PlainCell(layers.GRUCell):
+    """Does what its class does."""
+
+    def call(self, inputs, states, training=False):
+        return super().call(inputs, states, training=training)
+
+
+class ClippedLSTM(layers.LSTM):
+    """The layer, not its cell, changes the input."""
+
+    def call(self, sequences, initial_state=None, mask=None, training=False):
+        return super().call(ops.clip(sequences, -20.0, 20.0), initial_state, mask, training)
+
+
+class SquaredSeparable(layers.SeparableConv1D):
+    """The same between a depthwise and a pointwise kernel."""
+
+    def call(self, inputs):
+        return super().call(inputs * inputs)
+
+
+OWN = {
+    "scaled": (lambda: layers.RNN(ScaledCell(3)), 0),
+    "plain": (lambda: layers.RNN(PlainCell(3), stateful=True), 2),
+    "clipped": (lambda: ClippedLSTM(3), 0),
+    "squared": (lambda: SquaredSeparable(3, 2), 0),
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_layers_of_ones_own_have_parts_where_they_do_as_keras_does(kind):
+    make, number = OWN[kind]
+    layer = make()
+    layer(np.ones((2, 5, 4), "float32"))
+    assert len(parts_of(layer)) == number
+    assert "call" not in vars(layer) and "call" not in vars(getattr(layer, "cell", layer))
+
+
 def test_a_layer_without_a_product_has_no_parts():
     assert not parts_of(layers.Embedding(5, 3))
     assert not parts_of(layers.ConvLSTM1D(2, 3))

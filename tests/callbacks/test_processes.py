@@ -118,7 +118,7 @@ def test_training_goes_on_with_another_number_of_processes(outcomes):
     alone = processes.Scenarios()
     # The class of the model, on torch, is one of its own.
     custom = {"Parallel": keras.Sequential}
-    made = keras.models.load_model(folder / "parted.keras", custom_objects=custom)
+    made = keras.models.load_model(folder / "parted0of2.keras", custom_objects=custom)
     alone.fit(made, alone.parted(), kw.BackupPruning(folder / "states"), first=1, epochs=3)
     alone.note("parted", made)
     # The name of the whole model isn't in those of a model that was loaded.

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from autodiff import plain_gradients
+from keras_woodfisher_backends.nest import take
 
 import keras_woodfisher as kw
 from keras_woodfisher.gradients.gauss_newton import GaussNewtonLoss
@@ -61,6 +62,23 @@ def sig(z):
     return 1 / (1 + np.exp(-z))
 
 
+def mean_product(backend, of, targets, x, weight):
+    """The mean outer product of the rows for all signs, (d, d)."""
+    signs = np.array(list(itertools.product([-1.0, 1.0], repeat=BATCH * CLASSES)), "float32")
+    signs = signs.reshape(-1, BATCH, CLASSES)
+    number = len(signs)
+    sampler = backend.sampler(of, of.model, [t.variable for t in targets])
+    batch = (
+        np.repeat(x[None], number, 0),
+        signs,
+        keras.tree.map_structure(lambda w: np.repeat(w[None], number, 0), weight),
+    )
+    with of.sampling_mode():
+        rows = sampler(*of.values(), batch)
+    grads = np.concatenate([t.flatten(np.asarray(r)) for t, r in zip(targets, rows, strict=True)], 1).astype(np.float64)
+    return grads.T @ grads / number
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_mean_over_all_signs_is_the_gauss_newton_matrix(backend, kind):
     loss, activation, second, terms = KINDS[kind]
@@ -72,17 +90,51 @@ def test_the_mean_over_all_signs_is_the_gauss_newton_matrix(backend, kind):
     j = jacobian(model, targets, x)
     z = np.asarray(keras.ops.convert_to_numpy(model(x)), np.float64)
     truth = sum(w * a.T @ second(o) @ a for w, a, o in zip(weight, j, z, strict=True)) / (BATCH * terms)
-    of = GaussNewtonLoss(model, targets)
-    signs = np.array(list(itertools.product([-1.0, 1.0], repeat=BATCH * CLASSES)), "float32")
-    signs = signs.reshape(-1, BATCH, CLASSES)
-    number = len(signs)
-    sampler = backend.sampler(of, model, [t.variable for t in targets])
-    batch = (np.repeat(x[None], number, 0), signs, np.repeat(weight[None], number, 0))
-    with of.sampling_mode():
-        rows = sampler(*of.values(), batch)
-    grads = np.concatenate([t.flatten(np.asarray(r)) for t, r in zip(targets, rows, strict=True)], 1).astype(np.float64)
-    found = grads.T @ grads / number
+    found = mean_product(backend, GaussNewtonLoss(model, targets), targets, x, weight)
     np.testing.assert_allclose(found, truth, rtol=2e-4, atol=2e-6 * np.abs(truth).max())
+
+
+def of_shares(p):
+    """The curvature of `-sum_c y_c log(p_c / sum p)` where y is p's shares."""
+    return np.diag(1 / (p * p.sum())) - 1 / p.sum() ** 2
+
+
+SUMS = {
+    "logits": ({"from_logits": True}, None, of_softmax),
+    "smoothed": ({"from_logits": True, "label_smoothing": 0.2}, None, of_softmax),
+    "probabilities": ({}, "softmax", lambda p: np.diag(1 / p)),
+    "shares": ({}, "sigmoid", of_shares),
+}
+
+
+@pytest.mark.parametrize("kind", SUMS)
+def test_one_hot_labels_weigh_by_their_sum(backend, kind):
+    settings, activation, second = SUMS[kind]
+    model = small_model(activation)
+    model.compile(loss=keras.losses.CategoricalCrossentropy(**settings))
+    targets = find_targets(model, "__ALL_PRUNABLE__", ())
+    of = GaussNewtonLoss(model, targets)
+    x = np.random.default_rng(0).normal(size=(BATCH, 4)).astype("float32")
+    weight = np.array([1.0, 2.5], "float32")
+    j = jacobian(model, targets, x)
+    z = np.asarray(keras.ops.convert_to_numpy(model(x)), np.float64)
+    for labels in ([[0, 0, 0], [0, 1, 0]], [[1, 0, 1], [0.5, 0.0, 0.0]]):
+        y = np.array(labels, "float32")
+        smoothing = settings.get("label_smoothing", 0.0)
+        sums = y.sum(-1) * (1 - smoothing) + smoothing
+        truth = sum(s * w * a.T @ second(o) @ a for s, w, a, o in zip(sums, weight, j, z, strict=True)) / BATCH
+        _, _, factors = of.signs(0)((x[None], y[None], weight[None]))
+        found = mean_product(backend, of, targets, x, take(factors, 0))
+        np.testing.assert_allclose(found, truth, rtol=2e-4, atol=2e-6 * np.abs(truth).max())
+
+
+def test_labels_of_a_negative_sum_are_refused_before_anything_is_sampled():
+    model = small_model(None)
+    model.compile(loss=keras.losses.CategoricalCrossentropy(from_logits=True))
+    y = np.eye(CLASSES, dtype="float32")[np.arange(8) % CLASSES]
+    y[5] = -1
+    with pytest.raises(ValueError, match=r"sum over the classes isn't negative, got -3\. Give zeros"):
+        kw.prune(model, (np.ones((8, 4), "float32"), y), 0.5, fisher="ggn", num_grads=2, grad_batch_size=1, verbose=0)
 
 
 def samples(backend, model, batch):

@@ -14,9 +14,7 @@ from keras_woodfisher_backends.least_squares.matrix_form import (
     matrix_form,
     pointwise_form,
 )
-
-_SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
-_CELLS = (layers.LSTMCell, layers.GRUCell, layers.SimpleRNNCell)
+from keras_woodfisher_backends.least_squares.own_layers import CELLS, SEPARABLE, does_as_keras
 
 
 class Side(NamedTuple):
@@ -105,10 +103,10 @@ def parts_of(layer: Any, apart: bool = False) -> Sequence[Part]:
         layer: The layer.
         apart: Whether each kernel is a matrix of its own, where two could be one.
     """
-    if isinstance(layer, _SEPARABLE):
-        return _separable(layer)
-    if isinstance(cell := getattr(layer, "cell", None), _CELLS):
-        return _recurrent(cell, apart)
+    if isinstance(layer, SEPARABLE):
+        return _separable(layer) if does_as_keras(layer) else []
+    if isinstance(cell := getattr(layer, "cell", None), CELLS):
+        return _recurrent(cell, apart) if does_as_keras(layer) else []
     form = matrix_form(layer)
     return [] if form is None else [Part({"kernel": form}, lambda call: ([call.pruned.x], call.output))]
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -26,6 +26,22 @@ HUGE = 1e8
 _SUM = 1e-3
 """Numbers whose sums are so close to one are probabilities."""
 
+_CONSTANT = 1e-3
+"""An output that differs between examples by less than this part of what the dense one does tells nothing of them."""
+
+
+class Closeness(NamedTuple):
+    """How near a pruned model is to the dense one; the smaller, the nearer.
+
+    Attributes:
+        constant: Whether an output no longer depends on the example. Its distance is about that of the mean, smaller
+            than that of many an output that tells examples apart, and can be mended.
+        distance: See `output_distance`; infinite where an output isn't finite.
+    """
+
+    constant: bool
+    distance: float
+
 
 class HeldOutOutputs:
     """The outputs of a model on held-out examples, and the distance of a pruned one's from them.
@@ -48,20 +64,20 @@ class HeldOutOutputs:
         self._dense = self._outputs(None)
 
     def distance(self, kernels: Sequence[np.ndarray]) -> float:
-        """The distance with other kernels, one a target; of several outputs the mean. See `output_distance`.
+        """The distance with other kernels, one a target; of several outputs the mean."""
+        return self.closeness(kernels).distance
 
-        It is infinite where an output isn't finite.
-        """
-        found = self._outputs(kernels)
-        pairs = zip(zip(*self._dense, strict=True), zip(*found, strict=True), strict=True)
-        wholes = [(_whole(dense), _whole(pruned)) for dense, pruned in pairs]
-        each = [
-            output_distance(*pair, binary)
-            for pair, binary in zip(wholes, binary_outputs(self._model, len(wholes)), strict=True)
-        ]
+    def closeness(self, kernels: Sequence[np.ndarray]) -> Closeness:
+        """The same, and whether an output says nothing any more."""
+        each, constant = [], False
+        pairs = list(zip(zip(*self._dense, strict=True), zip(*self._outputs(kernels), strict=True), strict=True))
+        for (dense, pruned), binary in zip(pairs, binary_outputs(self._model, len(pairs)), strict=True):
+            each.append(output_distance(_whole(dense), _whole(pruned), binary))
+            constant |= _spread(pruned) < _CONSTANT * _spread(dense)
         # Processes that prune together may have other examples each, and have to choose the same.
-        distance = current_ranks().mean(float(np.mean(each)) if each else math.inf)
-        return distance if math.isfinite(distance) else math.inf
+        ranks = current_ranks()
+        distance = ranks.mean(float(np.mean(each)) if each else math.inf)
+        return Closeness(ranks.any(constant), distance if math.isfinite(distance) else math.inf)
 
     def _outputs(self, kernels: Sequence[np.ndarray] | None) -> list[list[np.ndarray]]:
         found = []
@@ -95,6 +111,15 @@ def outputs_of(output: Any, examples: int) -> list[Any]:
 
 def _whole(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([_flat(part) for part in parts])
+
+
+def _spread(parts: Sequence[np.ndarray]) -> float:
+    """How much an output, (n, ...) in each part, differs between the examples of a part."""
+    total = 0.0
+    for part in parts:
+        known = np.where(np.abs(part) < HUGE, part, 0.0).astype(np.float64)
+        total += float(np.square(known - known.mean(0)).sum())
+    return math.sqrt(total)
 
 
 def _flat(array: np.ndarray) -> np.ndarray:

@@ -25,6 +25,8 @@ _LEAST_ROWS, _ROWS_PER_INPUT, _MANY_ROWS, _FEWER_PER_INPUT = 4096, 100, 100_000,
 _CHECKED, _TOLERANCE = 64, 1e-2
 """Rows on which a layer is checked to be the product it is taken for, and the largest relative error."""
 
+_TELLING = 8
+"""So many of them, at least, have an input that isn't zero, if there are."""
 
 _EIGEN, _ITERATION = 40.0, 400.0
 """Guesses for forecasts: operations of a decomposition, by k^3, and of all iterations, by k^2 o."""
@@ -201,8 +203,8 @@ class Problem:
         """
         if self._checked:
             return
-        wanted = self.part.targets(output, places[:_CHECKED])
-        found = self.part.rows(inputs(), places[:_CHECKED]) @ self.part.matrix(self.kernels)
+        rows, some = self._telling(inputs(), places)
+        wanted, found = self.part.targets(output, some), rows @ self.part.matrix(self.kernels)
         if not (np.isfinite(wanted).all() and np.isfinite(found).all()):
             raise self._not_finite()
         size = float(np.abs(wanted).max(initial=0.0))
@@ -210,6 +212,19 @@ class Problem:
         if self.ranks.any(not same):
             raise NotAProduct
         self._checked = True
+
+    def _telling(self, inputs: list[np.ndarray], places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows from all over the places, (g, R, k), and where they are; others where nearly all of them are zero."""
+        some = places[np.linspace(0, len(places) - 1, min(len(places), _CHECKED)).astype(int)]
+        rows = self.part.rows(inputs, some)
+        for first in range(0, len(places), ROWS):
+            if np.count_nonzero(rows.any(axis=(0, 2))) >= _TELLING:
+                break
+            block = places[first : first + ROWS]
+            more = self.part.rows(inputs, block)
+            chosen = np.flatnonzero(more.any(axis=(0, 2)))[:_CHECKED]
+            some, rows = np.concatenate([some, block[chosen]]), np.concatenate([rows, more[:, chosen]], axis=1)
+        return rows, some
 
     def solve(self, choice: Choice) -> None:
         """Finds the sparse kernels.

@@ -1,6 +1,7 @@
 """Pruning by reconstruction: reads examples, chooses how many weights each layer loses, and finds the new weights."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from keras_woodfisher.data.examples import Examples, read_batches
 from keras_woodfisher.model.tokens import checked
 from keras_woodfisher.oneshot.reconstruction.allocation import Allocation, candidates
 from keras_woodfisher.oneshot.reconstruction.footprint import HELD_OUT, size_of
-from keras_woodfisher.oneshot.reconstruction.held_out import HeldOutOutputs
+from keras_woodfisher.oneshot.reconstruction.held_out import Closeness, HeldOutOutputs
 from keras_woodfisher.oneshot.reconstruction.layerwise import Layerwise, joined
 from keras_woodfisher.oneshot.reconstruction.problem import Choice
 from keras_woodfisher.oneshot.reconstruction.refinement import RATES, Refinement
@@ -126,6 +127,7 @@ class Examined:
         read = read_batches(examples, wanted, wanted, options.seed)
         fitted, held = _divided(list(checked(model, (batch[0] for batch in read))))
         self._fitted, self._held = _number(fitted), _number(held)
+        self._same = self._fitted + self._held > _number([batch[0] for batch in read])
         self._inputs, self._model, self._pruner = fitted, model, pruner
         self._share = min(1.0, _SOLVED / self._fitted)
         used = [take(batch, slice(0, max(1, round(self._share * len(arrays(batch)[0]))))) for batch in fitted]
@@ -145,7 +147,7 @@ class Examined:
         with meter.phase("reconstruction", total, "layer") as advance:
             done = self.layerwise.run(choice, advance=advance)
             error = self._outputs.distance(done.kernels)
-        report = ReconstructionReport(done.layers, self.layerwise.examples, self._held, error, name)
+        report = ReconstructionReport(done.layers, self.layerwise.examples, self._held, error, name, same=self._same)
         return done.kernels, report
 
     def refine(
@@ -185,13 +187,17 @@ class Examined:
             return before[0], replace(report, refined=RefinementReport(0, rate, examples, report.error))
         return refined, replace(report, error=error, refined=RefinementReport(steps, rate, examples, report.error))
 
-    def compared(self, found: Mapping[str, Allocation], meter: Meter) -> dict[str, float]:
-        """The held-out distance of each allocation, with a part of the examples."""
+    def closeness(self, done: Reconstructed) -> Closeness:
+        """How near the held-out outputs are to the dense ones."""
+        return self._outputs.closeness(done[0])
+
+    def compared(self, found: Mapping[str, Allocation], meter: Meter) -> dict[str, Closeness]:
+        """How near the held-out outputs are with each allocation, with a part of the examples."""
         tried = {}
         with meter.phase("allocation", len(found) * self.layerwise.total, "layer") as advance:
             for name, allocation in found.items():
                 scout = self.layerwise.run(allocation, 1.0 / _SCOUTS, advance, hurried=True)
-                tried[name] = self._outputs.distance(scout.kernels)
+                tried[name] = self._outputs.closeness(scout.kernels)
         return tried
 
 
@@ -230,22 +236,23 @@ class ReconstructionWork:
         if self._effort.steps:
             done = self._refined(done)
         kernels, report = done
+        _warn_of_few(report)
         self._pruner.write(self._pruner.ranks.from_first(kernels))
         return [StageReport(self._pruner.sparsity)], report
 
     def _reconstructed(self, found: Mapping[str, Allocation]) -> Reconstructed:
         """The best of some allocations, of which the first one is the most likely."""
-        chosen = next(iter(found))
+        chosen, enough = next(iter(found)), (False, self._effort.compare)
         first = self._examined.reconstruct(found[chosen], chosen, self._meter)
-        if len(found) == 1 or first[1].error < self._effort.compare:
+        if len(found) == 1 or self._examined.closeness(first) < enough:
             return first
         tried = self._examined.compared(found, self._meter)
         better = min(tried, key=lambda name: tried[name])
         second = first
         if better != chosen:
             second = self._examined.reconstruct(found[better], better, self._meter)
-        kernels, report = min(first, second, key=lambda pair: pair[1].error)
-        return kernels, replace(report, compared=tuple(tried.items()))
+        kernels, report = min(first, second, key=self._examined.closeness)
+        return kernels, replace(report, compared=tuple((name, near.distance) for name, near in tried.items()))
 
     def _refined(self, done: Reconstructed) -> Reconstructed:
         """Steps from there, or from about twice as many weights, the rest of which goes on the way."""
@@ -261,6 +268,18 @@ class ReconstructionWork:
             kernels, _ = self._examined.reconstruct(candidates(self._pruner, first)[name], name, self._meter)
         removal = Removal(self._pruner, first, self._finals)
         return self._examined.refine(kernels, done, self._effort.steps, removal, self._meter)
+
+
+def _warn_of_few(report: ReconstructionReport) -> None:
+    """Warns where so few examples say nearly nothing of a layer."""
+    few = [layer for layer in report.layers if not layer.note and layer.rows < layer.inputs]
+    if report.same and few:
+        warnings.warn(
+            f"Reconstruction was fitted to {report.examples} example(s): {few[0].name} has {few[0].inputs:,} inputs, "
+            f"but {few[0].rows:,} row(s) to fit them to, and other examples may come out worse than by "
+            "method='magnitude'. Give more examples, some hundreds; they need no labels.",
+            stacklevel=2,
+        )
 
 
 def _number(batches: Sequence[Any]) -> int:

@@ -9,7 +9,9 @@ import pytest
 from keras import layers, ops
 
 import keras_woodfisher as kw
+from keras_woodfisher.model.targets import find_targets
 from keras_woodfisher.oneshot.reconstruction import pruning
+from keras_woodfisher.oneshot.reconstruction.allocation import Allocation
 from keras_woodfisher.oneshot.reconstruction.footprint import TOGETHER
 from keras_woodfisher.oneshot.reconstruction.held_out import HeldOutOutputs
 from keras_woodfisher.oneshot.reconstruction.refinement import Refinement
@@ -387,6 +389,46 @@ def test_constraints_come_after_what_is_measured_and_that_is_said():
     np.testing.assert_allclose(norms[norms > 0], 1.0, atol=1e-4)
 
 
+def test_zeros_are_not_divided_so_that_outputs_no_longer_depend_on_the_example(monkeypatch):
+    model = keras.Sequential([layers.Input((12,)), layers.Dense(8, "relu"), layers.Dense(3, "softmax")])
+    ways = {"dead": [96, 0], "alive": [76, 20]}
+    monkeypatch.setattr(pruning, "candidates", lambda pruner, _: {n: Allocation(pruner, z) for n, z in ways.items()})
+    report = kw.prune(model, POINTS, 0.8, verbose=0).reconstruction
+    # Shares of classes are near to their means, so that the distance alone says nothing.
+    assert report.allocation == "alive" and dict(report.compared)["dead"] < 0.3
+
+
+def test_an_output_that_is_constant_is_farther_than_any_that_tells_examples_apart():
+    model = keras.Sequential([layers.Input((12,)), layers.Dense(3)])
+    outputs = HeldOutOutputs(model, find_targets(model, "__ALL_PRUNABLE__", ()), [POINTS], 50)
+    kernel = ops.convert_to_numpy(model.layers[0].kernel)
+    dead, loud = outputs.closeness([0 * kernel]), outputs.closeness([5 * kernel])
+    assert dead.constant and not loud.constant and loud < dead and dead.distance < loud.distance
+
+
+def test_few_examples_are_told_and_that_none_was_held_out():
+    model = keras.Sequential([layers.Input((12,)), layers.Dense(4), layers.Dense(3)])
+    with pytest.warns(UserWarning, match=r"fitted to 3 example\(s\): .* has 12 inputs, but 3 row.*some hundreds"):
+        report = kw.prune(model, POINTS[:3], 0.3, verbose=0)
+    assert "on the same 3, too few to hold any out" in str(report)
+    assert "others" in str(kw.prune(model, POINTS, 0.4, verbose=0))
+
+
+def test_inputs_that_do_not_fit_the_model_are_told_with_the_mend():
+    pair = [layers.Input((12,), name="left"), layers.Input((12,), name="right")]
+    model = keras.Model(pair, layers.Dense(3)(layers.Add()(pair)))
+    one = keras.Sequential([layers.Input((12,)), layers.Dense(3)])
+    model.compile(loss="mse")
+    for options in ({}, {"method": "woodfisher", "num_grads": 8}):
+        with pytest.raises(
+            ValueError, match=r"1 array\(s\) as x, .* 2 inputs \('left', 'right'\).*data=\(\[x1, x2\],\)"
+        ):
+            kw.prune(model, [POINTS, POINTS], 0.3, verbose=0, **options)
+    with pytest.raises(ValueError, match=r"single examples needs `\.batch\(\.\.\.\)`"):
+        kw.prune(one, lambda: iter(POINTS), 0.3, verbose=0)
+    kw.prune(model, ([POINTS, POINTS],), 0.3, verbose=0)
+
+
 class Squaring(layers.Dense):
     """Not the product that its class says."""
 
@@ -430,6 +472,13 @@ def test_layers_that_are_no_products_are_pruned_by_magnitude_and_say_so():
         unchanged = (kernel == before[name]) | (kernel == 0)
         assert unchanged.all() == (name in notes)
         assert (kernel == 0).any()
+
+
+def test_layers_are_checked_where_their_inputs_are_not_blank():
+    model = keras.Sequential([layers.Input((12,)), Squaring(8, use_bias=False), layers.Dense(3)])
+    x = np.concatenate([np.zeros((280, 12)), np.random.default_rng(0).normal(size=(70, 12))]).astype("float32")
+    first, _ = kw.prune(model, lambda: iter([x]), 0.5, verbose=0).reconstruction.layers
+    assert "isn't the product" in first.note
 
 
 class Mixing(keras.Model):
