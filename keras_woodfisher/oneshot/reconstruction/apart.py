@@ -14,8 +14,8 @@ from keras import ops
 from keras_woodfisher_backends.nest import arrays, take
 from keras_woodfisher_backends.protocol import Backend
 
-from keras_woodfisher.oneshot.reconstruction.layer_calls import has_values
 from keras_woodfisher.oneshot.reconstruction.problem import Problem
+from keras_woodfisher.oneshot.reconstruction.sides import has_values
 from keras_woodfisher.oneshot.reconstruction.walk import Walk
 
 MIXED = "the first axis of its input isn't that of the examples"

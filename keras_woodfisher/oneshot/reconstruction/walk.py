@@ -29,20 +29,17 @@ from keras_woodfisher.oneshot.reconstruction.footprint import LiveOutputs
 from keras_woodfisher.oneshot.reconstruction.layer_calls import (
     after_bias,
     channel_axis,
-    generators_of,
-    halves,
-    has_values,
     hooked,
     inverse_factors,
     is_linear,
     listening,
     replaced,
-    same_draws,
     states_of,
     steps_of,
 )
 from keras_woodfisher.oneshot.reconstruction.padding import KnownMasks
 from keras_woodfisher.oneshot.reconstruction.problem import Choice, NotAProduct, Problem
+from keras_woodfisher.oneshot.reconstruction.sides import Sides, generators_of, halves, has_values, places_of, rewind
 from keras_woodfisher.pruning.fisher import Advance, no_progress
 from keras_woodfisher.reports.layer_report import LayerReport
 
@@ -84,6 +81,13 @@ class Walk:
         for problem in problems:
             self._of_layer.setdefault(id(problem.layer), []).append(problem)
         self._graphs = Graphs(model)
+        self._sides = Sides()
+        # A layer that holds others to be solved is never called for one side alone.
+        self._generators = {
+            id(layer): generators_of(layer)
+            for layer in layers_of(model)
+            if id(layer) in self._of_layer or not any(id(inner) in self._of_layer for inner in layers_of(layer))
+        }
         self._awaited: dict[int, int] = {}
         self._share = 1.0
         self._at_once = False
@@ -177,18 +181,18 @@ class Walk:
                 raise stopped.error from None
 
     def _side_by_side(self, layer: Any, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self._sides.alone:
+            return own(*args, **kwargs)
         self._masks.see(args, kwargs)
+        generators = self._generators.get(id(layer), ())
         if id(layer) not in self._of_layer:
             if args:
                 self._masks.begin(layer, args[0])
-            if generators := generators_of(layer):
-                return same_draws(generators, own, args, kwargs)
+            if generators and args and has_values(args[0]):
+                return self._sides.alike(generators, own, args, kwargs)
             return own(*args, **kwargs)
         if not has_values(args[0]):
-            self._give_up(
-                self._of_layer[id(layer)],
-                "its layer is called within something that the framework compiles, such as a loop",
-            )
+            self._give_up(self._of_layer[id(layer)], _HIDDEN)
             return own(*args, **kwargs)
         # Where all examples are worked on at once, there is enough.
         give_back_memory(to_system=not self._at_once)
@@ -197,8 +201,9 @@ class Walk:
         pruned_args, pruned_kwargs = halves((args, kwargs), slice(half, None), 2 * half)
         problems = self._of_layer[id(layer)]
         waiting = [problem for problem in problems if self._awaited.get(id(problem)) and not problem.done]
+        one, places = self._sides.one(own), places_of(generators)
         with listening(layer) as heard:
-            dense = own(*dense_args, **dense_kwargs)
+            dense = one(*dense_args, **dense_kwargs)
         output = heard[0] if heard else dense
         for problem in waiting:
             new = {**problem.kernels, **self._solutions(problems)}
@@ -206,17 +211,18 @@ class Walk:
                 Side(
                     steps_of(layer, dense_args[0]),
                     problem.kernels,
-                    partial(states_of, layer, own, dense_args, dense_kwargs),
+                    partial(states_of, layer, one, dense_args, dense_kwargs),
                 ),
-                Side(steps_of(layer, pruned_args[0]), new, partial(states_of, layer, own, pruned_args, pruned_kwargs)),
+                Side(steps_of(layer, pruned_args[0]), new, partial(states_of, layer, one, pruned_args, pruned_kwargs)),
                 after_bias(layer, output),
             )
             try:
                 self._show(problem, call, steps_of(layer, self._masks.of(args[0])), half)
             except FloatingPointError as error:
                 raise _Stopped(error) from error
+        rewind(generators, places)
         with replaced(layer, self._solutions(problems)):
-            pruned = own(*pruned_args, **pruned_kwargs)
+            pruned = one(*pruned_args, **pruned_kwargs)
         if self._awaited and not any(self._awaited.values()):
             raise _Reached
         return tree.map_structure(lambda one, other: ops.concatenate([one, other]), dense, pruned)

@@ -341,6 +341,62 @@ def test_noise_is_the_same_in_both_models():
     np.testing.assert_array_equal(ops.convert_to_numpy(noise.draws.state).shape, state.shape)
 
 
+@pytest.mark.parametrize("call", ["prune", "sensitivity"])
+def test_recurrent_layers_of_every_kind_with_an_even_number_of_examples(call):
+    """Cells have random generators, and JAX traces a cell: none may be touched there."""
+    kinds = [
+        layers.LSTM(4),
+        layers.SimpleRNN(4),
+        layers.GRU(4),
+        layers.GRU(4, reset_after=False),
+        layers.RNN(layers.LSTMCell(4)),
+        layers.Bidirectional(layers.LSTM(4)),
+    ]
+    inputs = layers.Input((3, 5))
+    model = keras.Model(inputs, layers.Dense(2)(layers.Concatenate()([kind(inputs) for kind in kinds])))
+    x = SEQUENCES[:40, :3]
+    if call == "prune":
+        report = kw.prune(model, x, {0.5: ["re:.*kernel"]}, verbose=0).reconstruction
+        assert report.examples == 36 and all(not layer.note and layer.error < 1.0 for layer in report.layers)
+    else:
+        model.compile("sgd", "mse")
+        options = {"params": "re:.*/kernel", "eval_data": (x, np.zeros((40, 2))), "levels": (0.5,), "verbose": 0}
+        report = kw.sensitivity(model, x, method="reconstruct", **options)
+        assert len(report.entries) == 8 and not any(entry.note for entry in report.entries)
+
+
+class Drawing(keras.Model):
+    """Draws between layers that are solved, and after the product of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.draws = keras.random.SeedGenerator(3)
+        self.first, self.own, self.last = layers.Dense(12, "relu"), Adding(24), layers.Dense(3)
+
+    def call(self, x):
+        hidden = self.first(x)
+        return self.last(self.own(hidden + 1e-6 * keras.random.normal(ops.shape(hidden), seed=self.draws)))
+
+
+class Adding(layers.Dense):
+    def build(self, shape):
+        super().build(shape)
+        self.draws = keras.random.SeedGenerator(3)
+
+    def call(self, x):
+        product = super().call(x)
+        return product + keras.random.normal(ops.shape(product), seed=self.draws)
+
+
+def test_draws_of_layers_that_are_solved_and_of_those_that_hold_them():
+    """The first are the same in both models; the second see all examples."""
+    model, x = Drawing(), RNG.normal(size=(200, 6)).astype("float32")
+    model(x)
+    report = kw.prune(model, x, 0.1, verbose=0).reconstruction
+    assert [layer.rows for layer in report.layers] == 3 * [report.examples]
+    assert report.layers[-1].error < 0.1
+
+
 class Several(keras.Model):
     """Outputs that tell nothing of single examples."""
 
