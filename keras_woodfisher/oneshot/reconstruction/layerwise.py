@@ -10,11 +10,11 @@ import numpy as np
 from keras_woodfisher_backends.keras_internals.models import layers_of
 from keras_woodfisher_backends.least_squares.arithmetic import OnDevice
 from keras_woodfisher_backends.least_squares.parts import parts_of
-from keras_woodfisher_backends.nest import arrays, map_arrays, take
+from keras_woodfisher_backends.nest import arrays, map_arrays, shapes_of, take
 
 from keras_woodfisher.data.batches import cut_evenly
 from keras_woodfisher.model.targets import Target
-from keras_woodfisher.oneshot.reconstruction.apart import MIXED, mixed_layers
+from keras_woodfisher.oneshot.reconstruction.apart import learn_rows
 from keras_woodfisher.oneshot.reconstruction.footprint import Needs, plan_chunks, size_of
 from keras_woodfisher.oneshot.reconstruction.problem import Choice, Problem
 from keras_woodfisher.oneshot.reconstruction.walk import Walk
@@ -22,6 +22,8 @@ from keras_woodfisher.pruning.fisher import Advance, no_progress
 from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.pruning.workspace import budget_of
 from keras_woodfisher.reports.layer_report import LayerReport
+
+UNCALLED = "the model doesn't call its layer on the examples that were looked at"
 
 _TIMED = 32
 """Examples by which the time of a pass is measured."""
@@ -72,9 +74,9 @@ class Layerwise:
         one, seen = take(batches[0], slice(0, 1)), list[tuple[list[Problem], int]]()
         pruner.backend.dry_call(lambda x: seen.append(Walk(model, problems).order(x)), one)
         called, live = seen[-1]
-        self._mixed = mixed_layers(model, called, pruner.backend, batches[0])
+        self._mixed = learn_rows(model, problems, pruner.backend, batches)
         self._ordered = [problem for problem in called if id(problem.layer) not in self._mixed]
-        self._calls = {problem.key: problem.calls for problem in self._ordered}
+        self._learned = {problem.key: problem for problem in self._ordered}
         self.total = len(self._ordered)
         examples = sum(len(arrays(batch)[0]) for batch in batches)
         budget = budget_of(pruner.options)
@@ -129,15 +131,16 @@ class Layerwise:
         at_once = len(chunks) == 1
         made = _problems(self._model, self._targets, self._seed, self._alone)
         found = {problem.key: problem for problem in made}
-        problems = [found[key] for key in self._calls]
+        problems = [found[key] for key in self._learned]
         for problem in problems:
-            problem.calls = self._calls[problem.key]
+            problem.calls = self._learned[problem.key].calls
+            problem.rows = self._learned[problem.key].rows
             problem.hurried = hurried
             problem.device = self._device
         walk = Walk(self._model, problems, choice, self._alone)
         for group in groups(problems, self._most(len(chunks))):
             walk.solve(group, chunks, at_once, advance)
-        return self._outcome(problems, [p for key, p in found.items() if key not in self._calls], choice)
+        return self._outcome(problems, [p for key, p in found.items() if key not in self._learned], choice)
 
     def _most(self, chunks: int) -> int:
         """How many matrices one pass solves; all where each is solved as its layer is called."""
@@ -151,11 +154,7 @@ class Layerwise:
             if problem.solution is not None and problem.report is not None:
                 solved |= {id(t.variable): problem.solution[name] for name, t in problem.targets.items()}
                 errors |= {id(t.variable): problem.report.error for t in problem.targets.values()}
-        why = {
-            id(t.variable): MIXED if id(p.layer) in self._mixed else "the model doesn't call its layer on this data"
-            for p in uncalled
-            for t in p.targets.values()
-        }
+        why = {id(t.variable): self._mixed.get(id(p.layer), UNCALLED) for p in uncalled for t in p.targets.values()}
         told = {id(t.variable) for problem in problems for t in problem.targets.values()}
         for target in self._targets:
             key = id(target.variable)
@@ -212,5 +211,5 @@ def joined(batches: Iterable[Any]) -> list[Any]:
     """Batches of the same shapes as one."""
     found: dict[Any, list[Any]] = {}
     for batch in batches:
-        found.setdefault(tuple(leaf.shape[1:] for leaf in arrays(batch)), []).append(batch)
+        found.setdefault(shapes_of(batch), []).append(batch)
     return [map_arrays(lambda *parts: np.concatenate(parts), *alike) for alike in found.values()]

@@ -11,14 +11,41 @@ from keras_woodfisher_backends.nest import arrays
 
 
 class Sides:
-    """Calls of layers for one side alone.
+    """Takes tensors of both sides apart, calls layers for one of them, and puts tensors together.
 
     Attributes:
-        alone: Whether such a call is going on.
+        examples: Of each side.
+        alone: Whether a layer is being called for one side.
     """
 
     def __init__(self) -> None:
+        self.examples = 1
         self.alone = False
+
+    def split(self, nest: Any, rows: int) -> tuple[Any, Any]:
+        """The two sides of every tensor that holds so many rows of each; both have all others."""
+
+        def part(rows_of: slice) -> Any:
+            return tree.map_structure(lambda leaf: leaf[rows_of] if _length(leaf) == 2 * rows else leaf, nest)
+
+        return part(slice(None, rows)), part(slice(rows, None))
+
+    def join(self, dense: Any, pruned: Any, rows: int) -> Any:
+        """What a layer gave for each side; what isn't of examples (a loss) is the dense one's.
+
+        Args:
+            dense: Tensors.
+            pruned: The same.
+            rows: Of the layer's input, of each side.
+        """
+
+        def put(one: Any, other: Any) -> Any:
+            length = _length(one)
+            if length and (length in (rows, self.examples) or (len(one.shape) > 1 and length % self.examples == 0)):
+                return ops.concatenate([one, other])
+            return one
+
+        return tree.map_structure(put, dense, pruned)
 
     def one(self, own: Callable[..., Any]) -> Callable[..., Any]:
         """A layer's call, for the examples of one side."""
@@ -43,15 +70,16 @@ class Sides:
         """
         places = places_of(generators)
         output = own(*args, **kwargs)
-        length = arrays(args[0])[0].shape[0]
-        if length % 2 or _same(places, places_of(generators)):
+        rows, odd = divmod(_length(arrays(args[0])[0]), 2)
+        if odd or rows % self.examples or _same(places, places_of(generators)):
             return output
-        found = []
-        for part in (slice(None, length // 2), slice(length // 2, None)):
+
+        def again(side: Any) -> Any:
             rewind(generators, places)
-            some, named = halves((args, kwargs), part, length)
-            found.append(self.one(own)(*some, **named))
-        return tree.map_structure(lambda one, other: ops.concatenate([one, other]), *found)
+            return self.one(own)(*side[0], **side[1])
+
+        dense, pruned = self.split((args, kwargs), rows)
+        return self.join(again(dense), again(pruned), rows)
 
 
 def has_values(nest: Any) -> bool:
@@ -62,16 +90,6 @@ def has_values(nest: Any) -> bool:
     except Exception:  # noqa: BLE001 (each framework has errors of its own for it)
         return False
     return True
-
-
-def halves(nest: Any, part: slice, length: int) -> Any:
-    """The examples `part` of every tensor that holds `length` of them."""
-
-    def take(leaf: Any) -> Any:
-        shape = getattr(leaf, "shape", None)
-        return leaf[part] if shape is not None and len(shape) and shape[0] == length else leaf
-
-    return tree.map_structure(take, nest)
 
 
 def generators_of(layer: Any) -> list[Any]:
@@ -89,6 +107,12 @@ def rewind(generators: Sequence[Any], places: Sequence[Any]) -> None:
     """Has random generators draw once more what they drew from some places on."""
     for generator, place in zip(generators, places, strict=True):
         generator.state.assign(place)
+
+
+def _length(leaf: Any) -> int:
+    """The first axis of a tensor; 0 of anything else."""
+    shape: Any = getattr(leaf, "shape", ())
+    return int(shape[0]) if len(shape) else 0
 
 
 def _same(some: Sequence[Any], others: Sequence[Any]) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops, tree
+from keras import ops
 from keras_woodfisher_backends.keras_internals.graphs import Graphs
 from keras_woodfisher_backends.keras_internals.models import (
     float32_computation,
@@ -21,7 +21,7 @@ from keras_woodfisher_backends.keras_internals.models import (
     layers_of,
 )
 from keras_woodfisher_backends.least_squares.parts import Call, Side
-from keras_woodfisher_backends.nest import arrays, map_arrays
+from keras_woodfisher_backends.nest import arrays, map_arrays, shapes_of
 
 from keras_woodfisher.gradients.loss import forward_only
 from keras_woodfisher.memory.free_memory import give_back_memory
@@ -39,14 +39,15 @@ from keras_woodfisher.oneshot.reconstruction.layer_calls import (
 )
 from keras_woodfisher.oneshot.reconstruction.padding import KnownMasks
 from keras_woodfisher.oneshot.reconstruction.problem import Choice, NotAProduct, Problem
-from keras_woodfisher.oneshot.reconstruction.sides import Sides, generators_of, halves, has_values, places_of, rewind
+from keras_woodfisher.oneshot.reconstruction.sides import Sides, generators_of, has_values, places_of, rewind
 from keras_woodfisher.pruning.fisher import Advance, no_progress
-from keras_woodfisher.reports.layer_report import LayerReport
 
 _ROUNDS = 1
 """How often a recurrent layer is solved anew with the states that it has then."""
 
 _HIDDEN = "its layer is called within something that the framework compiles, such as a loop"
+_WITHIN = "its layer is called within another one that is reconstructed"
+ROUTED = "the values of the examples decide which rows its layer gets"
 
 
 class _Reached(BaseException):
@@ -89,6 +90,7 @@ class Walk:
             if id(layer) in self._of_layer or not any(id(inner) in self._of_layer for inner in layers_of(layer))
         }
         self._awaited: dict[int, int] = {}
+        self._rows: dict[int, list[int]] = {}
         self._share = 1.0
         self._at_once = False
         self._masks = KnownMasks(None)
@@ -154,9 +156,11 @@ class Walk:
         self._advance = advance
         total = sum(len(arrays(chunk)[0]) for chunk in chunks)
         for chunk in chunks:
-            self._share = len(arrays(chunk)[0]) / total
+            self._sides.examples = len(arrays(chunk)[0])
+            self._share = self._sides.examples / total
             self._at_once = at_once
             self._awaited = {id(problem): problem.calls for problem in group}
+            self._rows = {key: list(same[0].rows.get(shapes_of(chunk), ())) for key, same in self._of_layer.items()}
             doubled = map_arrays(lambda leaf: np.concatenate([leaf, leaf]), chunk)
             with suppress(_Reached):
                 self._run(doubled, self._side_by_side)
@@ -181,25 +185,29 @@ class Walk:
                 raise stopped.error from None
 
     def _side_by_side(self, layer: Any, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        problems = self._of_layer.get(id(layer), [])
         if self._sides.alone:
+            self._give_up(problems, _WITHIN)
             return own(*args, **kwargs)
         self._masks.see(args, kwargs)
         generators = self._generators.get(id(layer), ())
-        if id(layer) not in self._of_layer:
+        if not problems:
             if args:
                 self._masks.begin(layer, args[0])
             if generators and args and has_values(args[0]):
                 return self._sides.alike(generators, own, args, kwargs)
             return own(*args, **kwargs)
         if not has_values(args[0]):
-            self._give_up(self._of_layer[id(layer)], _HIDDEN)
+            self._give_up(problems, _HIDDEN)
             return own(*args, **kwargs)
         # Where all examples are worked on at once, there is enough.
         give_back_memory(to_system=not self._at_once)
-        half = arrays(args[0])[0].shape[0] // 2
-        dense_args, dense_kwargs = halves((args, kwargs), slice(None, half), 2 * half)
-        pruned_args, pruned_kwargs = halves((args, kwargs), slice(half, None), 2 * half)
-        problems = self._of_layer[id(layer)]
+        each = self._rows[id(layer)].pop(0) if self._rows[id(layer)] else 0
+        half = self._sides.examples * each
+        if arrays(args[0])[0].shape[0] != 2 * half:
+            self._give_up(problems, ROUTED)
+            return own(*args, **kwargs)
+        (dense_args, dense_kwargs), (pruned_args, pruned_kwargs) = self._sides.split((args, kwargs), half)
         waiting = [problem for problem in problems if self._awaited.get(id(problem)) and not problem.done]
         one, places = self._sides.one(own), places_of(generators)
         with listening(layer) as heard:
@@ -225,13 +233,13 @@ class Walk:
             pruned = one(*pruned_args, **pruned_kwargs)
         if self._awaited and not any(self._awaited.values()):
             raise _Reached
-        return tree.map_structure(lambda one, other: ops.concatenate([one, other]), dense, pruned)
+        return self._sides.join(dense, pruned, half)
 
     def _give_up(self, problems: Sequence[Problem], why: str) -> None:
         for problem in problems:
-            if self._awaited.get(id(problem)) and not problem.done:
-                problem.report = LayerReport(problem.name, note=why)
+            if not problem.done:
                 self._advance()
+            problem.give_up(why)
             self._awaited.pop(id(problem), None)
 
     def _show(self, problem: Problem, call: Call, mask: Any, half: int) -> None:
@@ -260,8 +268,8 @@ class Walk:
         try:
             problem.check(dense_inputs, wanted, places)
         except NotAProduct:
-            problem.report = LayerReport(problem.name, note="it isn't the product that its class says")
             self._advance()
+            problem.give_up("it isn't the product that its class says")
             return
         problem.see(shown, wanted, places, self._error_to_absorb(problem, places, half))
 

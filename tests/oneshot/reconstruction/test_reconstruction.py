@@ -510,7 +510,7 @@ class Mixing(keras.Model):
             one, other = ops.split(self.inner(ops.concatenate([x, -x], 0)), 2, 0)
             x = one - other
         else:
-            x = ops.reshape(self.inner(ops.reshape(x, (-1, 4))), (count, self.times, 4))
+            x = ops.reshape(self.inner(ops.reshape(x, (-1, 4))), (count, -1, 4))
         return self.last(x)
 
 
@@ -529,6 +529,83 @@ def test_layers_in_which_examples_cannot_be_told_apart(kind, times):
     # Else the pruned model's examples would be taken for the dense one's.
     found = model.predict(x, verbose=0)
     assert last.error < 0.3 and np.square(found - wanted).sum() < 0.9 * np.square(wanted).sum()
+
+
+def test_examples_of_several_shapes_each_give_rows_of_their_own():
+    model = Mixing("windows", -1)
+    batches = [RNG.normal(size=(24, times, 4)).astype("float32") for times in (3, 5)]
+    model(batches[0])
+    report = kw.prune(model, lambda: iter(batches), 0.3, verbose=0).reconstruction
+    first = next(layer for layer in report.layers if model.inner.name in layer.name)
+    assert not first.note and first.rows > 3 * report.examples
+
+
+class Routed(keras.Model):
+    """Gives each example to one of two experts; on JAX no tracer can follow that."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts, self.last = [layers.Dense(6, "relu") for _ in range(2)], layers.Dense(3)
+
+    def build(self, shape):
+        for expert in self.experts:
+            expert.build(shape)
+
+    def call(self, x):
+        hidden = ops.zeros((x.shape[0], 6))
+        for number, expert in enumerate(self.experts):
+            (mine,) = ops.nonzero(ops.equal(ops.cast(x[:, 0] > 0, "int32"), number))
+            if mine.shape[0]:
+                hidden = ops.scatter_update(hidden, ops.expand_dims(mine, -1), expert(ops.take(x, mine, axis=0)))
+        return self.last(hidden)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_layers_that_get_the_rows_that_values_choose(alike):
+    """Also where the examples that are looked at beforehand all go the same way."""
+    x = RNG.normal(size=(72, 4)).astype("float32")
+    model = Routed()
+    model(x[:4])
+    x[:, 0] = np.where(np.arange(72) % 2, 1.0, -1.0)
+    if alike:
+        looked = np.random.default_rng(0).permutation(72)[:66][np.unique(np.linspace(0, 65, 4).astype(int))]
+        x[looked, 0] = 1.0
+    report = kw.prune(model, x, {0.5: ["re:.*kernel"]}, verbose=0).reconstruction
+    notes = {layer.name: layer.note for layer in report.layers}
+    idle, busy = (notes[expert.kernel.path] for expert in model.experts)
+    assert "decide which rows its layer gets" in busy and not notes[model.last.kernel.path]
+    assert ("on the examples that were looked at" if alike else "decide which rows") in idle
+
+
+class Regularised(layers.Dense):
+    """Gives a loss, which isn't of examples, beside its product."""
+
+    def build(self, shape):
+        super().build(shape)
+        self.draws = keras.random.SeedGenerator(3)
+
+    def call(self, x):
+        product = super().call(x) + 0.0 * keras.random.normal((self.units,), seed=self.draws)
+        return product, ops.mean(product), {"by unit": ops.mean(product, 0), "none": None}
+
+
+class WithLosses(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.solved, self.left, self.last = Regularised(8), Regularised(9), layers.Dense(3)
+
+    def call(self, x):
+        for layer in (self.solved, self.left):
+            x, loss, parts = layer(x)
+            assert loss.shape == () and parts["by unit"].shape == (layer.units,)
+        return self.last(x)
+
+
+def test_layers_that_give_more_than_what_is_of_examples():
+    model, x = WithLosses(), RNG.normal(size=(40, 6)).astype("float32")
+    model(x[:2])
+    report = kw.prune(model, x, 0.3, exclude="re:.*_1/kernel", verbose=0).reconstruction
+    assert len(report.layers) == 2 and all(layer.error < 0.3 for layer in report.layers)
 
 
 class ByName(keras.Model):
