@@ -14,11 +14,12 @@ from keras import ops
 from keras_woodfisher_backends.nest import arrays, shapes_of, take
 from keras_woodfisher_backends.protocol import Backend
 
+from keras_woodfisher.oneshot.reconstruction.passes import Survey
 from keras_woodfisher.oneshot.reconstruction.problem import Problem
 from keras_woodfisher.oneshot.reconstruction.sides import has_values
-from keras_woodfisher.oneshot.reconstruction.walk import ROUTED, Walk
 
 MIXED = "the first axis of its input isn't that of the examples"
+ROUTED = "the values of the examples decide which rows its layer gets"
 
 _LOOKED_AT = 4
 """Single examples whose calls are compared, where they may depend on values."""
@@ -41,12 +42,12 @@ def learn_rows(
     Returns:
         Why examples can't be told apart, for the layers where they can't, by id.
     """
-    walk, batch = Walk(model, problems), batches[0]
+    survey, batch = Survey(model, problems), batches[0]
     number = len(arrays(batch)[0])
 
     def calls(x: Any) -> dict[int, list[tuple[int, bool]]]:
         found: list[dict[int, list[tuple[int, bool]]]] = []
-        backend.dry_call(lambda x: found.append(walk.inputs(x, lambda t: (int(t.shape[0]), has_values(t)))), x)
+        backend.dry_call(lambda x: found.append(survey.inputs(x, lambda t: (int(t.shape[0]), has_values(t)))), x)
         return found[-1]
 
     def sizes(x: Any) -> dict[int, list[int]]:
@@ -62,7 +63,7 @@ def learn_rows(
             why |= {layer: ROUTED for layer in {*once, *other} if once.get(layer) != other.get(layer)}
     if number > 1 and any(max(rows) > 1 for layer, rows in once.items() if layer not in why):
         with_another, with_itself = (
-            walk.inputs(take(batch, np.array([0, place])), _values) for place in (number - 1, 0)
+            survey.inputs(take(batch, np.array([0, place])), _values) for place in (number - 1, 0)
         )
         apart = {layer for layer, found in with_another.items() if not _begin_alike(found, with_itself.get(layer, []))}
         why = {**dict.fromkeys(apart, MIXED), **why}

@@ -16,6 +16,7 @@ from keras_woodfisher.data.batches import cut_evenly
 from keras_woodfisher.model.targets import Target
 from keras_woodfisher.oneshot.reconstruction.apart import learn_rows
 from keras_woodfisher.oneshot.reconstruction.footprint import Needs, plan_chunks, size_of
+from keras_woodfisher.oneshot.reconstruction.passes import Survey, Surveyed
 from keras_woodfisher.oneshot.reconstruction.problem import Choice, Problem
 from keras_woodfisher.oneshot.reconstruction.walk import Walk
 from keras_woodfisher.pruning.fisher import Advance, no_progress
@@ -23,6 +24,7 @@ from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.pruning.workspace import budget_of
 from keras_woodfisher.reports.layer_report import LayerReport
 
+SHARED = "another layer uses its weights, too"
 UNCALLED = "the model doesn't call its layer on the examples that were looked at"
 
 _TIMED = 32
@@ -71,11 +73,13 @@ class Layerwise:
         seed = self._seed = pruner.options.seed
         self._values = {id(t.variable): keras.ops.convert_to_numpy(t.variable) for t in targets}
         problems = _problems(model, targets, seed, alone)
-        one, seen = take(batches[0], slice(0, 1)), list[tuple[list[Problem], int]]()
-        pruner.backend.dry_call(lambda x: seen.append(Walk(model, problems).order(x)), one)
-        called, live = seen[-1]
-        self._mixed = learn_rows(model, problems, pruner.backend, batches)
-        self._ordered = [problem for problem in called if id(problem.layer) not in self._mixed]
+        one, seen = take(batches[0], slice(0, 1)), list[Surveyed]()
+        pruner.backend.dry_call(lambda x: seen.append(Survey(model, problems).order(x)), one)
+        called, live, shared = seen[-1]
+        mixed = learn_rows(model, problems, pruner.backend, batches)
+        self._why = {problem.key: mixed[id(problem.layer)] for problem in problems if id(problem.layer) in mixed}
+        self._why |= dict.fromkeys(shared, SHARED)
+        self._ordered = [problem for problem in called if problem.key not in self._why]
         self._learned = {problem.key: problem for problem in self._ordered}
         self.total = len(self._ordered)
         examples = sum(len(arrays(batch)[0]) for batch in batches)
@@ -107,11 +111,11 @@ class Layerwise:
     def seconds_per_example(self) -> float:
         """Measured seconds of a dense example in a pass, after the one that compiles."""
         some = take(self._batches[0], slice(0, min(self.plan.chunk, _TIMED)))
-        walk = Walk(self._model, ())
+        survey = Survey(self._model, ())
         seconds = 0.0
         for _ in range(2):
             start = time.perf_counter()
-            walk.order(some)
+            survey.order(some)
             seconds = time.perf_counter() - start
         return seconds / len(arrays(some)[0])
 
@@ -154,7 +158,7 @@ class Layerwise:
             if problem.solution is not None and problem.report is not None:
                 solved |= {id(t.variable): problem.solution[name] for name, t in problem.targets.items()}
                 errors |= {id(t.variable): problem.report.error for t in problem.targets.values()}
-        why = {id(t.variable): self._mixed.get(id(p.layer), UNCALLED) for p in uncalled for t in p.targets.values()}
+        why = {id(t.variable): self._why.get(p.key, UNCALLED) for p in uncalled for t in p.targets.values()}
         told = {id(t.variable) for problem in problems for t in problem.targets.values()}
         for target in self._targets:
             key = id(target.variable)

@@ -608,6 +608,37 @@ def test_layers_that_give_more_than_what_is_of_examples():
     assert len(report.layers) == 2 and all(layer.error < 0.3 for layer in report.layers)
 
 
+class Tied(layers.Layer):
+    """Multiplies by the transposed kernel of another layer, which it asks for or (`holds`) has as its own."""
+
+    def __init__(self, other, holds):
+        super().__init__()
+        self.other, self.kernel = None if holds else other, other.kernel if holds else None
+
+    def call(self, x):
+        return ops.matmul(x, ops.transpose(self.kernel if self.other is None else self.other.kernel))
+
+
+@pytest.mark.parametrize("holds", [True, False])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_kernels_that_another_layer_reads_are_pruned_by_magnitude(holds, wrapped):
+    """What fits one of the two doesn't fit the other."""
+    first, cell = layers.Dense(10, "tanh"), layers.SimpleRNNCell(10)
+    owner = cell if wrapped else first
+    inputs = layers.Input((3, 12))
+    hidden = layers.RNN(cell, unroll=True)(inputs) if wrapped else first(inputs)
+    model = keras.Model(inputs, layers.Dense(4)(Tied(owner, holds)(hidden)))
+    before = ops.convert_to_numpy(owner.kernel)
+    x = RNG.normal(size=(60, 3, 12)).astype("float32")
+    report = kw.prune(model, x, {0.5: ["re:.*kernel"]}, verbose=0).reconstruction
+    notes = {layer.name.split(", ")[0]: layer.note for layer in report.layers}
+    assert notes.pop(owner.kernel.path) == "another layer uses its weights, too"
+    assert not notes[model.layers[-1].kernel.path]
+    kept = ops.convert_to_numpy(owner.kernel)
+    np.testing.assert_array_equal(kept[kept != 0], before[kept != 0])
+    assert (kept == 0).sum() == 60 and np.abs(before[kept == 0]).max() <= np.abs(before[kept != 0]).min()
+
+
 class ByName(keras.Model):
     def __init__(self):
         super().__init__()
