@@ -21,6 +21,11 @@ def take(nest: Any, index: Any) -> Any:
     return map_arrays(lambda array: array[index], nest)
 
 
+def shapes_of(nest: Any) -> tuple[tuple[int, ...], ...]:
+    """The shape of an example of each array of a nest, leaves (N, ...)."""
+    return tuple(tuple(array.shape[1:]) for array in arrays(nest))
+
+
 def outline(nest: Any) -> Any:
     """The same nest with True for each array."""
     return map_arrays(lambda array: True, nest)

@@ -7,8 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops, tree
-from keras_woodfisher_backends.nest import arrays
+from keras import ops
 
 _SMALLEST_FACTOR = 1e-3
 """Channels whose factor is smaller than this part of the largest one make up for nothing."""
@@ -85,50 +84,9 @@ def replaced(layer: Any, kernels: Mapping[str, np.ndarray]) -> Iterator[None]:
             variable.assign(value)
 
 
-def has_values(nest: Any) -> bool:
-    """Whether numbers can be read from tensors: within a loop that the framework compiles they only stand for some."""
-    try:
-        for leaf in arrays(nest):
-            ops.convert_to_numpy(leaf[:1])
-    except Exception:  # noqa: BLE001 (each framework has errors of its own for it)
-        return False
-    return True
-
-
-def halves(nest: Any, part: slice, length: int) -> Any:
-    """The examples `part` of every tensor that holds `length` of them."""
-
-    def take(leaf: Any) -> Any:
-        shape = getattr(leaf, "shape", None)
-        return leaf[part] if shape is not None and len(shape) and shape[0] == length else leaf
-
-    return tree.map_structure(take, nest)
-
-
 def channel_axis(layer: Any, output: Any) -> int:
     """The axis of a layer's output that its bias goes along."""
     return 1 if getattr(layer, "data_format", None) == "channels_first" else len(output.shape) - 1
-
-
-def generators_of(layer: Any) -> list[Any]:
-    """The random generators that a layer itself has."""
-    return [value for value in vars(layer).values() if isinstance(value, keras.random.SeedGenerator)]
-
-
-def same_draws(generators: Sequence[Any], own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """A layer's call in which both halves of its examples get the same random numbers."""
-    leaves = [leaf for leaf in tree.flatten((args, kwargs)) if len(getattr(leaf, "shape", ()))]
-    length = leaves[0].shape[0] if leaves else 1
-    if length % 2:
-        return own(*args, **kwargs)
-    states = [ops.stop_gradient(generator.state) for generator in generators]
-    found = []
-    for part in (slice(None, length // 2), slice(length // 2, None)):
-        for generator, state in zip(generators, states, strict=True):
-            generator.state.assign(state)
-        some, named = halves((args, kwargs), part, length)
-        found.append(own(*some, **named))
-    return tree.map_structure(lambda one, other: ops.concatenate([one, other]), *found)
 
 
 def after_bias(layer: Any, output: Any) -> Any:

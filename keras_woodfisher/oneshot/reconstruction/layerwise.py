@@ -11,19 +11,23 @@ from keras_woodfisher_backends.keras_internals.engines import whole_value
 from keras_woodfisher_backends.keras_internals.models import layers_of
 from keras_woodfisher_backends.least_squares.arithmetic import OnDevice
 from keras_woodfisher_backends.least_squares.parts import parts_of
-from keras_woodfisher_backends.nest import arrays, map_arrays, take
+from keras_woodfisher_backends.nest import arrays, map_arrays, shapes_of, take
 from keras_woodfisher_backends.ranks.ranks import Ranks
 
 from keras_woodfisher.data.batches import cut_evenly
 from keras_woodfisher.model.targets import Target
-from keras_woodfisher.oneshot.reconstruction.apart import MIXED, mixed_layers
+from keras_woodfisher.oneshot.reconstruction.apart import MIXED, learn_rows
 from keras_woodfisher.oneshot.reconstruction.footprint import Needs, plan_chunks, size_of
+from keras_woodfisher.oneshot.reconstruction.passes import Survey, Surveyed
 from keras_woodfisher.oneshot.reconstruction.problem import Choice, Problem
 from keras_woodfisher.oneshot.reconstruction.walk import Walk
 from keras_woodfisher.pruning.fisher import Advance, no_progress
 from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.pruning.workspace import budget_of
 from keras_woodfisher.reports.layer_report import LayerReport
+
+SHARED = "another layer uses its weights, too"
+UNCALLED = "the model doesn't call its layer on the examples that were looked at"
 
 _TIMED = 32
 """Examples by which the time of a pass is measured."""
@@ -72,12 +76,18 @@ class Layerwise:
         seed = self._seed = pruner.options.seed
         self._values = {id(t.variable): whole_value(t.variable) for t in targets}
         problems = _problems(model, targets, seed, alone)
-        one, seen = take(batches[0], slice(0, 1)), list[tuple[list[Problem], int]]()
-        pruner.backend.dry_call(lambda x: seen.append(Walk(model, problems).order(x)), one)
-        called, live = seen[-1]
-        self._mixed = mixed_layers(model, called, pruner.backend, batches[0])
-        self._ordered = [problem for problem in called if id(problem.layer) not in self._mixed]
-        self._calls = {problem.key: problem.calls for problem in self._ordered}
+        one, seen = take(batches[0], slice(0, 1)), list[Surveyed]()
+        pruner.backend.dry_call(lambda x: seen.append(Survey(model, problems).order(x)), one)
+        called, live, shared = seen[-1]
+        mixed = learn_rows(model, problems, pruner.backend, batches)
+        self._why = {problem.key: mixed[id(problem.layer)] for problem in problems if id(problem.layer) in mixed}
+        self._why |= dict.fromkeys(shared, SHARED)
+        # Other processes may have seen other examples.
+        told = self._ranks.joined(np.array([[problem.key in self._why for problem in problems]]))
+        for place in np.flatnonzero(told.any(axis=0)):
+            self._why.setdefault(problems[place].key, MIXED)
+        self._ordered = [problem for problem in called if problem.key not in self._why]
+        self._learned = {problem.key: problem for problem in self._ordered}
         self.total = len(self._ordered)
         examples = sum(len(arrays(batch)[0]) for batch in batches)
         budget = budget_of(pruner.options)
@@ -109,11 +119,11 @@ class Layerwise:
     def seconds_per_example(self) -> float:
         """Measured seconds of a dense example in a pass, after the one that compiles."""
         some = take(self._batches[0], slice(0, min(self.plan.chunk, _TIMED)))
-        walk = Walk(self._model, ())
+        survey = Survey(self._model, ())
         seconds = 0.0
         for _ in range(2):
             start = time.perf_counter()
-            walk.order(some)
+            survey.order(some)
             seconds = time.perf_counter() - start
         return seconds / len(arrays(some)[0])
 
@@ -133,16 +143,17 @@ class Layerwise:
         at_once = not self._ranks.any(len(chunks) > 1)
         made = _problems(self._model, self._targets, self._seed, self._alone)
         found = {problem.key: problem for problem in made}
-        problems = [found[key] for key in self._calls]
+        problems = [found[key] for key in self._learned]
         for problem in problems:
-            problem.calls = self._calls[problem.key]
+            problem.calls = self._learned[problem.key].calls
+            problem.rows = self._learned[problem.key].rows
             problem.hurried = hurried
             problem.device = self._device
             problem.ranks = self._ranks
         walk = Walk(self._model, problems, choice, self._alone)
         for group in groups(problems, self._ranks.least(self._most(1 if at_once else 2))):
             walk.solve(group, chunks, at_once, advance)
-        return self._outcome(problems, [p for key, p in found.items() if key not in self._calls], choice)
+        return self._outcome(problems, [p for key, p in found.items() if key not in self._learned], choice)
 
     def _most(self, chunks: int) -> int:
         """How many matrices one pass solves; all where each is solved as its layer is called."""
@@ -156,11 +167,7 @@ class Layerwise:
             if problem.solution is not None and problem.report is not None:
                 solved |= {id(t.variable): problem.solution[name] for name, t in problem.targets.items()}
                 errors |= {id(t.variable): problem.report.error for t in problem.targets.values()}
-        why = {
-            id(t.variable): MIXED if id(p.layer) in self._mixed else "the model doesn't call its layer on this data"
-            for p in uncalled
-            for t in p.targets.values()
-        }
+        why = {id(t.variable): self._why.get(p.key, UNCALLED) for p in uncalled for t in p.targets.values()}
         told = {id(t.variable) for problem in problems for t in problem.targets.values()}
         for target in self._targets:
             key = id(target.variable)
@@ -230,5 +237,5 @@ def joined(batches: Iterable[Any]) -> list[Any]:
     """Batches of the same shapes as one."""
     found: dict[Any, list[Any]] = {}
     for batch in batches:
-        found.setdefault(tuple(leaf.shape[1:] for leaf in arrays(batch)), []).append(batch)
+        found.setdefault(shapes_of(batch), []).append(batch)
     return [map_arrays(lambda *parts: np.concatenate(parts), *alike) for alike in found.values()]

@@ -1,7 +1,7 @@
 """One matrix of one layer, to be made sparse: what was seen of its inputs, and the solution."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -72,6 +72,7 @@ class Problem:
     Attributes:
         calls: How often the model calls the layer.
         positions: Rows that an example gives, over all calls.
+        rows: The first axis of the input of each call, for one example, by the shapes of the model's inputs.
         hurried: Whether the support may be a little worse, in a part of the time.
         device: An accelerator for the products, if there is one.
         ranks: The processes that have seen other rows each.
@@ -88,6 +89,7 @@ class Problem:
         self.kernels = kernels
         self.calls = 1
         self.positions = 1
+        self.rows: Mapping[tuple[tuple[int, ...], ...], Sequence[int]] = {}
         self.hurried = False
         self.device: OnDevice | None = None
         self.ranks = Ranks()
@@ -136,6 +138,11 @@ class Problem:
     def done(self) -> bool:
         """Whether it is solved, or known that it can't be."""
         return self.report is not None
+
+    def give_up(self, why: str) -> None:
+        """Leaves the kernels as they were."""
+        self.solution, self._equations = None, None
+        self.report = LayerReport(self.name, note=why)
 
     def see(
         self,

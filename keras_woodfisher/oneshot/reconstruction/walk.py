@@ -5,7 +5,6 @@ targets are at hand; once it is solved, its second half is computed with the new
 what they will get in the pruned model.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -13,55 +12,38 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops, tree
-from keras_woodfisher_backends.keras_internals.graphs import Graphs
-from keras_woodfisher_backends.keras_internals.models import (
-    float32_computation,
-    infer,
-    layers_of,
-)
+from keras import ops
+from keras_woodfisher_backends.keras_internals.models import layers_of
 from keras_woodfisher_backends.least_squares.parts import Call, Side
-from keras_woodfisher_backends.nest import arrays, map_arrays
+from keras_woodfisher_backends.nest import arrays, map_arrays, shapes_of
 
-from keras_woodfisher.gradients.loss import forward_only
 from keras_woodfisher.memory.free_memory import give_back_memory
-from keras_woodfisher.oneshot.reconstruction.footprint import LiveOutputs
+from keras_woodfisher.oneshot.reconstruction.apart import ROUTED
 from keras_woodfisher.oneshot.reconstruction.layer_calls import (
     after_bias,
     channel_axis,
-    generators_of,
-    halves,
-    has_values,
-    hooked,
     inverse_factors,
     is_linear,
     listening,
     replaced,
-    same_draws,
     states_of,
     steps_of,
 )
 from keras_woodfisher.oneshot.reconstruction.padding import KnownMasks
+from keras_woodfisher.oneshot.reconstruction.passes import Passes, Stopped
 from keras_woodfisher.oneshot.reconstruction.problem import Choice, NotAProduct, Problem
+from keras_woodfisher.oneshot.reconstruction.sides import Sides, generators_of, has_values, places_of, rewind
 from keras_woodfisher.pruning.fisher import Advance, no_progress
-from keras_woodfisher.reports.layer_report import LayerReport
 
 _ROUNDS = 1
 """How often a recurrent layer is solved anew with the states that it has then."""
 
 _HIDDEN = "its layer is called within something that the framework compiles, such as a loop"
+_WITHIN = "its layer is called within another one that is reconstructed"
 
 
 class _Reached(BaseException):
     """Ends a pass: no later layer is wanted."""
-
-
-class _Stopped(BaseException):
-    """Carries an error out of a layer's call: Keras would put words of its own around it."""
-
-    def __init__(self, error: FloatingPointError):
-        super().__init__(str(error))
-        self.error = error
 
 
 class Walk:
@@ -70,70 +52,30 @@ class Walk:
     Args:
         model: A built model, which isn't changed.
         problems: What is to be solved.
-        choice: Which weights may stay; not needed for `order`.
+        choice: Which weights may stay.
         alone: Whether layers see what they get in the dense model, as if no other were pruned.
     """
 
-    def __init__(
-        self, model: keras.Model, problems: Sequence[Problem], choice: Choice | None = None, alone: bool = False
-    ):
+    def __init__(self, model: keras.Model, problems: Sequence[Problem], choice: Choice, alone: bool = False):
         self._alone = alone
-        self._model = model
         self._choice = choice
         self._of_layer: dict[int, list[Problem]] = {}
         for problem in problems:
             self._of_layer.setdefault(id(problem.layer), []).append(problem)
-        self._graphs = Graphs(model)
+        self._passes = Passes(model)
+        self._sides = Sides()
+        # A layer that holds others to be solved is never called for one side alone.
+        self._generators = {
+            id(layer): generators_of(layer)
+            for layer in layers_of(model)
+            if id(layer) in self._of_layer or not any(id(inner) in self._of_layer for inner in layers_of(layer))
+        }
         self._awaited: dict[int, int] = {}
+        self._rows: dict[int, list[int]] = {}
         self._share = 1.0
         self._at_once = False
         self._masks = KnownMasks(None)
         self._advance: Advance = no_progress
-
-    def order(self, x: Any) -> tuple[list[Problem], int]:
-        """The problems in the order in which the model calls their layers; each learns how often that is.
-
-        Args:
-            x: Inputs of the model, one example.
-
-        Returns:
-            The problems of layers that are called, and how many bytes of outputs are alive at a time.
-        """
-        calls: dict[int, list[int]] = {}
-        live = LiveOutputs(self._graphs)
-
-        def count(layer: Any, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-            output = live.call(layer, own, args, kwargs)
-            if id(layer) in self._of_layer:
-                calls.setdefault(id(layer), []).append(math.prod(arrays(output)[0].shape))
-            return output
-
-        self._run(x, count)
-        found = []
-        for key, sizes in calls.items():
-            for problem in self._of_layer[key]:
-                problem.calls = len(sizes)
-                branches, _, outputs = problem.part.shape
-                problem.positions = max(1, sum(sizes) // (branches * outputs))
-                found.append(problem)
-        return found, live.peak
-
-    def inputs(self, x: Any, look: Callable[[Any], Any]) -> dict[int, list[Any]]:
-        """What `look` makes of the input of each call of the problems' layers, by the layer's id.
-
-        Args:
-            x: Inputs of the model.
-            look: Gets a tensor, the first one that the call takes.
-        """
-        found: dict[int, list[Any]] = {}
-
-        def listen(layer: Any, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-            if id(layer) in self._of_layer:
-                found.setdefault(id(layer), []).append(look(arrays(args[0])[0]))
-            return own(*args, **kwargs)
-
-        self._run(x, listen)
-        return found
 
     def solve(
         self, group: Sequence[Problem], chunks: Sequence[Any], at_once: bool, advance: Advance = no_progress
@@ -150,55 +92,47 @@ class Walk:
         self._advance = advance
         total = sum(len(arrays(chunk)[0]) for chunk in chunks)
         for chunk in chunks:
-            self._share = len(arrays(chunk)[0]) / total
+            self._sides.examples = len(arrays(chunk)[0])
+            self._share = self._sides.examples / total
             self._at_once = at_once
             self._awaited = {id(problem): problem.calls for problem in group}
+            self._rows = {key: list(same[0].rows.get(shapes_of(chunk), ())) for key, same in self._of_layer.items()}
             doubled = map_arrays(lambda leaf: np.concatenate([leaf, leaf]), chunk)
+            self._masks = KnownMasks(doubled)
             with suppress(_Reached):
-                self._run(doubled, self._side_by_side)
+                self._passes.run(doubled, self._side_by_side)
         for problem in group:
             if not problem.done:
                 self._solve(problem)
 
-    def _run(self, x: Any, call: Callable[..., Any]) -> None:
-        """The model's inference with its layers hooked; whatever it would update stays as it is."""
-        inputs = map_arrays(ops.convert_to_tensor, x)
-        self._masks = KnownMasks(inputs)
-        with (
-            forward_only(),
-            float32_computation(self._model),
-            keras.StatelessScope(),
-            self._graphs.watched(),
-            hooked(layers_of(self._model), call),
-        ):
-            try:
-                infer(self._model, inputs)
-            except _Stopped as stopped:
-                raise stopped.error from None
-
     def _side_by_side(self, layer: Any, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        problems = self._of_layer.get(id(layer), [])
+        if self._sides.alone:
+            self._give_up(problems, _WITHIN)
+            return own(*args, **kwargs)
         self._masks.see(args, kwargs)
-        if id(layer) not in self._of_layer:
+        generators = self._generators.get(id(layer), ())
+        if not problems:
             if args:
                 self._masks.begin(layer, args[0])
-            if generators := generators_of(layer):
-                return same_draws(generators, own, args, kwargs)
+            if generators and args and has_values(args[0]):
+                return self._sides.alike(generators, own, args, kwargs)
             return own(*args, **kwargs)
         if not has_values(args[0]):
-            self._give_up(
-                self._of_layer[id(layer)],
-                "its layer is called within something that the framework compiles, such as a loop",
-            )
+            self._give_up(problems, _HIDDEN)
             return own(*args, **kwargs)
         # Where all examples are worked on at once, there is enough.
         give_back_memory(to_system=not self._at_once)
-        half = arrays(args[0])[0].shape[0] // 2
-        dense_args, dense_kwargs = halves((args, kwargs), slice(None, half), 2 * half)
-        pruned_args, pruned_kwargs = halves((args, kwargs), slice(half, None), 2 * half)
-        problems = self._of_layer[id(layer)]
+        each = self._rows[id(layer)].pop(0) if self._rows[id(layer)] else 0
+        half = self._sides.examples * each
+        if arrays(args[0])[0].shape[0] != 2 * half:
+            self._give_up(problems, ROUTED)
+            return own(*args, **kwargs)
+        (dense_args, dense_kwargs), (pruned_args, pruned_kwargs) = self._sides.split((args, kwargs), half)
         waiting = [problem for problem in problems if self._awaited.get(id(problem)) and not problem.done]
+        one, places = self._sides.one(own), places_of(generators)
         with listening(layer) as heard:
-            dense = own(*dense_args, **dense_kwargs)
+            dense = one(*dense_args, **dense_kwargs)
         output = heard[0] if heard else dense
         for problem in waiting:
             new = {**problem.kernels, **self._solutions(problems)}
@@ -206,26 +140,27 @@ class Walk:
                 Side(
                     steps_of(layer, dense_args[0]),
                     problem.kernels,
-                    partial(states_of, layer, own, dense_args, dense_kwargs),
+                    partial(states_of, layer, one, dense_args, dense_kwargs),
                 ),
-                Side(steps_of(layer, pruned_args[0]), new, partial(states_of, layer, own, pruned_args, pruned_kwargs)),
+                Side(steps_of(layer, pruned_args[0]), new, partial(states_of, layer, one, pruned_args, pruned_kwargs)),
                 after_bias(layer, output),
             )
             try:
                 self._show(problem, call, steps_of(layer, self._masks.of(args[0])), half)
             except FloatingPointError as error:
-                raise _Stopped(error) from error
+                raise Stopped(error) from error
+        rewind(generators, places)
         with replaced(layer, self._solutions(problems)):
-            pruned = own(*pruned_args, **pruned_kwargs)
+            pruned = one(*pruned_args, **pruned_kwargs)
         if self._awaited and not any(self._awaited.values()):
             raise _Reached
-        return tree.map_structure(lambda one, other: ops.concatenate([one, other]), dense, pruned)
+        return self._sides.join(dense, pruned, half)
 
     def _give_up(self, problems: Sequence[Problem], why: str) -> None:
         for problem in problems:
-            if self._awaited.get(id(problem)) and not problem.done:
-                problem.report = LayerReport(problem.name, note=why)
+            if not problem.done:
                 self._advance()
+            problem.give_up(why)
             self._awaited.pop(id(problem), None)
 
     def _show(self, problem: Problem, call: Call, mask: Any, half: int) -> None:
@@ -254,20 +189,19 @@ class Walk:
         try:
             problem.check(dense_inputs, wanted, places)
         except NotAProduct:
-            problem.report = LayerReport(problem.name, note="it isn't the product that its class says")
             self._advance()
+            problem.give_up("it isn't the product that its class says")
             return
         problem.see(shown, wanted, places, self._error_to_absorb(problem, places, half))
 
     def _solve(self, problem: Problem, again: bool = False) -> None:
-        assert self._choice is not None
         problem.solve(self._choice)
         if not again:
             self._advance()
 
     def _error_to_absorb(self, problem: Problem, places: np.ndarray, half: int) -> np.ndarray | None:
         """What the shortcut to which the layer's output is added has too much in the pruned model, at places."""
-        found = self._graphs.addition_after(problem.layer)
+        found = self._passes.graphs.addition_after(problem.layer)
         if found is None or not is_linear(problem.layer):
             return None
         scalings, other = found

@@ -343,6 +343,62 @@ def test_noise_is_the_same_in_both_models():
     np.testing.assert_array_equal(ops.convert_to_numpy(noise.draws.state).shape, state.shape)
 
 
+@pytest.mark.parametrize("call", ["prune", "sensitivity"])
+def test_recurrent_layers_of_every_kind_with_an_even_number_of_examples(call):
+    """Cells have random generators, and JAX traces a cell: none may be touched there."""
+    kinds = [
+        layers.LSTM(4),
+        layers.SimpleRNN(4),
+        layers.GRU(4),
+        layers.GRU(4, reset_after=False),
+        layers.RNN(layers.LSTMCell(4)),
+        layers.Bidirectional(layers.LSTM(4)),
+    ]
+    inputs = layers.Input((3, 5))
+    model = keras.Model(inputs, layers.Dense(2)(layers.Concatenate()([kind(inputs) for kind in kinds])))
+    x = SEQUENCES[:40, :3]
+    if call == "prune":
+        report = kw.prune(model, x, {0.5: ["re:.*kernel"]}, verbose=0).reconstruction
+        assert report.examples == 36 and all(not layer.note and layer.error < 1.0 for layer in report.layers)
+    else:
+        model.compile("sgd", "mse")
+        options = {"params": "re:.*/kernel", "eval_data": (x, np.zeros((40, 2))), "levels": (0.5,), "verbose": 0}
+        report = kw.sensitivity(model, x, method="reconstruct", **options)
+        assert len(report.entries) == 8 and not any(entry.note for entry in report.entries)
+
+
+class Drawing(keras.Model):
+    """Draws between layers that are solved, and after the product of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.draws = keras.random.SeedGenerator(3)
+        self.first, self.own, self.last = layers.Dense(12, "relu"), Adding(24), layers.Dense(3)
+
+    def call(self, x):
+        hidden = self.first(x)
+        return self.last(self.own(hidden + 1e-6 * keras.random.normal(ops.shape(hidden), seed=self.draws)))
+
+
+class Adding(layers.Dense):
+    def build(self, shape):
+        super().build(shape)
+        self.draws = keras.random.SeedGenerator(3)
+
+    def call(self, x):
+        product = super().call(x)
+        return product + keras.random.normal(ops.shape(product), seed=self.draws)
+
+
+def test_draws_of_layers_that_are_solved_and_of_those_that_hold_them():
+    """The first are the same in both models; the second see all examples."""
+    model, x = Drawing(), RNG.normal(size=(200, 6)).astype("float32")
+    model(x)
+    report = kw.prune(model, x, 0.1, verbose=0).reconstruction
+    assert [layer.rows for layer in report.layers] == 3 * [report.examples]
+    assert report.layers[-1].error < 0.1
+
+
 class Several(keras.Model):
     """Outputs that tell nothing of single examples."""
 
@@ -503,7 +559,7 @@ class Mixing(keras.Model):
             one, other = ops.split(self.inner(ops.concatenate([x, -x], 0)), 2, 0)
             x = one - other
         else:
-            x = ops.reshape(self.inner(ops.reshape(x, (-1, 4))), (count, self.times, 4))
+            x = ops.reshape(self.inner(ops.reshape(x, (-1, 4))), (count, -1, 4))
         return self.last(x)
 
 
@@ -522,6 +578,114 @@ def test_layers_in_which_examples_cannot_be_told_apart(kind, times):
     # Else the pruned model's examples would be taken for the dense one's.
     found = model.predict(x, verbose=0)
     assert last.error < 0.3 and np.square(found - wanted).sum() < 0.9 * np.square(wanted).sum()
+
+
+def test_examples_of_several_shapes_each_give_rows_of_their_own():
+    model = Mixing("windows", -1)
+    batches = [RNG.normal(size=(24, times, 4)).astype("float32") for times in (3, 5)]
+    model(batches[0])
+    report = kw.prune(model, lambda: iter(batches), 0.3, verbose=0).reconstruction
+    first = next(layer for layer in report.layers if model.inner.name in layer.name)
+    assert not first.note and first.rows > 3 * report.examples
+
+
+class Routed(keras.Model):
+    """Gives each example to one of two experts; on JAX no tracer can follow that."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts, self.last = [layers.Dense(6, "relu") for _ in range(2)], layers.Dense(3)
+
+    def build(self, shape):
+        for expert in self.experts:
+            expert.build(shape)
+
+    def call(self, x):
+        hidden = ops.zeros((x.shape[0], 6))
+        for number, expert in enumerate(self.experts):
+            (mine,) = ops.nonzero(ops.equal(ops.cast(x[:, 0] > 0, "int32"), number))
+            if mine.shape[0]:
+                hidden = ops.scatter_update(hidden, ops.expand_dims(mine, -1), expert(ops.take(x, mine, axis=0)))
+        return self.last(hidden)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_layers_that_get_the_rows_that_values_choose(alike):
+    """Also where the examples that are looked at beforehand all go the same way."""
+    x = RNG.normal(size=(72, 4)).astype("float32")
+    model = Routed()
+    model(x[:4])
+    x[:, 0] = np.where(np.arange(72) % 2, 1.0, -1.0)
+    if alike:
+        looked = np.random.default_rng(0).permutation(72)[:66][np.unique(np.linspace(0, 65, 4).astype(int))]
+        x[looked, 0] = 1.0
+    report = kw.prune(model, x, {0.5: ["re:.*kernel"]}, verbose=0).reconstruction
+    notes = {layer.name: layer.note for layer in report.layers}
+    idle, busy = (notes[expert.kernel.path] for expert in model.experts)
+    assert "decide which rows its layer gets" in busy and not notes[model.last.kernel.path]
+    assert ("on the examples that were looked at" if alike else "decide which rows") in idle
+
+
+class Regularised(layers.Dense):
+    """Gives a loss, which isn't of examples, beside its product."""
+
+    def build(self, shape):
+        super().build(shape)
+        self.draws = keras.random.SeedGenerator(3)
+
+    def call(self, x):
+        product = super().call(x) + 0.0 * keras.random.normal((self.units,), seed=self.draws)
+        return product, ops.mean(product), {"by unit": ops.mean(product, 0), "none": None}
+
+
+class WithLosses(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.solved, self.left, self.last = Regularised(8), Regularised(9), layers.Dense(3)
+
+    def call(self, x):
+        for layer in (self.solved, self.left):
+            x, loss, parts = layer(x)
+            assert loss.shape == () and parts["by unit"].shape == (layer.units,)
+        return self.last(x)
+
+
+def test_layers_that_give_more_than_what_is_of_examples():
+    model, x = WithLosses(), RNG.normal(size=(40, 6)).astype("float32")
+    model(x[:2])
+    report = kw.prune(model, x, 0.3, exclude="re:.*_1/kernel", verbose=0).reconstruction
+    assert len(report.layers) == 2 and all(layer.error < 0.3 for layer in report.layers)
+
+
+class Tied(layers.Layer):
+    """Multiplies by the transposed kernel of another layer, which it asks for or (`holds`) has as its own."""
+
+    def __init__(self, other, holds):
+        super().__init__()
+        self.other, self.kernel = None if holds else other, other.kernel if holds else None
+
+    def call(self, x):
+        return ops.matmul(x, ops.transpose(self.kernel if self.other is None else self.other.kernel))
+
+
+@pytest.mark.parametrize("holds", [True, False])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_kernels_that_another_layer_reads_are_pruned_by_magnitude(holds, wrapped):
+    """What fits one of the two doesn't fit the other."""
+    first, cell = layers.Dense(10, "tanh"), layers.SimpleRNNCell(10)
+    owner = cell if wrapped else first
+    inputs = layers.Input((3, 12))
+    hidden = layers.RNN(cell, unroll=True)(inputs) if wrapped else first(inputs)
+    model = keras.Model(inputs, layers.Dense(4)(Tied(owner, holds)(hidden)))
+    before = ops.convert_to_numpy(owner.kernel)
+    x = RNG.normal(size=(60, 3, 12)).astype("float32")
+    report = kw.prune(model, x, {0.5: ["re:.*kernel"]}, verbose=0).reconstruction
+    notes = {layer.name.split(", ")[0]: layer.note for layer in report.layers}
+    assert notes.pop(owner.kernel.path) == "another layer uses its weights, too"
+    assert not notes[model.layers[-1].kernel.path]
+    kept = ops.convert_to_numpy(owner.kernel)
+    np.testing.assert_array_equal(kept[kept != 0], before[kept != 0])
+    assert (kept == 0).sum() == 60 and np.abs(before[kept == 0]).max() <= np.abs(before[kept != 0]).min()
 
 
 class ByName(keras.Model):
