@@ -75,7 +75,7 @@ def _child(rank: str, size: str, port: str, file: str) -> None:
     import keras
     import numpy as np
     from keras_woodfisher_backends.kernel.threads import blas_threads
-    from keras_woodfisher_backends.ranks.ranks import current_ranks
+    from keras_woodfisher_backends.ranks.joint import current_ranks
     from keras_woodfisher_backends.ranks.shares import column_edges, row_share
 
     import keras_woodfisher as kw

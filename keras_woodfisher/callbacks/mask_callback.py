@@ -16,7 +16,7 @@ from keras_woodfisher_backends.keras_internals.training import (
     model_of,
     refresh,
 )
-from keras_woodfisher_backends.ranks.ranks import current_ranks
+from keras_woodfisher_backends.ranks.joint import current_ranks
 
 from keras_woodfisher.callbacks.callback_list import warn
 from keras_woodfisher.callbacks.mask_constraint import WeightMasks

@@ -18,7 +18,7 @@ from keras_woodfisher_backends.keras_internals.training import (
     stock_backups,
     undo_at_next_fit,
 )
-from keras_woodfisher_backends.ranks.ranks import current_ranks
+from keras_woodfisher_backends.ranks.joint import current_ranks
 
 from keras_woodfisher.callbacks.callback_list import warn
 from keras_woodfisher.callbacks.progress import Progress

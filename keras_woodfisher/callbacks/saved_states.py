@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from keras_woodfisher_backends.ranks.ranks import current_ranks
+from keras_woodfisher_backends.ranks.joint import current_ranks
 
 from keras_woodfisher.model.optimizer_variables import steps_of
 

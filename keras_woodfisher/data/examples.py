@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import tree
 from keras_woodfisher_backends.nest import arrays, map_arrays, take
-from keras_woodfisher_backends.ranks.ranks import digest_of
+from keras_woodfisher_backends.ranks.digests import digest_of
 
 from keras_woodfisher.data.batches import Batch, as_batch, as_numpy, cut, length, lengths, unpacked
 from keras_woodfisher.data.held_out import HeldOut, contents

@@ -11,7 +11,7 @@ from keras_woodfisher_backends.keras_internals.engines import value_here
 from keras_woodfisher_backends.keras_internals.optimizers import trained_variables
 from keras_woodfisher_backends.keras_internals.training import forget, undo_at_next_fit
 from keras_woodfisher_backends.protocol import Backend
-from keras_woodfisher_backends.ranks.ranks import current_ranks
+from keras_woodfisher_backends.ranks.joint import current_ranks
 from keras_woodfisher_backends.ranks.shares import row_share
 
 from keras_woodfisher.data.batches import between

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from keras_woodfisher_backends.nest import arrays, take
 from keras_woodfisher_backends.protocol import Backend, Sampler, SlowLayers
-from keras_woodfisher_backends.ranks.ranks import current_ranks
+from keras_woodfisher_backends.ranks.joint import current_ranks
 
 from keras_woodfisher.data.batches import Batch, chunk_size, even_chunks
 from keras_woodfisher.gradients.loss import ModelLoss

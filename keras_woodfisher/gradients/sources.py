@@ -7,7 +7,8 @@ import keras
 import numpy as np
 from keras_woodfisher_backends.nest import arrays, take
 from keras_woodfisher_backends.protocol import Backend, SlowLayers
-from keras_woodfisher_backends.ranks.ranks import current_ranks, digest_of
+from keras_woodfisher_backends.ranks.digests import digest_of
+from keras_woodfisher_backends.ranks.joint import current_ranks
 from keras_woodfisher_backends.ranks.shares import row_share
 
 from keras_woodfisher.data.batches import Batch, between, even_chunks

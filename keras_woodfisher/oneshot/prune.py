@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import keras
-from keras_woodfisher_backends.ranks.ranks import jointly
+from keras_woodfisher_backends.ranks.joint import jointly
 
 from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.model.weight_copies import copies_follow

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import keras
-from keras_woodfisher_backends.ranks.ranks import current_ranks
+from keras_woodfisher_backends.ranks.joint import current_ranks
 
 from keras_woodfisher.data.examples import Examples, count_up_to, open_examples
 from keras_woodfisher.gradients.gauss_newton import curvature_problem

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 from keras_woodfisher_backends.nest import map_arrays
-from keras_woodfisher_backends.ranks.ranks import jointly
+from keras_woodfisher_backends.ranks.joint import jointly
 
 from keras_woodfisher.data.batches import Batch, length
 from keras_woodfisher.data.examples import open_examples, read_batches

@@ -7,7 +7,9 @@ import keras
 import numpy as np
 from keras_woodfisher_backends.keras_internals.engines import assign_whole, whole_value
 from keras_woodfisher_backends.keras_internals.models import layers_of, own_weights
-from keras_woodfisher_backends.ranks.ranks import MAY_DIFFER, Ranks, digest_of
+from keras_woodfisher_backends.ranks.digests import digest_of
+from keras_woodfisher_backends.ranks.joint import MAY_DIFFER
+from keras_woodfisher_backends.ranks.ranks import Ranks
 
 from keras_woodfisher.pruning.pruner import Pruner
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from keras_woodfisher_backends.ranks.ranks import current_ranks
+from keras_woodfisher_backends.ranks.joint import current_ranks
 
 from keras_woodfisher.data.batches import Batch, cut
 from keras_woodfisher.gradients.loss import MeanLoss

@@ -13,7 +13,7 @@ from keras_woodfisher_backends.kernel.block_kernel import BlockKernel
 from keras_woodfisher_backends.kernel.panels import PANEL
 from keras_woodfisher_backends.kernel.threads import advice
 from keras_woodfisher_backends.protocol import Backend
-from keras_woodfisher_backends.ranks.ranks import current_ranks
+from keras_woodfisher_backends.ranks.joint import current_ranks
 from keras_woodfisher_backends.ranks.shares import row_share
 
 from keras_woodfisher.gradients.footprint import Footprint

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import keras
 import psutil
 from keras_woodfisher_backends.protocol import Backend
-from keras_woodfisher_backends.ranks.ranks import current_ranks
+from keras_woodfisher_backends.ranks.joint import current_ranks
 
 from keras_woodfisher.reports.stage_report import PhaseReport
 

@@ -8,7 +8,9 @@ import keras
 import numpy as np
 import pytest
 from keras_woodfisher_backends import get_backend
-from keras_woodfisher_backends.ranks.ranks import LostProcessError, Ranks, current_ranks, digest_of, jointly
+from keras_woodfisher_backends.ranks.digests import digest_of
+from keras_woodfisher_backends.ranks.joint import current_ranks, jointly
+from keras_woodfisher_backends.ranks.ranks import LostProcessError, Ranks
 from keras_woodfisher_backends.ranks.shares import column_edges, row_share
 
 

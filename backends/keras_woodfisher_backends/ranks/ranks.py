@@ -5,8 +5,6 @@ A process that fails tells the others at the next header, wherever they are by t
 What processes would do differently is found out at the same place.
 """
 
-import hashlib
-import inspect
 import json
 import pickle
 import signal
@@ -16,13 +14,11 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
-import keras
 import numpy as np
 
-from keras_woodfisher_backends import get_backend
+from keras_woodfisher_backends.ranks.digests import DIGEST, digest_of
 from keras_woodfisher_backends.ranks.transport import Transport
 
 _HEADER = struct.Struct("<?55sq")
@@ -32,7 +28,6 @@ _KNOWN = (ValueError, TypeError, KeyError, MemoryError, FloatingPointError, Keyb
 """Kinds of errors that are raised elsewhere as what they are; others become a RuntimeError."""
 
 
-_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
@@ -195,7 +190,7 @@ class Ranks:
         if self.size == 1:
             return
         names = sorted(digests)
-        found = self.all_gather(np.frombuffer(b"".join(digests[name] for name in names), np.uint8).reshape(-1, _DIGEST))
+        found = self.all_gather(np.frombuffer(b"".join(digests[name] for name in names), np.uint8).reshape(-1, DIGEST))
         for place, name in enumerate(names):
             others = [rank for rank, part in enumerate(found) if not np.array_equal(part[place], found[0][place])]
             if others:
@@ -292,61 +287,6 @@ class Ranks:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-
-
-def current_ranks() -> Ranks:
-    """The processes that train together with this one, as its backend's engine has them now."""
-    transport = get_backend(keras.backend.backend()).transport()
-    if _Known.ranks.transport is not transport:
-        _Known.ranks = Ranks(transport)
-    return _Known.ranks
-
-
-class _Known:
-    ranks = Ranks()
-
-
-def jointly(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Makes a function one that all processes call `together`, and that gives the first one's result to all."""
-
-    @wraps(function)
-    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        ranks = current_ranks()
-        with ranks.together(function.__name__):
-            if ranks.size > 1:
-                given = inspect.signature(function).bind(*args, **kwargs).arguments
-                ranks.check_same_words({name: _word(value) for name, value in given.items() if name not in MAY_DIFFER})
-            return ranks.same(function(*args, **kwargs))
-
-    return call
-
-
-MAY_DIFFER = ("verbose", "available_gpus", "memory_limit")
-"""Options that processes may have otherwise each."""
-
-
-def _word(value: Any) -> str:
-    """What can be compared of an argument: its value if that is plain, else its kind."""
-    if isinstance(value, dict):
-        return repr({key: _word(other) for key, other in value.items()})
-    if isinstance(value, (list, tuple)):
-        return repr([_word(other) for other in value])
-    return repr(value) if isinstance(value, (str, int, float, type(None))) else type(value).__name__
-
-
-_DIGEST = 16
-
-
-def digest_of(*things: Any) -> bytes:
-    """A digest of arrays, to the bit, and of anything else by its `repr`."""
-    digest = hashlib.blake2b(digest_size=_DIGEST)
-    for thing in things:
-        if isinstance(thing, np.ndarray):
-            digest.update(f"{thing.dtype} {thing.shape}".encode())
-            digest.update(_bytes(np.ascontiguousarray(thing)).data)
-        else:
-            digest.update(repr(thing).encode())
-    return digest.digest()
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:

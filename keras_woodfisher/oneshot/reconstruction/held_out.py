@@ -10,7 +10,7 @@ from keras import ops, tree
 from keras_woodfisher_backends.keras_internals.graphs import Graphs, sigmoid_outputs
 from keras_woodfisher_backends.keras_internals.models import float32_computation, infer
 from keras_woodfisher_backends.nest import arrays, map_arrays
-from keras_woodfisher_backends.ranks.ranks import current_ranks
+from keras_woodfisher_backends.ranks.joint import current_ranks
 
 from keras_woodfisher.data.batches import cut
 from keras_woodfisher.gradients.loss import forward_only

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras_woodfisher_backends.ranks.ranks import jointly
+from keras_woodfisher_backends.ranks.joint import jointly
 
 from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.model.restoring import restored

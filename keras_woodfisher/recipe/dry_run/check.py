@@ -10,7 +10,7 @@ import keras
 from keras_woodfisher_backends import get_backend
 from keras_woodfisher_backends.devices import expand
 from keras_woodfisher_backends.keras_internals.training import several_steps_are_possible
-from keras_woodfisher_backends.ranks.ranks import jointly
+from keras_woodfisher_backends.ranks.joint import jointly
 
 from keras_woodfisher.callbacks.keep_zeros import KeepZeros
 from keras_woodfisher.callbacks.learning_rate import LearningRateCallback
