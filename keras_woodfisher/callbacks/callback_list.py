@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from keras.callbacks import EarlyStopping, History, ModelCheckpoint, ProgbarLogger
 from keras_woodfisher_backends.keras_internals.training import callers
+from keras_woodfisher_backends.ranks.joint import current_ranks
 
 from keras_woodfisher.model.targets import Target
 
@@ -15,7 +16,12 @@ _INSIDE = ("keras", "keras_woodfisher", "keras_woodfisher_backends")
 
 
 def warn(message: str) -> None:
-    """A warning that points at the user's call of `fit` rather than into Keras or this package."""
+    """A warning that points at the user's call of `fit` rather than into Keras or this package.
+
+    Of several processes that train together, the first one warns.
+    """
+    if not current_ranks().first:
+        return
     names = (frame.f_globals.get("__name__", "") for frame in callers())
     inside = takewhile(lambda name: name.partition(".")[0] in _INSIDE, names)
     warnings.warn(message, stacklevel=2 + sum(1 for _ in inside))

@@ -86,10 +86,11 @@ class KeepZeros(MaskCallback):
         if self.weight_masks is None or not (starts or ends):
             return
         refresh(self)
-        with self._leaving_nothing():
+        with self._leaving_nothing("zeros that are held or let go"):
             if starts:
                 self._holds = True
                 self.weight_masks.hold(self._zeros())
+                self._compare()
             if ends:
                 self._released = True
                 self.weight_masks.release()

@@ -16,6 +16,7 @@ from keras_woodfisher_backends.keras_internals.training import (
     model_of,
     refresh,
 )
+from keras_woodfisher_backends.ranks.digests import digest_of
 from keras_woodfisher_backends.ranks.joint import current_ranks
 
 from keras_woodfisher.callbacks.callback_list import warn
@@ -24,6 +25,7 @@ from keras_woodfisher.callbacks.progress import Progress
 from keras_woodfisher.callbacks.resuming import ResumableCallback
 from keras_woodfisher.model.optimizer_variables import check_compiled, steps_of
 from keras_woodfisher.options.checks import count
+from keras_woodfisher.pruning.agreement import weights_of
 
 _REMOVED = (
     "The masks of {} were removed before its training had ended: a `fit` of the same model, or another callback that "
@@ -46,6 +48,7 @@ class MaskCallback(ResumableCallback):
         self._started = False
         self._released = False
         self._warned = False
+        self._drifted = False
         self._steps_before = 0
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -54,10 +57,13 @@ class MaskCallback(ResumableCallback):
         model = self.model
         self._let_go()
         self._started = self._released = self._warned = False
-        with self._leaving_nothing():
+        with self._leaving_nothing("beginning"):
             check_trainable_here(model)
             self._steps_before = steps_of(model)
+            length = {"steps_per_epoch": str(self._progress.steps), "epochs": str(self._progress.epochs)}
+            current_ranks().check_same_words(length)
             self.weight_masks = self._prepare(model)
+            current_ranks().check_same_words({type(self).__name__: repr(self.identity())})
             before, after = callbacks_beside(self)
             others = [c.weight_masks for c in [*before, *after] if isinstance(c, MaskCallback)]
             self.weight_masks.attach([masks for masks in others if masks is not None])
@@ -70,7 +76,7 @@ class MaskCallback(ResumableCallback):
         # Only now: a BackupAndRestore further down the list has restored its weights by then.
         self._started = True
         refresh(self)
-        with self._leaving_nothing():
+        with self._leaving_nothing("first epoch"):
             super().on_epoch_begin(epoch, logs)
             if self._known is None and epoch == 0:
                 self.weight_masks.hold(self._start(epoch))
@@ -82,6 +88,7 @@ class MaskCallback(ResumableCallback):
                 self.weight_masks.go_on(unpacked(self._known["masks"], self.weight_masks.shapes))
                 self._go_on(self._known)
             self.weight_masks.apply()
+            self._compare()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self._check_masks()
@@ -95,9 +102,10 @@ class MaskCallback(ResumableCallback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._check_masks()
         if self.weight_masks is not None and self._started and not self._released:
-            with self._leaving_nothing():
+            with self._leaving_nothing("end of an epoch"):
                 self._check_state()
                 self._apply_again(self.weight_masks)
+                self._warn_of_drift()
         self._progress.end_epoch(self._stopped)
 
     @property
@@ -166,10 +174,29 @@ class MaskCallback(ResumableCallback):
         masks = [] if self.weight_masks is None else self.weight_masks.pruned()
         return {"masks": packed(masks), "released": np.array(self._released)}
 
+    def _compare(self) -> None:
+        """Refuses masks that differ between processes that train together: a ValueError on all."""
+        assert self.weight_masks is not None
+        current_ranks().check_same(zeros=digest_of(packed(self.weight_masks.pruned())))
+
+    def _warn_of_drift(self) -> None:
+        ranks = current_ranks()
+        if self._drifted or not ranks.differ(digest_of(*weights_of(model_of(self)))):
+            return
+        self._drifted = True
+        warn(
+            "The weights of the processes that train together differ since this epoch: their engine doesn't average "
+            "all gradients. Where weights were frozen or thawed, DistributedDataParallel has to wrap the model anew."
+        )
+
     @contextmanager
-    def _leaving_nothing(self) -> Iterator[None]:
-        """See `leaving_nothing`; after a failure the callback knows, too. All processes that train together do this."""
-        with current_ranks().together(type(self).__name__), leaving_nothing(self):
+    def _leaving_nothing(self, what: str) -> Iterator[None]:
+        """See `leaving_nothing`; after a failure the callback knows, too. All processes that train together do this.
+
+        Args:
+            what: The same on all of them.
+        """
+        with current_ranks().together(f"{type(self).__name__}, {what}"), leaving_nothing(self):
             try:
                 yield
             except BaseException:

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from keras_woodfisher_backends.keras_internals.engines import assign_whole
 from keras_woodfisher_backends.keras_internals.optimizers import follow_averages, trained_variables, unfollow_averages
 from keras_woodfisher_backends.keras_internals.training import (
     fits_of,
@@ -57,7 +58,7 @@ class WeightMasks:
         for target in self._targets:
             shape = tuple(target.variable.shape)
             mask = self._hidden.add(shape, "bool", "mask", target.variable)
-            mask.assign(np.ones(shape, bool))
+            assign_whole(mask, np.ones(shape, bool))
             self._masks.append(mask)
             target.variable.constraint = MaskConstraint(mask, target.variable.constraint, self)
         for part in parts_of(self._hidden.optimizer):
@@ -79,12 +80,12 @@ class WeightMasks:
                 values = ops.convert_to_numpy(slot)
                 begin = np.asarray(value, values.dtype)
                 if (values[here] != begin).any():
-                    slot.assign(np.where(here, begin, values))
+                    assign_whole(slot, np.where(here, begin, values))
 
     def go_on(self, pruned: Sequence[np.ndarray]) -> None:
         """Sets the masks of a run that goes on, whose optimizer is as it was; see `hold`."""
         for mask, here in zip(self._masks, pruned, strict=True):
-            mask.assign(~here)
+            assign_whole(mask, ~here)
         self._given = [np.packbits(here) for here in pruned]
         if traces_constants():
             self._rebuild_others()
@@ -114,7 +115,7 @@ class WeightMasks:
             values = ops.convert_to_numpy(target.variable)
             here = ops.convert_to_numpy(mask)
             if values[~here].any():
-                target.variable.assign(np.where(here, values, np.zeros((), values.dtype)))
+                assign_whole(target.variable, np.where(here, values, np.zeros((), values.dtype)))
                 changed.append(target.name)
         return changed
 
@@ -127,7 +128,7 @@ class WeightMasks:
     def release(self) -> None:
         """Lets all weights grow again, while the masks stay in place (the train step goes on)."""
         for mask in self._masks:
-            mask.assign(np.ones(mask.shape, bool))
+            assign_whole(mask, np.ones(mask.shape, bool))
         self._given = []
         if traces_constants():
             self._rebuild_others()

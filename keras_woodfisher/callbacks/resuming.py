@@ -139,12 +139,15 @@ class Resuming:
         if self._began:
             return
         self._began = True
-        if not (self._followed or self._own or self.memory) and epoch == 0:
-            return
         ranks = current_ranks()
-        with ranks.together("resuming"):
+        with ranks.together("the beginning of training"):
+            kinds = [kind for _, kind in self._kinds()] + [type(backup).__name__ for backup in self._backups]
+            ranks.check_same_words({"callbacks": ", ".join(kinds)})
+            if not ranks.any(bool(self._followed or self._own or self.memory or epoch)):
+                return
             # Statistics differ between processes, so that only the first one knows its own moment again.
-            state = ranks.same(self._found(epoch) if ranks.first else None)
+            moment = Moment.of(refresh(self._members[0]))
+            state = ranks.same(self._found(moment, epoch) if ranks.first else None)
         if state is None:
             return
         for member, kind in self._kinds():
@@ -153,9 +156,10 @@ class Resuming:
 
     def save(self, folder: StateFolder) -> None:
         """Writes the present state."""
-        refresh(self._members[0])
-        over = all(member.progress.is_over for member in self._members if member.progress.total)
-        folder.write(self._state([_part(member, kind) for member, kind in self._kinds()], over))
+        with current_ranks().together("saving the state of training"):
+            refresh(self._members[0])
+            over = all(member.progress.is_over for member in self._members if member.progress.total)
+            folder.write(self._state([_part(member, kind) for member, kind in self._kinds()], over))
 
     def leave(self, member: ResumableCallback) -> None:
         """To be called by each callback when training ends, before it lets go of what it knows."""
@@ -169,15 +173,15 @@ class Resuming:
             self.memory = None
         if self._parts:
             goes_on = any(other.progress.goes_on for other in self._members)
-            state = self._state(self._parts, not goes_on)
-            self.memory = state if goes_on else None
-            for folder in self._own:
-                folder.write(state)
+            with current_ranks().together("the end of training"):
+                state = self._state(self._parts, not goes_on)
+                self.memory = state if goes_on else None
+                for folder in self._own:
+                    folder.write(state)
         self._let_go()
 
-    def _found(self, epoch: int) -> SavedState | None:
-        """The state that belongs to the model as it is."""
-        moment = Moment.of(refresh(self._members[0]))
+    def _found(self, moment: Moment, epoch: int) -> SavedState | None:
+        """The state that belongs to the model as it is, at a moment."""
         if self.memory is not None and self.memory.moment == moment:
             self._check(self.memory, "the fit before")
             _refuse_return(self.memory, epoch, "The fit before", "make new callbacks")

@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
+from keras_woodfisher_backends.keras_internals.engines import whole_value
 from keras_woodfisher_backends.ranks.joint import current_ranks
 
 from keras_woodfisher.model.optimizer_variables import steps_of
@@ -38,7 +38,7 @@ class Moment:
         """The present one; the variables must be up to date."""
         digest = hashlib.blake2b(digest_size=16)
         for variable in model.weights:
-            digest.update(np.ascontiguousarray(ops.convert_to_numpy(variable)).tobytes())
+            digest.update(np.ascontiguousarray(whole_value(variable)).tobytes())
         return cls(digest.hexdigest(), steps_of(model))
 
 

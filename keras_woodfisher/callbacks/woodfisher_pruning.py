@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras_woodfisher_backends.keras_internals.training import callbacks_beside, keep_edits, model_of, refresh
+from keras_woodfisher_backends.ranks.joint import current_ranks
 
 from keras_woodfisher.callbacks.callback_list import warn, warn_about_others
 from keras_woodfisher.callbacks.mask_callback import MaskCallback
@@ -176,7 +177,7 @@ class WoodFisherPruning(MaskCallback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         super().on_train_batch_end(batch, logs)
         if self.run.awaits_a_step:
-            with self._leaving_nothing():
+            with self._leaving_nothing("first step"):
                 self.run.check_first_step()
         if self._progress.is_last_batch() and self._progress.is_last_epoch():
             self._prune_if_due(self._progress.epoch + 1.0, last=True)
@@ -185,7 +186,14 @@ class WoodFisherPruning(MaskCallback):
     def on_test_begin(self, logs: Any = None) -> None:
         # The last chance before validation, where the number of steps wasn't known.
         progress = self._progress
-        if self.weight_masks is not None and progress.is_last_epoch() and progress.is_whole_epoch(self._stopped):
+        # Of several processes only one may validate: theirs comes at the end of the epoch.
+        alone = current_ranks().size == 1
+        if (
+            alone
+            and self.weight_masks is not None
+            and progress.is_last_epoch()
+            and progress.is_whole_epoch(self._stopped)
+        ):
             self._prune_if_due(progress.epoch + 1.0, last=True)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -278,7 +286,7 @@ class WoodFisherPruning(MaskCallback):
     def _prune_if_due(self, position: float, last: bool = False) -> None:
         """Makes the update that is due; `last` where training ends and nothing can wait."""
         if self.run.due(position) is not None:
-            with self._leaving_nothing():
+            with self._leaving_nothing(f"update at epoch {position:.4g}"):
                 self._prune(position, last)
 
     def _prune(self, position: float, last: bool) -> None:

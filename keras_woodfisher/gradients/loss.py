@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from keras_woodfisher_backends.keras_internals.engines import value_here
+from keras_woodfisher_backends.keras_internals.engines import assign_whole, value_here
 from keras_woodfisher_backends.keras_internals.identity import identity
 from keras_woodfisher_backends.keras_internals.models import (
     build_losses,
@@ -133,7 +133,7 @@ class ModelLoss:
         finally:
             for variable in self.model.metrics_variables:
                 # Those of a loss that was built just now begin at zero.
-                variable.assign(metrics.get(id(variable), np.zeros(variable.shape)))
+                assign_whole(variable, metrics.get(id(variable), np.zeros(variable.shape)))
         self.check_classes(batch[1])
         if np.ndim(value) != 0:
             raise ValueError(

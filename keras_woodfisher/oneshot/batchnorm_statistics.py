@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import layers, ops
+from keras_woodfisher_backends.keras_internals.engines import assign_whole
 from keras_woodfisher_backends.keras_internals.models import infer, layers_of, renormalises
 from keras_woodfisher_backends.nest import map_arrays
 
@@ -133,14 +134,14 @@ def _float64(tensor: Any) -> np.ndarray:
 
 
 def _write(layer: Any, moments: Moments) -> None:
-    layer.moving_mean.assign(moments.mean)
-    layer.moving_variance.assign(moments.variance)
+    assign_whole(layer.moving_mean, np.asarray(moments.mean))
+    assign_whole(layer.moving_variance, np.asarray(moments.variance))
     if renormalises(layer):
         # Training goes on from these.
         deviation = np.sqrt(moments.variance + layer.epsilon)
-        layer.moving_stddev.assign(deviation)
-        layer.renorm_mean.assign(moments.mean)
-        layer.renorm_stddev.assign(deviation)
+        assign_whole(layer.moving_stddev, np.asarray(deviation))
+        assign_whole(layer.renorm_mean, np.asarray(moments.mean))
+        assign_whole(layer.renorm_stddev, np.asarray(deviation))
 
 
 @contextmanager

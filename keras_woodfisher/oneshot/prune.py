@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import keras
+from keras_woodfisher_backends.keras_internals.engines import assign_whole
 from keras_woodfisher_backends.ranks.joint import jointly
 
 from keras_woodfisher.data.examples import open_examples
@@ -193,6 +194,6 @@ def _constrain(pruner: Pruner) -> bool:
     found = False
     for target, pruned in zip(pruner.targets, pruner.masks(), strict=True):
         if target.constraint is not None:
-            target.variable.assign(target.constrained(target.variable, pruned))
+            assign_whole(target.variable, target.constrained(target.variable, pruned))
             found = True
     return found

@@ -35,7 +35,7 @@ def agree(model: keras.Model, pruner: Pruner, *wishes: Any) -> str:
     ranks.check_same_words(options | {"what is to be done": repr(wishes)})
     ranks.check_same(
         variables=digest_of([tuple(target.variable.shape) for target in pruner.targets]),
-        weights=digest_of(*_weights(model)),
+        weights=digest_of(*weights_of(model)),
         masks=digest_of(*pruner.pruned),
     )
     return average_statistics(model, ranks)
@@ -59,7 +59,7 @@ def average_statistics(model: keras.Model, ranks: Ranks) -> str:
     return f"moving statistics of {number} BatchNorm layers differed between processes, and are their mean now"
 
 
-def _weights(model: keras.Model) -> Iterator[np.ndarray]:
+def weights_of(model: keras.Model) -> Iterator[np.ndarray]:
     """What is trained, or may be: no counters, statistics and states."""
     for layer in layers_of(model):
         for variable in own_weights(layer):

@@ -53,7 +53,9 @@ class WholeCorrection:
         self._kernel = kernel.sharing()
         self._keep = ~prune
         self._removed = np.where(prune, weights, 0.0).astype(np.float64)
-        self._values, self._basis = np.linalg.eigh(share.ranks.sum(self._kernel.gram(self._grads, self._keep)))
+        # Of several processes, one may have no column, or none that stays.
+        here = self._kernel.gram(self._grads, self._keep) if self._keep.any() else np.zeros((len(grads), len(grads)))
+        self._values, self._basis = np.linalg.eigh(share.ranks.sum(here))
 
     def compensations(self, dampings: Sequence[float]) -> np.ndarray:
         """The compensation for each damping, (k, d) float32, zero on what is removed."""

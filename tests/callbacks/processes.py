@@ -109,10 +109,10 @@ class Scenarios:
 
         self.found.update({f"{name} {variable.path}": whole_value(variable) for variable in made.trainable_variables})
 
-    def fit(self, made, *callbacks, epochs=2, first=0):
+    def fit(self, made, *callbacks, epochs=2, first=0, count=128):
         """Each process has its part of each batch."""
         parts = self.place.parts
-        mine = slice(self.place.rank % parts, None, parts)
+        mine = slice(self.place.rank % parts, count, parts)
         settings = {"batch_size": 16 // parts, "shuffle": False, "verbose": 0}
         made.fit(self.x[mine], self.y[mine], epochs=epochs, initial_epoch=first, callbacks=list(callbacks), **settings)
 
@@ -146,6 +146,11 @@ class Scenarios:
         made = self.model()
         kw.prune(made, (self.x, self.y), 0.5, method="woodfisher", num_grads=32, verbose=0)
         self.note("calibrated", made)
+        # One process has no column of a single block.
+        made = self.model()
+        whole = {"fisher_block_size": None, "num_grads": 32, "verbose": 0}
+        kw.prune(made, (self.x, self.y), 0.5, method="woodfisher", update="calibrated", **whole)
+        self.note("calibrated whole", made)
         dense, made = self.model(), self.model()
         report = kw.prune(made, self.x, 0.5, verbose=0)
         self.note("reconstruct", made)
@@ -241,13 +246,18 @@ class Scenarios:
         import keras_woodfisher as kw
 
         made, odd = self.model(), Odd(kind, self)
-        if odd.mine and kind == "weights":
-            assign_whole(made.layers[0].kernel, whole_value(made.layers[0].kernel) * np.float32(1.001))
+        if odd.mine and kind in ("weights", "zeros"):
+            kernel = whole_value(made.layers[0].kernel)
+            changed = kernel * np.float32(1.001) if kind == "weights" else np.where(kernel > 0, kernel, 0.0)
+            assign_whole(made.layers[0].kernel, changed)
         before = [whole_value(variable) for variable in made.trainable_variables]
         begin = time.perf_counter()
         try:
             with odd.broken():
-                kw.prune(made, odd.data(), 0.5, **self.quick | odd.options())
+                if kind in ("zeros", "batches"):
+                    self.fit(made, kw.KeepZeros(), epochs=1, count=64 if odd.mine and kind == "batches" else 128)
+                else:
+                    kw.prune(made, odd.data(), 0.5, **self.quick | odd.options())
             text = "pruned"
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is looked at
             text = f"{type(error).__name__}: {error}"
@@ -285,6 +295,8 @@ class Odd:
     def data(self):
         if self.kind == "raises":
             return self.batches
+        if self.kind == "empty":
+            return lambda: iter([] if self.mine else [(self.x, self.y)])
         return (self.x[:-1], self.y[:-1]) if self.mine and self.kind == "data" else (self.x, self.y)
 
     def batches(self):
@@ -308,7 +320,9 @@ def parallel():
     class Parallel(keras.Sequential):
         def train_step(self, data):
             x, y = data
-            if "wrapped" not in vars(self):
+            trained = [weight.path for weight in self.trainable_weights]
+            if vars(self).get("trained") != trained:
+                vars(self)["trained"] = trained
                 vars(self)["wrapped"] = torch.nn.parallel.DistributedDataParallel(self)
             self.zero_grad()
             y_pred = vars(self)["wrapped"](x, training=True)

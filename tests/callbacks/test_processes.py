@@ -16,7 +16,7 @@ import keras_woodfisher as kw
 
 BACKEND = keras.backend.backend()
 ROOT = Path(__file__).parents[2]
-ODD = ("raises", "weights", "options", "data", "interrupt", "write", "killed")
+ODD = ("raises", "empty", "weights", "zeros", "batches", "options", "data", "interrupt", "write", "killed")
 SAME = ("updates", "others", "training", "stream")
 GROUPS = {
     "torch": {
@@ -139,8 +139,15 @@ def test_statistics_that_differ_are_averaged_and_the_report_says_so(outcomes):
     ("kind", "mine", "others"),
     [
         ("raises", "RuntimeError: broken on purpose", "RuntimeError: Process 1 of 2 failed: broken on purpose"),
+        (
+            "empty",
+            "data gives no group of",
+            "ValueError: Process 1 of 2 failed: data gives no group of grad_batch_size=1",
+        ),
+        ("zeros", "process 1 has other zeros than process 0", "process 1 has other zeros than process 0"),
+        ("batches", "process 1 has steps_per_epoch=4, and process 0 8", "process 1 has steps_per_epoch=4, and"),
         ("weights", "process 1 has other weights than process 0", "process 1 has other weights than process 0"),
-        ("options", "process 1 has damp=0.25, and process 0 'auto'", "process 1 has damp=0.25, and process 0 'auto'"),
+        ("options", "process 1 has damp=0.25, and process 0 None", "process 1 has damp=0.25, and process 0 None"),
         ("data", "process 1 has other data than process 0", "process 1 has other data than process 0"),
         ("interrupt", "KeyboardInterrupt: ", "KeyboardInterrupt: Process 1 of 2 failed: KeyboardInterrupt"),
         ("write", "OSError: can't write", "OSError: Process 1 of 2 failed: can't write"),

@@ -34,8 +34,10 @@ def jointly(function: Callable[_P, _T]) -> Callable[_P, _T]:
         ranks = current_ranks()
         with ranks.together(function.__name__):
             if ranks.size > 1:
-                given = inspect.signature(function).bind(*args, **kwargs).arguments
-                ranks.check_same_words({name: _word(value) for name, value in given.items() if name not in MAY_DIFFER})
+                given = inspect.signature(function).bind(*args, **kwargs)
+                given.apply_defaults()
+                words = {name: _word(value) for name, value in given.arguments.items() if name not in MAY_DIFFER}
+                ranks.check_same_words(words)
             return ranks.same(function(*args, **kwargs))
 
     return call
@@ -51,4 +53,8 @@ def _word(value: Any) -> str:
         return repr({key: _word(other) for key, other in value.items()})
     if isinstance(value, (list, tuple)):
         return repr([_word(other) for other in value])
-    return repr(value) if isinstance(value, (str, int, float, type(None))) else type(value).__name__
+    if isinstance(value, (str, int, float, type(None))):
+        return repr(value)
+    # Of losses and the like; a model's has the numbers of its layers' names.
+    config = value.get_config() if isinstance(value, keras.losses.Loss) else ""
+    return f"{type(value).__name__}{config}"

@@ -79,9 +79,12 @@ class Ranks:
         self._depth, self._ended = 1, False
         try:
             with self._quiet():
-                self._meet(name)
+                with self._met(name, 0):
+                    pass
                 yield
-                self._meet(f"end of {name}")
+                with self._met(f"end of {name}", 0):
+                    # From here on the others are gone.
+                    self._ended = True
         except BaseException as error:
             if not self._ended:
                 self._tell(error)
@@ -196,16 +199,20 @@ class Ranks:
             if others:
                 raise self._differ(others, f"other {name.replace('_', ' ')} than process 0")
 
+    def differ(self, digest: bytes) -> bool:
+        """Whether processes have other digests than the first one."""
+        return self.size > 1 and len({bytes(found) for found in self.all_gather(np.frombuffer(digest, np.uint8))}) > 1
+
     def check_same_words(self, words: Mapping[str, str]) -> None:
         """The same for things that can be told, by their names."""
         if self.size == 1:
             return
         text = np.frombuffer(json.dumps(words, sort_keys=True).encode(), np.uint8)
         first, *rest = (json.loads(part.tobytes()) for part in self.all_gather(text))
-        for name in first:
-            others = [1 + place for place, other in enumerate(rest) if other.get(name) != first[name]]
+        for name in sorted({name for words in (first, *rest) for name in words}):
+            others = [1 + place for place, other in enumerate(rest) if other.get(name) != first.get(name)]
             if others:
-                told = f"{name}={rest[others[0] - 1].get(name)}, and process 0 {first[name]}"
+                told = f"{name}={rest[others[0] - 1].get(name)}, and process 0 {first.get(name)}"
                 raise self._differ(others, told)
 
     def _differ(self, others: Sequence[int], what: str) -> ValueError:
@@ -236,7 +243,13 @@ class Ranks:
         if not self._depth:
             raise RuntimeError(f"{name} outside of `together`.")
         with _uninterrupted():
-            yield self._meet(name, number)
+            numbers = self._meet(name, number)
+            try:
+                yield numbers
+            except BaseException:
+                # The others wait for what was to follow the headers, and hear of nothing else.
+                self._ended = True
+                raise
 
     def _tell(self, error: BaseException) -> None:
         """Tells the others, at their next header, of an error."""

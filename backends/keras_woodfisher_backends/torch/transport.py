@@ -1,4 +1,4 @@
-"""Bytes between the processes of torch.distributed, by gloo: the default group's, or one made for that."""
+"""Bytes between the processes of torch.distributed, by a group of gloo of their own."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import distributed
 
 
 class TorchTransport:
-    """The collectives of the default group; where that is of GPUs alone, those of a group of gloo beside it.
+    """The collectives of a group beside the default one: what training sends can't be taken for what pruning does.
 
     Attributes:
         rank, size, name: See `Transport`.
@@ -20,8 +20,7 @@ class TorchTransport:
         self.rank: int = distributed.get_rank()
         self.size: int = distributed.get_world_size()
         self.world = distributed.group.WORLD
-        on_host = "gloo" in distributed.get_backend_config()
-        self._group = self.world if on_host else distributed.new_group(backend="gloo")
+        self._group = distributed.new_group(backend="gloo")
 
     def all_gather(self, data: np.ndarray) -> list[np.ndarray]:
         found = [torch.empty(data.size, dtype=torch.uint8) for _ in range(self.size)]

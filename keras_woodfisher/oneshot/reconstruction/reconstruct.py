@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras_woodfisher_backends.keras_internals.engines import assign_whole
 from keras_woodfisher_backends.ranks.joint import jointly
 
 from keras_woodfisher.data.examples import open_examples
@@ -94,7 +95,7 @@ def reconstruct(  # noqa: PLR0913
         for target, kernel in zip(targets, ranks.from_first(done), strict=True):
             if not np.isfinite(kernel).all():
                 raise FloatingPointError(f"The new weights of {target.name!r} aren't finite; nothing was changed.")
-            target.variable.assign(kernel)
+            assign_whole(target.variable, kernel)
         ranks.settle()
     settings = {"method": RECONSTRUCT, "num_examples": effort.num_examples, "seed": options.seed}
     left_out = left_out_of(model, targets, options.params, options.exclude)
