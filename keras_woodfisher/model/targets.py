@@ -288,5 +288,19 @@ def _refuse_unsuitable(target: Target) -> None:
 
 
 def finals_of(targets: Sequence[Target], levels: Levels) -> list[float]:
-    """The final sparsity of each variable: the first level with a name that matches it."""
-    return [next(s for s, listed in levels if any(matches(target, name) for name in listed)) for target in targets]
+    """The final sparsity of each variable: the first level with a name that matches it.
+
+    Raises:
+        ValueError: If levels before it take all that a level names.
+    """
+    meant = [[any(matches(target, name) for name in listed) for _, listed in levels] for target in targets]
+    taken = [which.index(True) for which in meant]
+    for place, (level, _) in enumerate(levels):
+        named = [number for number, which in enumerate(meant) if which[place]]
+        if named and place not in taken:
+            first = named[0]
+            raise ValueError(
+                f"The sparsity {level:g} has no effect: {targets[first].name!r} belongs to "
+                f"{levels[taken[first]][0]:g}, which stands before it in the dictionary. Put {level:g} and its names first."
+            )
+    return [levels[place][0] for place in taken]

@@ -39,7 +39,8 @@ OPTIONS = (
         "final_sparsity",
         kinds.FINAL_SPARSITY,
         ...,
-        "fraction of zeros to reach, in [0, 1); or `{fraction: names}` for a sparsity of each variable",
+        "fraction of zeros to reach, in [0, 1); or `{fraction: names}` for a sparsity of each variable (the first one "
+        "that names it)",
         **_RAMP | {"callers": (CALLBACK, PRUNE), "defaults": {PRUNE: 0.5}, "renamed": {PRUNE: "sparsity"}},
     ),
     _row(

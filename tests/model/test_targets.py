@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import keras_woodfisher as kw
-from keras_woodfisher.model.targets import all_targets, find_targets
+from keras_woodfisher.model.targets import all_targets, finals_of, find_targets
 
 
 def names(targets):
@@ -283,3 +283,14 @@ def test_what_is_no_model_is_refused_in_each_entry(given, mend):
 def test_a_model_that_makes_no_weights():
     with pytest.raises(ValueError, match="has no weights"):
         find_targets(keras.Sequential([layers.Input((3,)), layers.ReLU()]), "__ALL__")
+
+
+def test_the_first_level_with_a_name_counts_and_one_without_effect_is_refused(nested):
+    targets = find_targets(nested, "__ALL_PRUNABLE__")
+    assert finals_of(targets, ((0.2, ("c/kernel",)), (0.9, ("__ALL_PRUNABLE__",)))) == [0.9, 0.9, 0.2]
+    assert finals_of(targets[:2], ((0.2, ("c/kernel",)), (0.9, ("__ALL_PRUNABLE__",)))) == [0.9, 0.9]
+    message = "The sparsity 0.2 has no effect: 'outer/c/kernel' belongs to 0.9, which stands before it"
+    with pytest.raises(ValueError, match=message):
+        finals_of(targets, ((0.9, ("__ALL_PRUNABLE__",)), (0.2, ("c/kernel",))))
+    with pytest.raises(ValueError, match=message):
+        kw.prune(nested, sparsity={0.9: ["__ALL_PRUNABLE__"], 0.2: ["c/kernel"]}, method="magnitude", verbose=0)
