@@ -301,6 +301,7 @@ def finals_of(targets: Sequence[Target], levels: Levels) -> list[float]:
             first = named[0]
             raise ValueError(
                 f"The sparsity {level:g} has no effect: {targets[first].name!r} belongs to "
-                f"{levels[taken[first]][0]:g}, which stands before it in the dictionary. Put {level:g} and its names first."
+                f"{levels[taken[first]][0]:g}, which stands before it in the dictionary. "
+                f"Put {level:g} and its names first."
             )
     return [levels[place][0] for place in taken]

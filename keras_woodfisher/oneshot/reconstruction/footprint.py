@@ -119,6 +119,10 @@ class Needs:
         return read + chunk * each + sum(sorted(self.sums)[-together:]) + self.work
 
 
+_MORE = 1.16
+"""A limit so many times what is needed now is enough for what is read then."""
+
+
 def plan_chunks(examples: int, needs: Needs, limit: int, reason: str, free: int = sys.maxsize) -> Plan:
     """As many examples at a time as fit, and then as many layers.
 
@@ -137,7 +141,9 @@ def plan_chunks(examples: int, needs: Needs, limit: int, reason: str, free: int 
         return Plan(examples, 1, TOGETHER, whole, limit, reason)
     least = needs.bytes(examples, 1, 1)
     if least > limit:
-        larger = f'Give memory_limit="{-(-least // 2**20)} MiB". ' if least <= free else ""
+        # With more memory, more examples are read (`_INPUTS` in `pruning`), which take at most a seventh of it.
+        enough = int(_MORE * least)
+        larger = f'Give memory_limit="{-(-enough // 2**20)} MiB". ' if enough <= free else ""
         raise MemoryError(
             f"Reconstruction needs at least {size_text(least)} of memory, but {size_text(limit)} may be used "
             f"({reason}). {larger}Choose fewer or smaller variables with params or exclude."
