@@ -11,6 +11,11 @@ _ADAPTERS = {
 }
 
 
+def is_known(name: str) -> bool:
+    """Whether there is an adapter of a Keras backend; those without gradients can do some things, too."""
+    return name in _ADAPTERS
+
+
 def get_backend(name: str) -> Backend:
     """Returns the adapter of a Keras backend; its framework is imported only now.
 

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_woodfisher_backends import get_backend
+from keras_woodfisher_backends import get_backend, is_known
 
 
 def engine_scope(model: Any) -> AbstractContextManager[Any]:
@@ -36,12 +36,14 @@ def riding_variable(model: Any, shape: tuple[int, ...], dtype: str, name: str, w
 
 def whole_value(variable: Any) -> np.ndarray:
     """A variable's value on the host, also where each process has a part of it: then all of them have to ask for it."""
-    return get_backend(keras.backend.backend()).whole(variable)
+    name = keras.backend.backend()
+    return get_backend(name).whole(variable) if is_known(name) else ops.convert_to_numpy(variable)
 
 
 def assign_whole(variable: Any, array: np.ndarray) -> None:
     """Gives a variable a new value, which is the same on all processes; none of them waits for the others."""
-    variable.assign(get_backend(keras.backend.backend()).spread(array, variable))
+    name = keras.backend.backend()
+    variable.assign(get_backend(name).spread(array, variable) if is_known(name) else array)
 
 
 def value_here(variable: Any) -> Any:

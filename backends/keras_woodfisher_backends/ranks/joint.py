@@ -7,7 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import keras
 
-from keras_woodfisher_backends import get_backend
+from keras_woodfisher_backends import get_backend, is_known
 from keras_woodfisher_backends.ranks.ranks import Ranks
 
 _P = ParamSpec("_P")
@@ -16,7 +16,8 @@ _T = TypeVar("_T")
 
 def current_ranks() -> Ranks:
     """The processes that train together with this one, as its backend's engine has them now."""
-    transport = get_backend(keras.backend.backend()).transport()
+    name = keras.backend.backend()
+    transport = get_backend(name).transport() if is_known(name) else None
     if _Known.ranks.transport is not transport:
         _Known.ranks = Ranks(transport)
     return _Known.ranks
