@@ -127,8 +127,7 @@ class Run:
             self._examples = None if self.task.data is None else open_examples(self.task.data)
             return
         self.task.check_buffered()
-        wishes = self.task.identity(), progress.steps, progress.epochs
-        agree(self._model, self.pruner, *wishes)
+        agree(self._model, self.pruner)
         self.open_source(self.plan(progress.steps, progress.epochs))
         if self.buffer is not None:
             self.buffer.attach()

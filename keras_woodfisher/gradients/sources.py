@@ -176,8 +176,7 @@ class SampledGradients:
             ranks.check_same(data=self._examples.digest())
             return
         first = next(self._examples.groups(1, self._options.grad_batch_size, self._seed), None)
-        digest = digest_of(*([] if first is None else arrays(first)))
-        self._own_stream = len({found.tobytes() for found in ranks.all_gather(np.frombuffer(digest, np.uint8))}) > 1
+        self._own_stream = ranks.differ(digest_of(*([] if first is None else arrays(first))))
 
     def _alike(self, number: int) -> list[Batch]:
         """The first groups of one shape."""
