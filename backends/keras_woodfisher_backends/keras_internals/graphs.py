@@ -1,26 +1,50 @@
 """Private parts of functional models: their graph of calls, run so that tensors go after their last use."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import keras
-from keras import layers, tree
+import numpy as np
+from keras import layers, ops, tree
 
-from keras_woodfisher_backends.keras_internals.models import layers_of
+from keras_woodfisher_backends.keras_internals.models import layers_of, mask_of
 
 _RUN = "_run_through_graph"
 Scaling = layers.BatchNormalization
 """Layers that, in inference, multiply each channel by a number and add another."""
 
 
+class Snapshot(NamedTuple):
+    """What a functional model holds before one of its calls.
+
+    Attributes:
+        place: Which call, in the order in which they are made.
+        known: The values of tensors, by their ids.
+    """
+
+    place: int
+    known: dict[int, np.ndarray]
+
+
+def is_graph(layer: Any) -> bool:
+    """Whether a layer is a model that does nothing but what its graph of calls says."""
+    return _graph_of(layer) is not None and type(layer).call.__module__.startswith("keras.")
+
+
 class Graphs:
-    """The functional models within a model, while they run."""
+    """The functional models within a model, while they run.
+
+    Attributes:
+        whole: The model itself, if it is one.
+    """
 
     def __init__(self, model: keras.Model):
-        self._graphs = {id(graph): _Graph(graph) for graph in _functional_models(model)}
-        self._running: list[_Graph] = []
+        self._graphs = {id(graph): Graph(graph) for graph in _functional_models(model)}
+        self._running: list[Graph] = []
+        self.whole = self._graphs.get(id(_graph_of(model)))
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -65,11 +89,20 @@ class Graphs:
             self._running.pop()
 
 
-class _Graph:
-    """One functional model: its nodes in the order in which Keras runs them."""
+class Graph:
+    """One functional model: its nodes in the order in which Keras runs them.
+
+    Attributes:
+        begin: Where the next run begins; None: with its inputs.
+        keep_at: The place at which it keeps a snapshot.
+        kept: That, once it is taken; None where tensors carry masks, which it would lose.
+    """
 
     def __init__(self, model: Any):
         self.model = model
+        self.begin: Snapshot | None = None
+        self.keep_at: int | None = None
+        self.kept: Snapshot | None = None
         by_depth = model._nodes_by_depth
         self._nodes = [
             node
@@ -90,8 +123,17 @@ class _Graph:
         before = self.known, self._now
         known = self.known = dict(zip(map(id, model.inputs), tree.flatten(inputs), strict=False))
         left = {key: len(users) for key, users in self._users.items()}
+        first = 0
+        if self.begin is not None:
+            first = self.begin.place
+            known = self.known = {key: ops.convert_to_tensor(value) for key, value in self.begin.known.items()}
+            for node in self._nodes[:first]:
+                for tensor in node.input_tensors:
+                    left[id(tensor)] -= 1
         try:
-            for node in self._nodes:
+            for place, node in enumerate(self._nodes[first:], first):
+                if place == self.keep_at:
+                    self.kept = self._snapshot(place)
                 # As Keras does: what can't be computed isn't needed.
                 if any(id(tensor) not in known for tensor in node.input_tensors):
                     continue
@@ -108,6 +150,34 @@ class _Graph:
             return tree.pack_sequence_as(model._outputs_struct, [known[id(tensor)] for tensor in model.outputs])
         finally:
             self.known, self._now = before
+
+    def _snapshot(self, place: int) -> Snapshot | None:
+        if any(mask_of(tensor) is not None for tensor in self.known.values()):
+            return None
+        return Snapshot(place, {key: ops.convert_to_numpy(tensor) for key, tensor in self.known.items()})
+
+    def place_of(self, layer: Any) -> int | None:
+        """The place of the first call of a layer, or of what holds it."""
+        for place, node in enumerate(self._nodes):
+            operation = node.operation
+            if operation is layer or (
+                isinstance(operation, layers.Layer) and any(inner is layer for inner in layers_of(operation))
+            ):
+                return place
+        return None
+
+    @cached_property
+    def sizes(self) -> list[float]:
+        """How many numbers are known before each call, of one example; infinity where shapes don't tell."""
+        known, left = list(self.model.inputs), {key: len(users) for key, users in self._users.items()}
+        found = []
+        for node in self._nodes:
+            shapes = [tensor.shape[1:] for tensor in known]
+            found.append(sum(math.inf if None in shape else math.prod(shape) for shape in shapes))
+            for tensor in node.input_tensors:
+                left[id(tensor)] -= 1
+            known = [t for t in [*known, *node.outputs] if left.get(id(t), 0) or id(t) in self._kept]
+        return found
 
     def addition_after(self, layer: Any) -> tuple[list[Any], Any] | None:
         node = self._now

@@ -75,6 +75,7 @@ class Plan:
         bytes: What that takes at most, by an estimate.
         limit: What it may take.
         reason: Where the limit comes from.
+        room: Bytes of it for what a pass leaves to the next one, which goes on from there.
     """
 
     chunk: int
@@ -83,6 +84,7 @@ class Plan:
     bytes: int
     limit: int
     reason: str
+    room: int = 0
 
     def __str__(self) -> str:
         how = "in one pass" if self.chunks == 1 else f"{self.chunk} at a time"
@@ -99,12 +101,15 @@ class Needs:
         live: Outputs that are alive at a time, for each example of one model.
         sums: For each problem what it keeps of the rows it has seen.
         work: The most that any problem takes while it sees rows or is solved.
+        amid: What a pass leaves to the next one, so that it goes on from there, at half of the places at most; 0: it
+            can't. For each example of one model.
     """
 
     example: int
     live: int
     sums: Sequence[int]
     work: int
+    amid: int = 0
 
     def bytes(self, examples: int, chunk: int, together: int) -> int:
         """All of that.
@@ -149,7 +154,14 @@ def plan_chunks(examples: int, needs: Needs, limit: int, reason: str, free: int 
             f"({reason}). {larger}Choose fewer or smaller variables with params or exclude."
         )
     together = next(n for n in range(TOGETHER, 0, -1) if n == 1 or needs.bytes(examples, _FEW, n) <= limit)
-    fixed = needs.bytes(examples, 0, together)
-    chunk = (limit - fixed) // max(1, needs.bytes(examples, 1, together) - fixed)
+    room = 0
+    if needs.amid:
+        room = max(0, min(2 * needs.live * examples, (limit - needs.bytes(examples, _FEW, together)) // 2))
+        if room >= 2 * needs.amid * examples:
+            # Passes are short then, and a layer that is solved alone sees the errors of all that come before it.
+            together = 1
+    fixed = room + needs.bytes(examples, 0, together)
+    chunk = (limit - fixed) // max(1, room + needs.bytes(examples, 1, together) - fixed)
     chunk = min(chunk, -(-examples // 2))
-    return Plan(chunk, -(-examples // chunk), together, needs.bytes(examples, chunk, together), limit, reason)
+    use = room + needs.bytes(examples, chunk, together)
+    return Plan(chunk, -(-examples // chunk), together, use, limit, reason, room)

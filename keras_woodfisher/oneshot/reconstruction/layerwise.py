@@ -20,6 +20,7 @@ from keras_woodfisher.oneshot.reconstruction.apart import MIXED, learn_rows
 from keras_woodfisher.oneshot.reconstruction.footprint import Needs, plan_chunks, size_of
 from keras_woodfisher.oneshot.reconstruction.passes import Survey, Surveyed
 from keras_woodfisher.oneshot.reconstruction.problem import Choice, Problem
+from keras_woodfisher.oneshot.reconstruction.snapshots import amid_bytes
 from keras_woodfisher.oneshot.reconstruction.walk import Walk
 from keras_woodfisher.pruning.fisher import Advance, no_progress
 from keras_woodfisher.pruning.pruner import Pruner
@@ -96,6 +97,7 @@ class Layerwise:
             live,
             [problem.sums for problem in self._ordered],
             max((problem.work for problem in self._ordered), default=0),
+            amid_bytes(model),
         )
         self.plan = plan_chunks(examples, needs, budget.limit, budget.reason, budget.free)
         here = sum(len(arrays(part)[0]) for batch in batches for part in cut_evenly(batch, self.plan.chunk))
@@ -150,7 +152,8 @@ class Layerwise:
             problem.hurried = hurried
             problem.device = self._device
             problem.ranks = self._ranks
-        walk = Walk(self._model, problems, choice, self._alone)
+        room, number = self.plan.room, sum(len(arrays(chunk)[0]) for chunk in chunks)
+        walk = Walk(self._model, problems, choice, self._alone, room=room, examples=number)
         for group in groups(problems, self._ranks.least(self._most(1 if at_once else 2))):
             walk.solve(group, chunks, at_once, advance)
         return self._outcome(problems, [p for key, p in found.items() if key not in self._learned], choice)

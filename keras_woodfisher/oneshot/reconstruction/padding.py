@@ -23,6 +23,10 @@ class KnownMasks:
         if isinstance(x, Mapping) and _INPUT in x:
             self._keep(x[_INPUT])
 
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self._masks)
+
     def see(self, args: Any, kwargs: Any) -> None:
         """Looks for masks among the arguments of a layer's call."""
         for leaf in tree.flatten(args):

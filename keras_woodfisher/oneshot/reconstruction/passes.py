@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 from keras_woodfisher_backends.keras_internals.graphs import Graphs
 from keras_woodfisher_backends.keras_internals.models import float32_computation, infer, layers_of
@@ -35,6 +36,7 @@ class Passes:
     def __init__(self, model: keras.Model):
         self._model = model
         self.graphs = Graphs(model)
+        self._scope = keras.StatelessScope()
 
     def run(self, x: Any, call: Callable[..., Any], scope: keras.StatelessScope | None = None) -> None:
         """One pass.
@@ -45,10 +47,11 @@ class Passes:
             scope: Holds what is updated.
         """
         inputs = map_arrays(ops.convert_to_tensor, x)
+        self._scope = scope or keras.StatelessScope()
         with (
             forward_only(),
             float32_computation(self._model),
-            scope or keras.StatelessScope(),
+            self._scope,
             self.graphs.watched(),
             hooked(layers_of(self._model), call),
         ):
@@ -56,6 +59,12 @@ class Passes:
                 infer(self._model, inputs)
             except Stopped as stopped:
                 raise stopped.error from None
+
+    def has_updated(self) -> bool:
+        """Whether the latest pass would have updated anything that isn't trained, such as the state of a layer."""
+        found = [(v, self._scope.get_current_value(v)) for v in self._model.non_trainable_variables]
+        pairs = [(variable, new) for variable, new in found if new is not None]
+        return any(not np.array_equal(*map(ops.convert_to_numpy, pair)) for pair in pairs)
 
 
 class Reads(keras.StatelessScope):

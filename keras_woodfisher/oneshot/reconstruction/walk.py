@@ -33,6 +33,7 @@ from keras_woodfisher.oneshot.reconstruction.padding import KnownMasks
 from keras_woodfisher.oneshot.reconstruction.passes import Passes, Stopped
 from keras_woodfisher.oneshot.reconstruction.problem import Choice, NotAProduct, Problem
 from keras_woodfisher.oneshot.reconstruction.sides import Sides, generators_of, has_values, places_of, rewind
+from keras_woodfisher.oneshot.reconstruction.snapshots import Snapshots
 from keras_woodfisher.pruning.fisher import Advance, no_progress
 
 _ROUNDS = 1
@@ -54,9 +55,20 @@ class Walk:
         problems: What is to be solved.
         choice: Which weights may stay.
         alone: Whether layers see what they get in the dense model, as if no other were pruned.
+        room: Bytes that may be kept from one pass to the next, so that it goes on where the one before ended.
+        examples: How many examples there are.
     """
 
-    def __init__(self, model: keras.Model, problems: Sequence[Problem], choice: Choice, alone: bool = False):
+    def __init__(
+        self,
+        model: keras.Model,
+        problems: Sequence[Problem],
+        choice: Choice,
+        alone: bool = False,
+        *,
+        room: int = 0,
+        examples: int = 0,
+    ):
         self._alone = alone
         self._choice = choice
         self._of_layer: dict[int, list[Problem]] = {}
@@ -70,6 +82,9 @@ class Walk:
             for layer in layers_of(model)
             if id(layer) in self._of_layer or not any(id(inner) in self._of_layer for inner in layers_of(layer))
         }
+        # Rows of a layer that is called more than once are told apart by the calls before.
+        again = any(problem.calls > 1 for problem in problems)
+        self._snapshots = Snapshots(self._passes, 0 if again else room, examples)
         self._awaited: dict[int, int] = {}
         self._rows: dict[int, list[int]] = {}
         self._share = 1.0
@@ -91,7 +106,7 @@ class Walk:
         """
         self._advance = advance
         total = sum(len(arrays(chunk)[0]) for chunk in chunks)
-        for chunk in chunks:
+        for number, chunk in enumerate(chunks):
             self._sides.examples = len(arrays(chunk)[0])
             self._share = self._sides.examples / total
             self._at_once = at_once
@@ -99,7 +114,7 @@ class Walk:
             self._rows = {key: list(same[0].rows.get(shapes_of(chunk), ())) for key, same in self._of_layer.items()}
             doubled = map_arrays(lambda leaf: np.concatenate([leaf, leaf]), chunk)
             self._masks = KnownMasks(doubled)
-            with suppress(_Reached):
+            with self._snapshots.going_on(number, group[0].layer, self._masks), suppress(_Reached):
                 self._passes.run(doubled, self._side_by_side)
         for problem in group:
             if not problem.done:

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,6 +32,18 @@ def test_plans_fit_and_waste_nothing(limit):
         assert NEEDS.bytes(200, plan.chunk + 1, plan.together) > limit
     if plan.together < TOGETHER:
         assert NEEDS.bytes(200, 16, plan.together + 1) > limit
+
+
+@pytest.mark.parametrize("limit", np.geomspace(260_000, 2_000_000, 20).astype(int))
+def test_half_of_what_is_left_is_for_what_passes_leave_to_the_next(limit):
+    plan = plan_chunks(200, replace(NEEDS, amid=2_000), int(limit), "memory_limit")
+    assert plan.chunks > 1
+    assert plan.bytes == plan.room + NEEDS.bytes(200, plan.chunk, plan.together) <= limit
+    left = limit - min(limit, *(NEEDS.bytes(200, 16, n) for n in range(1, TOGETHER + 1)))
+    assert 0 <= plan.room <= left // 2
+    # What half of the places leave fits: then layers are solved one by one.
+    assert plan.together == 1 if plan.room >= 2 * 200 * 2_000 else plan.together >= 1
+    assert plan.chunk >= min(16, plan_chunks(200, NEEDS, int(limit), "memory_limit").chunk)
 
 
 def test_one_pass_where_all_fit():
