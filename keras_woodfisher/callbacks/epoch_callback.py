@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras_woodfisher_backends.keras_internals.optimizers import is_multi_optimizer
 from keras_woodfisher_backends.keras_internals.training import leaving_nothing, model_of
+from keras_woodfisher_backends.ranks.joint import current_ranks
 
 from keras_woodfisher.callbacks.progress import Progress
 from keras_woodfisher.callbacks.resuming import ResumableCallback
@@ -43,7 +44,7 @@ class ScheduledCallback(ResumableCallback):
         super().on_train_begin(logs)
         self._progress = Progress(self.params)
         self._reached = -math.inf
-        with leaving_nothing(self):
+        with current_ranks().together(f"{type(self).__name__}, beginning"), leaving_nothing(self):
             self.check(model_of(self))
             self._prepare()
 

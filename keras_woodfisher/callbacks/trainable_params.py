@@ -15,6 +15,7 @@ from keras_woodfisher_backends.keras_internals.training import (
     refresh,
     undo_at_next_fit,
 )
+from keras_woodfisher_backends.ranks.joint import current_ranks
 
 from keras_woodfisher.callbacks.epoch_callback import TOLERANCE, ScheduledCallback, end_of, start_of
 from keras_woodfisher.callbacks.resuming import ResumableCallback
@@ -206,7 +207,7 @@ class TrainableParams(ScheduledCallback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_begin(epoch, logs)
-        with leaving_nothing(self):
+        with current_ranks().together(f"{type(self).__name__}, epoch {epoch}"), leaving_nothing(self):
             self._check()
             if self._known and self._schedule is not None:
                 self._schedule.go_on(self._known)

@@ -30,15 +30,17 @@ class Footprint:
 
     Attributes:
         chunk: Samples that it takes at a time, if it may.
-        sample: Bytes of each of them, beside the place where it is kept.
+        sample: Bytes of each of them at most, beside the place where it is kept.
         reading: Bytes of the examples that are read at a time.
         ring: Bytes of the ring of buffered gradients.
+        usual: Bytes of each of them as they are with layers that are known; 0 where that is what it is at most.
     """
 
     chunk: int
     sample: int
     reading: int = 0
     ring: int = 0
+    usual: int = 0
 
 
 @dataclass
@@ -82,8 +84,13 @@ def sampled_footprint(
     chunk = min(rows, chunk_size(backend, model, variables, leaves[0].shape[1]))
     # All gradients in the framework and on the host, and of one variable at a time what they are made of.
     sample = 4 * (2 * sum(sizes) + 2 * max(sizes)) + passed.total
+    # The host sees what the framework has, or moves one variable after the other; one product of matrices gives those
+    # of a Dense layer as they are needed.
+    made = max((target.size for target in targets if not isinstance(target.layer, keras.layers.Dense)), default=0)
+    usual = 4 * (sum(sizes) + made) + passed.total
     # Groups that are gathered from arrays at a time are there twice: as they come, and joined with what was left over.
-    return Footprint(chunk, sample, 2 * min(rows, GROUPS_AT_A_TIME) * sum(leaf.nbytes for leaf in leaves))
+    reading = 2 * min(rows, GROUPS_AT_A_TIME) * sum(leaf.nbytes for leaf in leaves)
+    return Footprint(chunk, sample, reading, usual=usual)
 
 
 def buffered_footprint(targets: list[Target], rows: int) -> Footprint:

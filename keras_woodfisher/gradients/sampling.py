@@ -114,9 +114,8 @@ def sample_gradients(
             into = store.room(number)
             start = 0
             for (target, mask), row in zip(kept, rows, strict=True):
-                flat = target.flatten(np.asarray(row[:number], np.float32))
                 stop = start + int(np.count_nonzero(mask))
-                into[:, start:stop] = flat if mask.all() else flat[:, mask]
+                _copy_kept(target, mask, row[:number], into[:, start:stop])
                 if target.name in still and into[:, start:stop].any():
                     still.remove(target.name)
                 start = stop
@@ -124,7 +123,7 @@ def sample_gradients(
             dropped += number - int(good.sum())
             sums.append(squares[good])
             # Not beside the samples of the next chunk.
-            del rows, row, flat
+            del rows, row
             store.keep(good)
             advance(number)
             size = arrays(batch)[0].shape[1]
@@ -133,6 +132,19 @@ def sample_gradients(
     warn_of_still([name for name in taken.still if name not in sampler.told])
     sampler.told.update(taken.still)
     return taken.squares
+
+
+_COPIED = 4 * 2**20
+"""Bytes that are copied at a time."""
+
+
+def _copy_kept(target: Target, mask: np.ndarray, rows: np.ndarray, into: np.ndarray) -> None:
+    """Puts the unpruned weights of gradients (n, *shape) into (n, k), a few rows at a time, since picking copies."""
+    every = bool(mask.all())
+    step = max(1, _COPIED // (4 * max(mask.size, 1)))
+    for start in range(0, len(rows), step):
+        flat = target.flatten(np.asarray(rows[start : start + step], np.float32))
+        into[start : start + step] = flat if every else flat[:, mask]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,26 @@ MEMORY, DISK, RECOMPUTED = "memory", "disk", "recomputed"
 
 
 @dataclass(frozen=True)
+class SharedBytes:
+    """Bytes of the gradients of one of several processes that share them.
+
+    Attributes:
+        rows: Those of its samples, with the columns of all.
+        columns: Those of its columns, of all samples.
+        moving: On their way between the two.
+    """
+
+    rows: int
+    columns: int
+    moving: int
+
+    @property
+    def exchange(self) -> int:
+        """While they are exchanged, when all of them are there."""
+        return self.rows + self.columns + self.moving
+
+
+@dataclass(frozen=True)
 class MemoryNeeds:
     """What the update that needs most would take, before anything is decided.
 
@@ -22,7 +42,8 @@ class MemoryNeeds:
         widest: Weights of the widest block.
         blocks: How many blocks there are.
         chunk: Samples that are taken at a time where memory is plenty.
-        sample_bytes: Bytes of one sample while it is taken, wherever it is kept.
+        sample_bytes: Bytes of one sample while it is taken, wherever it is kept, at most.
+        usual_bytes: The same as they are with layers that are known.
         reading_bytes: Bytes of the examples that are read at a time.
         ring_bytes: Bytes of the ring that buffers the training's own gradients.
         lanes: Blocks (on a GPU stacks of them) that are worked on at a time where memory is plenty.
@@ -31,7 +52,7 @@ class MemoryNeeds:
         panel: Columns of a block that the kernel asks for at a time, where it is wide.
         whole: Whether corrections span all blocks, whatever their size.
         structure_bytes: Bytes of the groups that are pruned together, and of choosing among them.
-        shared_bytes: Where several processes share the gradients, those that one of them holds; else 0.
+        shared: Where several processes share the gradients, `shared(m)`: what one of them holds of m samples.
     """
 
     samples: int
@@ -42,6 +63,7 @@ class MemoryNeeds:
     blocks: int
     chunk: int
     sample_bytes: int
+    usual_bytes: int
     reading_bytes: int
     ring_bytes: int
     lanes: int
@@ -50,7 +72,7 @@ class MemoryNeeds:
     panel: int
     whole: bool = False
     structure_bytes: int = 0
-    shared_bytes: int = 0
+    shared: Callable[[int], SharedBytes] | None = None
 
     @property
     def width(self) -> int:
@@ -76,8 +98,11 @@ class MemoryPlan:
         pages: How many such pages there are; 1 where gradients are in memory as a whole.
         folder: Of the temporary file, or "".
         stored: Bytes of the gradients on disk or on a device.
-        gradients: Bytes of the gradients in memory.
-        sampling: Bytes while samples are taken.
+        gradients: Bytes of the gradients in memory while blocks are worked on.
+        rows: The same while samples are taken: one of several processes has rows then, and columns later.
+        exchange: Bytes of both, and on their way between, while processes exchange them; 0 for a single one.
+        sampling: Bytes while samples are taken, at most.
+        usual_sampling: The same as they are with layers that are known.
         blocks: Bytes while blocks are worked on.
         vectors: Bytes of weights, scores, masks and corrections.
         ring: Bytes of the ring of buffered gradients.
@@ -97,28 +122,41 @@ class MemoryPlan:
     folder: str
     stored: int
     gradients: int
+    rows: int
+    exchange: int
     sampling: int
+    usual_sampling: int
     blocks: int
     vectors: int
     ring: int
 
     @property
     def total(self) -> int:
-        """Bytes at the peak: samples are never taken while blocks are worked on."""
-        return self.gradients + self.vectors + self.ring + max(self.sampling, self.blocks)
+        """Bytes at the peak, at most: samples are never taken while blocks are worked on."""
+        return self._peak(self.sampling)
+
+    @property
+    def expected(self) -> int:
+        """Bytes at the peak that are to be expected; the total has room for layers of any kind on any backend."""
+        return self._peak(self.usual_sampling)
+
+    def _peak(self, sampling: int) -> int:
+        most = max(self.rows + sampling, self.exchange, self.gradients + self.blocks)
+        return self.vectors + self.ring + most
 
     def covers(self, samples: int, columns: int) -> bool:
         """Whether an update of that size is within the plan."""
         return samples <= self.most and samples * columns <= self.samples * self.columns
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain data, with the total."""
-        return asdict(self) | {"total": self.total}
+        """The same as plain data, with the peak at most and as it is expected."""
+        return asdict(self) | {"total": self.total, "expected": self.expected}
 
     def __str__(self) -> str:
         return "\n".join(
             [
-                f"memory plan: {size_text(self.total)} at the peak, of {size_text(self.limit)} ({self.reason})",
+                f"memory plan: {size_text(self.total)} at the peak, of {size_text(self.limit)} ({self.reason}); "
+                f"expected: {size_text(self.expected)}",
                 f"  gradients, {self.samples:,} x {self.columns:,} {self.dtype}: {self._place()}",
                 f"  taking samples: {size_text(self.sampling)}, {self.chunk} at a time",
                 f"  blocks at work: {size_text(self.blocks)}, {self.lanes} at a time",
@@ -129,7 +167,8 @@ class MemoryPlan:
 
     def _place(self) -> str:
         if self.storage == MEMORY:
-            return f"{size_text(self.gradients)} in memory"
+            shared = f", {size_text(self.exchange)} while processes exchange them" if self.exchange else ""
+            return f"{size_text(self.gradients)} in memory{shared}"
         if self.storage == RECOMPUTED:
             return (
                 f"{size_text(self.gradients)} in memory, one of {self.pages} pages of columns; "

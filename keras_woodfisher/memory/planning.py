@@ -10,6 +10,10 @@ from keras_woodfisher.options.sizes import size_text
 _VECTORS = 40
 """Bytes a weight: weights, masks, scores and corrections, most of them float64, with a copy to rank by."""
 
+_JOINED = 32
+"""Bytes a weight, where several processes work on blocks: what each has found, and what all have, on its way (at most
+31 beside the others, torch, 4 processes)."""
+
 _CANDIDATES = 100
 """Bytes a weight beside them: corrections to choose from, in float32, with the gradient and what is tried."""
 
@@ -69,11 +73,14 @@ def _candidates(needs: MemoryNeeds, budget: MemoryBudget) -> Iterator[MemoryPlan
     size = budget.itemsize * needs.samples * needs.columns
     elsewhere = budget.place not in ("cpu", DISK)
     whole = budget.place == "cpu" and (budget.pages == 1 or needs.blocks > 1)
-    memory = _Layout(MEMORY, needs.shared_bytes or size, 0, _page(needs, budget.pages))
-    if needs.shared_bytes:
-        yield _plan(needs, budget, memory, needs.chunk, needs.lanes)
-        yield _less_work(needs, budget, memory)
+    page = _page(needs, budget.pages)
+    if needs.shared is not None:
+        shared = needs.shared(needs.samples)
+        parted = _Layout(MEMORY, shared.columns, 0, page, shared.rows, shared.exchange)
+        yield _plan(needs, budget, parted, needs.chunk, needs.lanes)
+        yield _less_work(needs, budget, parted)
         return
+    memory = _Layout(MEMORY, size, 0, page)
     away = replace(memory, storage=budget.place if elsewhere else DISK, resident=0, stored=size)
     if whole:
         yield _plan(needs, budget, memory, needs.chunk, needs.lanes)
@@ -91,12 +98,21 @@ def _candidates(needs: MemoryNeeds, budget: MemoryBudget) -> Iterator[MemoryPlan
 
 @dataclass(frozen=True)
 class _Layout:
-    """A place for gradients: bytes in memory, bytes elsewhere, and columns of a page."""
+    """A place for gradients: bytes in memory, bytes elsewhere, and columns of a page.
+
+    Of several processes, also the bytes in memory while samples are taken, and while they are exchanged.
+    """
 
     storage: str
     resident: int
     stored: int
     page: int
+    parted: int | None = None
+    exchange: int = 0
+
+    @property
+    def rows(self) -> int:
+        return self.resident if self.parted is None else self.parted
 
 
 def _page(needs: MemoryNeeds, pages: int = 1) -> int:
@@ -124,8 +140,13 @@ def _plan(needs: MemoryNeeds, budget: MemoryBudget, layout: _Layout, chunk: int,
         folder=budget.folder if layout.storage == DISK else "",
         stored=layout.stored,
         gradients=layout.resident,
-        sampling=_sampling(needs, budget, layout, chunk),
-        blocks=needs.block_bytes(needs.most, lanes) + _copies(needs, budget, layout, lanes),
+        rows=layout.rows,
+        exchange=layout.exchange,
+        sampling=_sampling(needs, budget, layout, chunk, needs.sample_bytes),
+        usual_sampling=_sampling(needs, budget, layout, chunk, needs.usual_bytes),
+        blocks=needs.block_bytes(needs.most, lanes)
+        + _copies(needs, budget, layout, lanes)
+        + (0 if needs.shared is None else _JOINED * needs.weights),
         vectors=_vectors(needs),
         ring=needs.ring_bytes,
     )
@@ -135,11 +156,11 @@ def _vectors(needs: MemoryNeeds) -> int:
     return (_VECTORS + (_CANDIDATES if needs.whole else 0)) * needs.weights + needs.structure_bytes
 
 
-def _sampling(needs: MemoryNeeds, budget: MemoryBudget, layout: _Layout, chunk: int) -> int:
+def _sampling(needs: MemoryNeeds, budget: MemoryBudget, layout: _Layout, chunk: int, sample: int) -> int:
     staged = layout.storage != MEMORY or budget.dtype != "float32"
     # A chunk waits in a buffer of its own, and what is written of it at a time is a copy (on a device: all).
     copy = budget.itemsize * needs.columns if layout.storage not in (MEMORY, DISK, RECOMPUTED) else 0
-    return needs.reading_bytes + chunk * (needs.sample_bytes + (4 * needs.columns + copy if staged else 0))
+    return needs.reading_bytes + chunk * (sample + (4 * needs.columns + copy if staged else 0))
 
 
 def _copies(needs: MemoryNeeds, budget: MemoryBudget, layout: _Layout, lanes: int) -> int:
@@ -161,13 +182,12 @@ def _copies(needs: MemoryNeeds, budget: MemoryBudget, layout: _Layout, lanes: in
 
 def _less_work(needs: MemoryNeeds, budget: MemoryBudget, layout: _Layout, room: int | None = None) -> MemoryPlan:
     """As much work at a time as fits in so many bytes (by default what is left); at least one sample and one block."""
-    if room is None:
-        smallest = _plan(needs, budget, layout, 1, 1)
-        room = budget.limit - (smallest.total - max(smallest.sampling, smallest.blocks))
+    rest = budget.limit - _vectors(needs) - needs.ring_bytes
+    of_samples, of_blocks = (rest - layout.rows, rest - layout.resident) if room is None else (room, room)
     chunk, lanes = needs.chunk, needs.lanes
-    while chunk > 1 and _sampling(needs, budget, layout, chunk) > room:
+    while chunk > 1 and _sampling(needs, budget, layout, chunk, needs.sample_bytes) > of_samples:
         chunk -= 1
-    while lanes > 1 and _plan(needs, budget, layout, chunk, lanes).blocks > room:
+    while lanes > 1 and _plan(needs, budget, layout, chunk, lanes).blocks > of_blocks:
         lanes -= 1
     return _plan(needs, budget, layout, chunk, lanes)
 
@@ -209,12 +229,12 @@ def _refusal(needs: MemoryNeeds, budget: MemoryBudget) -> str:
         if smallest.total <= budget.free:
             remedies.append(f'memory_limit="{-(-smallest.total // 2**20)} MiB"')
     size = budget.itemsize * needs.samples * needs.columns
-    if budget.place in ("cpu", DISK) and size > budget.disk and not needs.shared_bytes:
+    if budget.place in ("cpu", DISK) and size > budget.disk and needs.shared is None:
         text += (
             f"On disk they would take {size_text(size)}, and {size_text(budget.disk)} are free in {budget.folder}: the "
             "environment variable TMPDIR names another folder. "
         )
-    if needs.shared_bytes:
+    if needs.shared is not None:
         remedies.append("more processes, on other machines")
     fits = f"Any one of these would fit: {', '.join(remedies)}; " if remedies else ""
     return f"{text}{fits}params or exclude choose fewer weights."
@@ -230,7 +250,6 @@ def _fitting_samples(needs: MemoryNeeds, budget: MemoryBudget) -> int:
             samples=middle,
             most=max(1, needs.most * middle // needs.samples),
             ring_bytes=needs.ring_bytes * middle // needs.samples,
-            shared_bytes=needs.shared_bytes * middle // needs.samples,
         )
         low, high = (middle, high) if _first(fewer, budget) else (low, middle)
     return low

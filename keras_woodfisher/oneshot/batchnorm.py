@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras_woodfisher_backends.nest import map_arrays
+from keras_woodfisher_backends.ranks.joint import current_ranks, jointly
 
 from keras_woodfisher.data.batches import length
 from keras_woodfisher.data.examples import Examples, open_examples, read_batches
@@ -15,6 +16,7 @@ from keras_woodfisher.model.restoring import restored
 from keras_woodfisher.model.targets import check_model
 from keras_woodfisher.oneshot.batchnorm_statistics import batchnorm_layers, call_order, measure, name_of
 from keras_woodfisher.options.checks import one_of
+from keras_woodfisher.pruning.agreement import average_statistics
 from keras_woodfisher.reports.batchnorm_report import BatchNormReport
 from keras_woodfisher.reports.meter import Meter, say
 
@@ -22,6 +24,7 @@ EXAMPLES = 2048
 """How many are used unless something else is said."""
 
 
+@jointly
 def reestimate_batchnorm(  # noqa: PLR0913
     model: keras.Model,
     data: Any,
@@ -51,7 +54,8 @@ def reestimate_batchnorm(  # noqa: PLR0913
         >>> report.layers, report.examples
         (('sequential/batch_normalization',), 200)
 
-    `prune(..., reestimate_batchnorm=True)` does all of it.
+    `prune(..., reestimate_batchnorm=True)` does all of it. Where several processes train together, all of them call
+    this, and get the mean of what each has measured.
 
     Args:
         model: A built Keras model, usually one that was pruned.
@@ -80,7 +84,9 @@ def reestimate_batchnorm(  # noqa: PLR0913
     bar = keras.utils.Progbar(passes * work.total, verbose=verbose, unit_name="layer")
     if dense is not None:
         work.check_dense(dense, loss, lambda: bar.add(1))
-    return work.run(lambda: bar.add(1))
+    report = work.run(lambda: bar.add(1))
+    average_statistics(model, current_ranks())
+    return report
 
 
 class Reestimation:
@@ -140,7 +146,7 @@ class Reestimation:
                 "model will suffer in the same way. Is the training's augmentation missing? Give training examples as "
                 "training saw them (augmented arrays, or a dataset or callable that augments), or leave BatchNorm "
                 "re-estimation out.",
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def run(self, advance: Callable[[], None]) -> BatchNormReport:
@@ -149,6 +155,8 @@ class Reestimation:
             for layer, calls in self._order:
                 measure(self._model, layer, calls, self._batches)
                 advance()
+            # What fails on one of several processes is undone on all.
+            current_ranks().settle()
         return self._report()
 
     def _report(self) -> BatchNormReport:

@@ -12,8 +12,11 @@ from keras_woodfisher_backends.ranks.shares import column_edges
 
 from keras_woodfisher.memory.store import GradientStore, MemoryStore
 
-PIECE = 64 * 2**20
+PIECE = 32 * 2**20
 """Bytes that a process sends at a time."""
+
+ON_THE_WAY = 5
+"""How often they are there meanwhile: as they were cut out, as the engine takes, sends and gives them."""
 
 
 class Share:
@@ -63,16 +66,19 @@ class Share:
         into = out.room(total)
         edges = np.cumsum([0, *counts])
         pieces = max(1, -(-4 * max(counts) * self._edges[-1] // PIECE))
-        for piece in range(pieces):
-            parts = [self._piece(rank, piece, pieces) for rank in range(ranks.size)]
-            sent = [np.ascontiguousarray(store.block(part)).ravel() for part in parts]
-            mine = parts[ranks.rank]
-            width = slice(mine.start - self.columns.start, mine.stop - self.columns.start)
-            for rank, rows in enumerate(ranks.all_to_all(sent)):
-                into[edges[rank] : edges[rank + 1], width] = rows.reshape(counts[rank], mine.stop - mine.start)
+        for number in range(pieces):
+            self._exchange([self._piece(rank, number, pieces) for rank in range(ranks.size)], store, into, edges)
         store.close()
         out.keep(np.ones(total, bool))
         return out
+
+    def _exchange(self, parts: Sequence[slice], store: GradientStore, into: np.ndarray, edges: np.ndarray) -> None:
+        """Sends a part of the columns of each process, and keeps this one's; what was on its way is freed after it."""
+        mine = parts[self.ranks.rank]
+        width = slice(mine.start - self.columns.start, mine.stop - self.columns.start)
+        found = self.ranks.all_to_all([np.ascontiguousarray(store.block(part)).ravel() for part in parts])
+        for start, stop, rows in zip(edges[:-1], edges[1:], found, strict=True):
+            into[start:stop, width] = rows.reshape(stop - start, mine.stop - mine.start)
 
     def _piece(self, rank: int, piece: int, pieces: int) -> slice:
         """One of so many pieces of a process's columns."""

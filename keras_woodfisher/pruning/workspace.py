@@ -20,8 +20,8 @@ from keras_woodfisher.gradients.footprint import Footprint
 from keras_woodfisher.gradients.sources import GradientSource
 from keras_woodfisher.memory.device import DeviceStore
 from keras_woodfisher.memory.disk import DiskStore, disk_room
-from keras_woodfisher.memory.free_memory import SHARE, check_device_memory, tightest_limit
-from keras_woodfisher.memory.plan import DISK, MEMORY, RECOMPUTED, MemoryNeeds, MemoryPlan
+from keras_woodfisher.memory.free_memory import SHARE, check_device_memory, give_back_memory, tightest_limit
+from keras_woodfisher.memory.plan import DISK, MEMORY, RECOMPUTED, MemoryNeeds, MemoryPlan, SharedBytes
 from keras_woodfisher.memory.planning import MemoryBudget, plan_memory
 from keras_woodfisher.memory.recomputed import RecomputedStore, Refill
 from keras_woodfisher.memory.staged import HalfStore
@@ -30,7 +30,7 @@ from keras_woodfisher.options.pruning_options import CALIBRATED, PruningOptions
 from keras_woodfisher.options.sizes import parse_bytes, size_text
 from keras_woodfisher.pruning.fisher import block_slices
 from keras_woodfisher.pruning.groups import Structure
-from keras_woodfisher.pruning.share import PIECE, Share
+from keras_woodfisher.pruning.share import ON_THE_WAY, PIECE, Share
 from keras_woodfisher.reports.meter import Meter, say
 
 
@@ -60,13 +60,12 @@ def needs_of(
     widths = [block.stop - block.start for block in block_slices(sizes, options.fisher_block_size)]
     widest = min(max(widths), columns)
     whole = options.update == CALIBRATED
-    shared = 0
-    if ranks > 1:
-        # Its rows of all columns, its columns of all rows, as wide as a block may make them, and what is on its way: as
-        # it was cut out, as it is sent, and as it comes.
-        most_rows = max(share.stop - share.start for share in (row_share(samples, r, ranks) for r in range(ranks)))
-        shared = 4 * (most_rows * columns + samples * min(columns, -(-columns // ranks) + widest))
-        shared += 3 * min(PIECE, 4 * most_rows * columns)
+
+    def shared(rows: int) -> SharedBytes:
+        shares = (row_share(rows, rank, ranks) for rank in range(ranks))
+        own = 4 * max(share.stop - share.start for share in shares) * columns
+        # As wide as a block may make them.
+        return SharedBytes(own, 4 * rows * min(columns, -(-columns // ranks) + widest), ON_THE_WAY * min(PIECE, own))
 
     def block_bytes(rows: int, lanes: int) -> int:
         width = columns if whole else widest
@@ -91,7 +90,8 @@ def needs_of(
         panel=PANEL,
         whole=whole,
         structure_bytes=0 if structure is None else structure.bytes,
-        shared_bytes=shared,
+        shared=shared if ranks > 1 else None,
+        usual_bytes=footprint.usual or footprint.sample,
     )
 
 
@@ -275,7 +275,11 @@ class Workspace:
             with meter.phase("gradients", own.stop - own.start, "sample") as advance:
                 squares = source.fill(store, kept, rows, draw, advance)
                 store.finish()
-                store = share.exchanged(store)
+                if self.ranks.size > 1:
+                    # What sampling has left with the C library, and the exchange, would be there at the same time.
+                    give_back_memory()
+                    store = share.exchanged(store)
+                    give_back_memory()
             if source.slow_layers is not None:
                 meter.note(str(source.slow_layers))
         except BaseException:

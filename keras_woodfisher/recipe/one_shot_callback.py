@@ -13,6 +13,7 @@ from keras_woodfisher_backends.keras_internals.training import (
     refresh,
     undo_where_refused,
 )
+from keras_woodfisher_backends.ranks.joint import current_ranks
 
 from keras_woodfisher.callbacks.resuming import ResumableCallback
 from keras_woodfisher.model.weight_copies import copies_of_weights
@@ -65,7 +66,7 @@ class OneShotPruning(ResumableCallback):
         super().on_epoch_begin(epoch, logs)
         # A backup amid the first epoch begins it again.
         if not self._began and epoch == 0 and self._known is None:
-            with leaving_nothing(self):
+            with current_ranks().together(type(self).__name__), leaving_nothing(self):
                 self._prune(refresh(self))
         self._began = True
 

@@ -51,6 +51,15 @@ class ThreadTransport:
         return self.hall.exchange(self.rank, data.copy())[0]
 
 
+class OwnError(ValueError):
+    pass
+
+
+class MuteError(Exception):
+    def __str__(self):
+        return self.text
+
+
 def each(work, size=3, name="work"):
     """What `work(ranks)` gives, or raises, in each of some threads."""
     hall = Hall(size)
@@ -75,6 +84,13 @@ def test_arrays_of_any_length_and_shape_are_gathered():
     joined = each(lambda ranks: ranks.joined(np.full((2, ranks.rank + 1), ranks.rank, np.float32), axis=1))
     for array in joined:
         np.testing.assert_array_equal(array, [[0, 1, 1, 2, 2, 2]] * 2)
+
+
+def test_long_arrays_are_joined_a_piece_at_a_time(monkeypatch):
+    monkeypatch.setattr("keras_woodfisher_backends.ranks.ranks._PIECE", 3 * 5)
+    parts = [np.arange(number, dtype=np.int16) + 100 * number for number in (7, 0, 4)]
+    for found in each(lambda ranks: ranks.joined(parts[ranks.rank])):
+        np.testing.assert_array_equal(found, np.concatenate(parts))
 
 
 def test_each_gets_what_the_others_have_for_it():
@@ -106,7 +122,13 @@ def test_sums_are_equal_to_the_bit_and_those_of_one_after_the_other():
     [
         (ValueError("no such thing"), ValueError, "Process 1 of 3 failed: no such thing"),
         (KeyboardInterrupt(), KeyboardInterrupt, "Process 1 of 3 failed: KeyboardInterrupt"),
-        (LookupError("of its own"), RuntimeError, "Process 1 of 3 failed: LookupError: of its own"),
+        (IndexError("no such row"), IndexError, "Process 1 of 3 failed: no such row"),
+        (FileNotFoundError(2, "gone", "a.npz"), FileNotFoundError, "Process 1 of 3 failed: [Errno 2] gone: 'a.npz'"),
+        (OwnError("of its own"), ValueError, "Process 1 of 3 failed: OwnError: of its own"),
+        (SystemExit(3), RuntimeError, "Process 1 of 3 failed: SystemExit: 3"),
+        (StopIteration("over"), RuntimeError, "Process 1 of 3 failed: StopIteration: over"),
+        (ValueError("half a \ud800 character"), ValueError, r"Process 1 of 3 failed: half a \ud800 character"),
+        (MuteError(), RuntimeError, "Process 1 of 3 failed: MuteError: its message can't be told (AttributeError)"),
     ],
 )
 def test_what_fails_on_one_is_raised_on_all_at_their_next_exchange(error, kind, text):

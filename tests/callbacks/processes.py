@@ -1,6 +1,8 @@
 """Prunes in every way, alone; as a command, in one of several processes that train together.
 
-python processes.py RANK SIZE PORT FILE ENGINE SCENARIO ...    writes what comes out of each to an .npz
+python processes.py RANK FOLDER GROUP:SIZE:PORT:ENGINE:SCENARIO,SCENARIO,... ...
+
+A process is in one group after the other, as long as a group has its rank; what comes out is in GROUP + RANK.npz.
 """
 
 import os
@@ -29,8 +31,8 @@ def start(place, port, engine):
     if engine == "model_parallel":
         import keras
 
+        # The processes have found each other before.
         distribution = keras.distribution
-        distribution.initialize(f"127.0.0.1:{port}", place.size, place.rank)
         mesh = distribution.DeviceMesh((1, place.size), ("batch", "model"), distribution.list_devices("cpu"))
         layouts = distribution.LayoutMap(mesh)
         layouts["a/kernel"] = (None, "model")
@@ -40,7 +42,20 @@ def start(place, port, engine):
         return
     told = {"RANK": place.rank, "WORLD_SIZE": place.size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in told.items()})
+    if engine == "plain":
+        import torch
+
+        torch.distributed.init_process_group("gloo")
+        return
     page(port)
+
+
+def leave():
+    """Leaves the others, if this process is to join some again."""
+    if BACKEND == "torch":
+        import torch
+
+        torch.distributed.destroy_process_group()
 
 
 def page(port):
@@ -91,6 +106,20 @@ class Scenarios:
         self.still = {"class_name": "SGD", "config": keras.optimizers.SGD(0.0).get_config()}
         self.found = {}
         self.folder = ""
+
+    def run(self, wanted, file, warned):
+        """Does what is wanted, one after the other, and writes what comes out."""
+        import numpy as np
+
+        for name in wanted:
+            if hasattr(self, name):
+                getattr(self, name)()
+            else:
+                # What there is so far: the process may end here.
+                np.savez(file, **self.found)
+                self.odd(name)
+        self.found["warned"] = text_of([str(w.message) for w in warned if "keras_woodfisher" in w.filename])
+        np.savez(file, **self.found)
 
     def model(self, optimizer="sgd", norm=False):
         import keras
@@ -178,8 +207,10 @@ class Scenarios:
             self.found[f"report {name}"] = text_of(callback.report())
             made = self.model("adam")
             self.fit(made, self.pruner(**ramp, **options), epochs=3)
-            self.fit(made, kw.KeepZeros())
+            if not options:
+                self.fit(made, kw.KeepZeros())
             self.note(f"moving {name}", made)
+        self.given_ring()
         whole, parts = self.model("adam"), self.model("adam")
         self.fit(whole, self.pruner(**ramp, total_epochs=3), epochs=3)
         with tempfile.TemporaryDirectory() as folder:
@@ -189,6 +220,23 @@ class Scenarios:
             self.fit(parts, self.pruner(**ramp, total_epochs=3), kw.BackupPruning(folder), first=1, epochs=3)
         pairs = zip(whole.trainable_variables, parts.trainable_variables, strict=True)
         self.found["resumed"] = np.array([np.array_equal(whole_value(one), whole_value(other)) for one, other in pairs])
+
+    def given_ring(self):
+        """An update by buffered gradients that are the same to the bit, however many processes there are."""
+        from unittest import mock
+
+        import numpy as np
+
+        from keras_woodfisher.gradients.buffer import GradientBuffer
+
+        def latest(ring, count, chunk=None):
+            rows = np.random.default_rng(1).normal(size=(count, 8 * 16 + 16 * 4)).astype("float32")
+            return (rows[place : place + 1] for place in range(count))
+
+        made = self.model(self.still)
+        with mock.patch.object(GradientBuffer, "latest", latest):
+            self.fit(made, self.pruner(start_epoch=1))
+        self.note("ring", made)
 
     def parting(self):
         """A training that is saved after an epoch, and goes on here; it may go on with another number of processes."""
@@ -245,23 +293,29 @@ class Scenarios:
 
         import keras_woodfisher as kw
 
-        made, odd = self.model(), Odd(kind, self)
+        made, odd = self.model(self.still, norm=kind == "batchnorm"), Odd(kind, self)
         if odd.mine and kind in ("weights", "zeros"):
             kernel = whole_value(made.layers[0].kernel)
             changed = kernel * np.float32(1.001) if kind == "weights" else np.where(kernel > 0, kernel, 0.0)
             assign_whole(made.layers[0].kernel, changed)
-        before = [whole_value(variable) for variable in made.trainable_variables]
+        before = [whole_value(variable) for variable in made.weights]
         begin = time.perf_counter()
         try:
             with odd.broken():
-                if kind in ("zeros", "batches"):
+                if kind == "batchnorm":
+                    kw.reestimate_batchnorm(made, odd.again, verbose=0)
+                elif kind == "later":
+                    self.fit(made, self.pruner(data=odd.again, start_epoch=1, end_epoch=1.5))
+                elif kind == "callback":
+                    self.fit(made, kw.TrainableParams(["nothing" if odd.mine else "b/bias"], trainable=False))
+                elif kind in ("zeros", "batches"):
                     self.fit(made, kw.KeepZeros(), epochs=1, count=64 if odd.mine and kind == "batches" else 128)
                 else:
                     kw.prune(made, odd.data(), 0.5, **self.quick | odd.options())
             text = "pruned"
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is looked at
             text = f"{type(error).__name__}: {error}"
-        pairs = zip(before, made.trainable_variables, strict=True)
+        pairs = zip(before, made.weights, strict=True)
         same = all(np.array_equal(one, whole_value(variable)) for one, variable in pairs)
         self.found[f"{kind} text"] = text_of(text)
         self.found[f"{kind} seconds"] = np.array(time.perf_counter() - begin)
@@ -275,13 +329,23 @@ class Odd:
         self.kind = kind
         self.mine = scenarios.place.rank == scenarios.place.size - 1
         self.x, self.y = scenarios.x, scenarios.y
+        self.calls, self.sampling = 0, False
 
     def broken(self):
         from unittest import mock
 
+        from keras_woodfisher.gradients.sources import SampledGradients
         from keras_woodfisher.model.targets import Target
         from keras_woodfisher.pruning.share import Share
 
+        if self.kind == "loss":
+            fill = SampledGradients.fill
+
+            def filling(*args):
+                self.sampling = True
+                return fill(*args)
+
+            return mock.patch.object(SampledGradients, "fill", filling)
         there = {"killed": Share, "interrupt": Share, "write": Target}
         if not self.mine or self.kind not in there:
             return mock.MagicMock()
@@ -305,8 +369,29 @@ class Odd:
                 raise RuntimeError("broken on purpose")
             yield self.x[place : place + 16], self.y[place : place + 16]
 
+    def again(self):
+        """Data that fails when it is read amid the work, and not when it is looked at before."""
+        self.calls += 1
+        for place in range(0, len(self.x), 16):
+            if self.mine and (self.calls > 2 if self.kind == "later" else place > 16):
+                raise IndexError("no such file")
+            yield self.x[place : place + 16], self.y[place : place + 16]
+
+    def loss(self, y_true, y_pred):
+        import keras
+
+        if self.mine and self.sampling:
+            raise OwnError("too far off")
+        return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
+
     def options(self):
+        if self.kind == "loss":
+            return {"loss": self.loss}
         return {"damp": 0.25} if self.mine and self.kind == "options" else {}
+
+
+class OwnError(ValueError):
+    """An error as users write them."""
 
 
 def parallel():
@@ -336,30 +421,28 @@ def parallel():
     return Parallel
 
 
-def main(rank, size, port, file, engine, *wanted):
+def main(rank, folder, *groups):
     import warnings
 
     if BACKEND == "torch":
         import torch
 
         torch.set_num_threads(1)
-    place = Place(int(rank), int(size), int(size) if engine == "data_parallel" else 1)
-    start(place, port, engine)
-    import numpy as np
-
-    scenarios = Scenarios(place)
-    scenarios.folder = Path(file).parent
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        for name in wanted:
-            if hasattr(scenarios, name):
-                getattr(scenarios, name)()
-            else:
-                # What there is so far: the process may end here.
-                np.savez(file, **scenarios.found)
-                scenarios.odd(name)
-    scenarios.found["warned"] = text_of([str(w.message) for w in warned if "keras_woodfisher" in w.filename])
-    np.savez(file, **scenarios.found)
+    folder, joined = Path(folder), False
+    for group in groups:
+        name, size, port, engine, wanted = group.split(":")
+        if int(rank) >= int(size):
+            break
+        if joined:
+            leave()
+        place = Place(int(rank), int(size), int(size) if engine == "data_parallel" else 1)
+        start(place, port, engine)
+        joined = True
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            scenarios = Scenarios(place)
+            scenarios.folder = folder
+            scenarios.run(wanted.split(","), folder / f"{name}{rank}.npz", warned)
     sys.stdout.flush()
     # Engines wait for each other at the end, also for one that has gone.
     os._exit(0)

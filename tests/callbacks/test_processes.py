@@ -16,19 +16,24 @@ import keras_woodfisher as kw
 
 BACKEND = keras.backend.backend()
 ROOT = Path(__file__).parents[2]
-ODD = ("raises", "empty", "weights", "zeros", "batches", "options", "data", "interrupt", "write", "killed")
+ODD = (
+    *("raises", "empty", "weights", "zeros", "batches", "options", "data", "interrupt", "write"),
+    *("loss", "later", "callback", "batchnorm"),
+)
 SAME = ("updates", "others", "training", "stream")
 GROUPS = {
+    # The same processes, one after the other.
     "torch": {
-        "two": (2, "data_parallel", *SAME, "parting", "statistics", *ODD),
-        "three": (3, "data_parallel", "updates"),
+        "three": (3, "plain", "updates"),
+        "two": (2, "data_parallel", *SAME, "parting", "statistics", *ODD, "killed"),
     },
     "jax": {
         "two": (2, "data_parallel", *SAME, "parting", *ODD),
-        "parted": (2, "model_parallel", "updates", "training"),
+        "parted": (2, "model_parallel", "updates", "training", "raises", "write", "later", "killed"),
     },
     "tensorflow": {},
 }[BACKEND]
+WITH_ODD = [group for group, (_, *wanted) in GROUPS.items() if set(wanted) & {*ODD, "killed"}]
 
 pytestmark = pytest.mark.skipif(not GROUPS, reason="TensorFlow trains on several devices in one process")
 
@@ -47,27 +52,24 @@ def outcomes(tmp_path_factory):
     # One device a process.
     flags = os.environ.get("XLA_FLAGS", "").replace("--xla_force_host_platform_device_count=2", "")
     settings = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "XLA_FLAGS": flags}
-    started = {}
-    for group, (size, *wanted) in GROUPS.items():
-        port, started[group] = free_port(), []
-        for rank in range(size):
-            file, log = folder / f"{group}{rank}.npz", folder / f"{group}{rank}.log"
-            command = [sys.executable, processes.__file__, *map(str, (rank, size, port, file)), *wanted]
-            with open(log, "w") as output:
-                started[group].append(
-                    (subprocess.Popen(command, env=settings, stdout=output, stderr=output), file, log)
-                )
+    groups = [f"{name}:{n}:{free_port()}:{engine}:{','.join(w)}" for name, (n, engine, *w) in GROUPS.items()]
+    started = []
+    for rank in range(max(size for size, *_ in GROUPS.values())):
+        log = folder / f"{rank}.log"
+        with open(log, "w") as output:
+            command = [sys.executable, processes.__file__, str(rank), str(folder), *groups]
+            started.append((subprocess.Popen(command, env=settings, stdout=output, stderr=output), log))
     alone = processes.Scenarios()
     for scenario in SAME:
         getattr(alone, scenario)()
+    ends = [process.wait(timeout=300) for process, _ in started]
+    # One of two is killed at the end.
+    assert ends == [0, -signal.SIGKILL, 0][: len(ends)], "\n".join(log.read_text()[-3000:] for _, log in started)
     found = {"alone": alone.found, "folder": folder}
-    for group, every in started.items():
+    for group, (size, *_) in GROUPS.items():
         found[group] = []
-        for process, file, log in every:
-            ended = process.wait(timeout=300)
-            killed = "killed" in GROUPS[group] and process is every[-1][0]
-            assert ended == (-signal.SIGKILL if killed else 0), log.read_text()[-3000:]
-            with np.load(file) as data:
+        for rank in range(size):
+            with np.load(folder / f"{group}{rank}.npz") as data:
                 found[group].append(dict(data))
     return found
 
@@ -79,7 +81,7 @@ def told(found, name):
 @pytest.mark.parametrize("group", GROUPS)
 def test_updates_are_those_of_one_process_to_the_bit(outcomes, group):
     alone, several = outcomes["alone"], outcomes[group]
-    kinds = ("fast", "ggn", "ridge", "2:4", "filter", "few", "still sampled", "stream")
+    kinds = ("fast", "ggn", "ridge", "2:4", "filter", "few", "still sampled", "ring", "stream")
     names = [name for name in alone if name.startswith(kinds) and name in several[0]]
     assert len(names) >= 24
     for name in names:
@@ -99,7 +101,12 @@ def test_what_is_rounded_otherwise_has_the_same_zeros(outcomes, group):
 @pytest.mark.parametrize("group", GROUPS)
 def test_processes_are_equal_to_the_bit_and_report_the_same(outcomes, group):
     first, *rest = outcomes[group]
-    own = ("own mean", "warned", "files", *(f"{kind} {what}" for kind in ODD for what in ("text", "seconds")))
+    own = (
+        "own mean",
+        "warned",
+        "files",
+        *(f"{kind} {what}" for kind in (*ODD, "killed") for what in ("text", "seconds")),
+    )
     for found in rest:
         for name in found.keys() - set(own):
             np.testing.assert_array_equal(found[name], first[name], err_msg=name)
@@ -151,18 +158,22 @@ def test_statistics_that_differ_are_averaged_and_the_report_says_so(outcomes):
         ("data", "process 1 has other data than process 0", "process 1 has other data than process 0"),
         ("interrupt", "KeyboardInterrupt: ", "KeyboardInterrupt: Process 1 of 2 failed: KeyboardInterrupt"),
         ("write", "OSError: can't write", "OSError: Process 1 of 2 failed: can't write"),
+        ("loss", "OwnError: too far off", "ValueError: Process 1 of 2 failed: OwnError: too far off"),
+        ("later", "IndexError: no such file", "IndexError: Process 1 of 2 failed: no such file"),
+        ("callback", "KeyError: \"params names 'nothing'", "KeyError: \"Process 1 of 2 failed: params names 'nothing'"),
+        ("batchnorm", "IndexError: no such file", "IndexError: Process 1 of 2 failed: no such file"),
     ],
 )
 def test_what_fails_on_one_process_fails_on_all(outcomes, kind, mine, others):
-    first, last = outcomes["two"]
-    assert others in told(first, f"{kind} text")
-    if f"{kind} text" in last:
+    for group in (group for group in WITH_ODD if kind in GROUPS[group]):
+        first, last = outcomes[group]
+        assert others in told(first, f"{kind} text")
         assert mine in told(last, f"{kind} text") and last[f"{kind} untouched"]
-    assert first[f"{kind} untouched"] and first[f"{kind} seconds"] < 60
+        assert first[f"{kind} untouched"] and first[f"{kind} seconds"] < 60
 
 
 def test_a_process_that_is_killed_is_told_of(outcomes):
-    first = outcomes["two"][0]
+    first = next(outcomes[group][0] for group in WITH_ODD if "killed" in GROUPS[group])
     text = told(first, "killed text")
     assert "LostProcessError: Process 0 of 2 has lost the others" in text and first["killed untouched"]
     assert first["killed seconds"] < 60

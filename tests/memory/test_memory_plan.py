@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from keras_woodfisher.memory.plan import MemoryNeeds
-from keras_woodfisher.memory.planning import MemoryBudget, plan_memory
+from keras_woodfisher.memory.plan import MemoryNeeds, SharedBytes
+from keras_woodfisher.memory.planning import MemoryBudget, least_plan, plan_memory
 
 MIB = 2**20
 G = 512 * 2**18 * 4  # 512 MiB
@@ -20,6 +20,7 @@ NEEDS = MemoryNeeds(
     blocks=132,
     chunk=32,
     sample_bytes=5 * MIB,
+    usual_bytes=3 * MIB,
     reading_bytes=3 * MIB,
     ring_bytes=0,
     lanes=2,
@@ -171,3 +172,33 @@ def test_an_update_is_within_the_plan_or_not():
     plan = plan_memory(replace(NEEDS, most=1024), means(LOTS))
     assert plan.covers(512, 2**18) and plan.covers(1024, 2**17)
     assert not plan.covers(512, 2**18 + 1) and not plan.covers(1025, 100)
+
+
+def shared(samples):
+    """Of one of four processes; pieces of 10 MiB are on their way."""
+    return SharedBytes(samples * 2**20 // 4, samples * 2**20 // 4 + MIB, 50 * MIB)
+
+
+def test_processes_have_rows_then_columns_and_both_while_they_exchange_them():
+    needs = replace(NEEDS, shared=shared, sample_bytes=MIB, usual_bytes=MIB // 2)
+    rows, columns, exchange = 128 * MIB, 129 * MIB, 307 * MIB
+    plan = plan_memory(needs, means(LOTS))
+    assert (plan.storage, plan.rows, plan.gradients, plan.exchange) == ("memory", rows, columns, exchange)
+    assert plan.total == plan.expected == VECTORS + exchange
+    assert "129.0 MiB in memory, 307.0 MiB while processes exchange them" in str(plan)
+    # Taking samples is the peak, and less of it is expected.
+    more = plan_memory(replace(needs, sample_bytes=8 * MIB), means(LOTS))
+    assert more.total == VECTORS + rows + 3 * MIB + 32 * 8 * MIB and more.expected == VECTORS + exchange
+    less = plan_memory(replace(needs, sample_bytes=8 * MIB), means(VECTORS + exchange))
+    assert less.chunk == 22 and less.total == VECTORS + exchange
+    # So are blocks, with what processes find of their columns on its way.
+    wide = plan_memory(replace(needs, block_bytes=lambda m, lanes: lanes * 200 * MIB), means(LOTS))
+    assert wide.total == VECTORS + columns + 2 * 200 * MIB + 32 * 2**18
+    one = plan_memory(replace(needs, block_bytes=lambda m, lanes: lanes * 200 * MIB), means(wide.total - 1))
+    assert one.lanes == 1
+    with pytest.raises(MemoryError, match="more processes, on other machines") as error:
+        plan_memory(needs, means(VECTORS + exchange - MIB))
+    # What doesn't depend on samples is taken into account.
+    number = int(str(error.value).split("fit: num_grads=")[1].split(",")[0])
+    assert 505 < number < 512 and least_plan(needs, means(0)).total == VECTORS + exchange
+    plan_memory(replace(needs, samples=number, most=number), means(VECTORS + exchange - MIB))

@@ -29,7 +29,9 @@ class JaxTransport:
         return [part[: data.size] for part in np.asarray(found)]
 
     def all_to_all(self, parts: Sequence[np.ndarray], lengths: Sequence[int], most: int) -> list[np.ndarray]:
-        own = np.stack([_padded(part, most) for part in parts])
+        own = np.zeros((self.size, _padded_size(most)), np.uint8)
+        for row, part in zip(own, parts, strict=True):
+            row[: part.size] = part
         whole = jax.make_array_from_process_local_data(self._sharding, own[None])
         found = np.asarray(self._turned(whole).addressable_data(0))[0]
         return [found[rank, :length] for rank, length in enumerate(lengths)]
@@ -64,11 +66,16 @@ class _Known:
 _LEAST = 64
 
 
-def _padded(data: np.ndarray, most: int) -> np.ndarray:
-    """With zeros up to a size of which there are few: each is compiled once."""
+def _padded_size(most: int) -> int:
+    """At least so many bytes, of sizes of which there are few: each is compiled once."""
     size = _LEAST
     while size < most:
         size += max(_LEAST, size // 4)
-    out = np.zeros(size, np.uint8)
+    return size
+
+
+def _padded(data: np.ndarray, most: int) -> np.ndarray:
+    """With zeros up to such a size."""
+    out = np.zeros(_padded_size(most), np.uint8)
     out[: data.size] = data
     return out

@@ -19,14 +19,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from keras_woodfisher_backends.ranks.digests import DIGEST, digest_of
+from keras_woodfisher_backends.ranks.errors import as_elsewhere, as_text
 from keras_woodfisher_backends.ranks.transport import Transport
 
 _HEADER = struct.Struct("<?55sq")
 """Whether a process has failed, what it is about to do, and a number."""
 
-_KNOWN = (ValueError, TypeError, KeyError, MemoryError, FloatingPointError, KeyboardInterrupt, OSError)
-"""Kinds of errors that are raised elsewhere as what they are; others become a RuntimeError."""
-
+_PIECE = 8 * 2**20
+"""Bytes that come from all processes at a time, where arrays are joined."""
 
 _T = TypeVar("_T")
 
@@ -101,7 +101,7 @@ class Ranks:
             most = max(sizes)
             data = np.zeros(most, np.uint8)
             data[: array.nbytes] = _bytes(array)
-            found = self._carry(lambda transport: transport.all_gather(data)) if most else [data] * self.size
+            found = self._gathered(data) if most else [data] * self.size
         return [_array(part[:size], array.dtype, array.shape[1:]) for part, size in zip(found, sizes, strict=True)]
 
     def joined(self, array: np.ndarray, axis: int = 0) -> np.ndarray:
@@ -109,7 +109,19 @@ class Ranks:
         if self.size == 1:
             return array
         moved = np.ascontiguousarray(np.moveaxis(array, axis, 0))
-        return np.moveaxis(np.concatenate(self.all_gather(moved)), 0, axis)
+        own = _bytes(moved)
+        with self._met("joined", own.size) as sizes:
+            starts = np.cumsum([0, *sizes]).tolist()
+            joined = np.empty(starts[-1], np.uint8)
+            # A few at a time: all of them twice is much where arrays are as long as the weights.
+            step = max(1, _PIECE // self.size)
+            for place in range(0, max(sizes), step):
+                data = np.zeros(min(step, max(sizes) - place), np.uint8)
+                data[: max(0, min(step, own.size - place))] = own[place : place + step]
+                for start, size, part in zip(starts, sizes, self._gathered(data), strict=False):
+                    number = max(0, min(len(data), size - place))
+                    joined[start + place : start + place + number] = part[:number]
+        return np.moveaxis(_array(joined, moved.dtype, moved.shape[1:]), 0, axis)
 
     def all_to_all(self, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
         """What each process has for this one, (n,); `parts` are arrays (n,) of one type, one for each process."""
@@ -132,7 +144,7 @@ class Ranks:
         total = parts[0].copy()
         for part in parts[1:]:
             total += part
-        return np.concatenate(self.all_gather(total)).reshape(array.shape)
+        return self.joined(total).reshape(array.shape)
 
     def mean(self, value: float) -> float:
         """The mean of a number of each process, the same on all."""
@@ -254,14 +266,14 @@ class Ranks:
     def _tell(self, error: BaseException) -> None:
         """Tells the others, at their next header, of an error."""
         self._ended = True
-        text = f"{type(error).__name__}\n{error}".encode()
+        text = as_text(error).encode(errors="backslashreplace")
         with suppress(LostProcessError), _uninterrupted():
             heads = self._heads("", len(text), failed=True)
             self._texts(text, heads)
 
     def _heads(self, name: str, number: int, failed: bool = False) -> list[tuple[bool, str, int]]:
         head = np.frombuffer(_HEADER.pack(failed, name.encode()[:55], number), np.uint8)
-        found = self._carry(lambda transport: transport.all_gather(head))
+        found = self._gathered(head)
         unpacked = (_HEADER.unpack(part.tobytes()) for part in found)
         return [(failed, name.rstrip(b"\0").decode(errors="replace"), number) for failed, name, number in unpacked]
 
@@ -269,16 +281,16 @@ class Ranks:
         sizes = [number if failed else 0 for failed, _, number in heads]
         data = np.zeros(max(sizes), np.uint8)
         data[: len(text)] = np.frombuffer(text, np.uint8)
-        found = self._carry(lambda transport: transport.all_gather(data))
+        found = self._gathered(data)
         return [part[:size].tobytes().decode(errors="replace") for part, size in zip(found, sizes, strict=True)]
 
     def _raise_elsewhere(self, texts: Sequence[str], heads: Sequence[tuple[bool, str, int]]) -> None:
         self._ended = True
         rank = next(rank for rank, (failed, _, _) in enumerate(heads) if failed)
-        kind, _, text = texts[rank].partition("\n")
-        known = next((known for known in _KNOWN if known.__name__ == kind), RuntimeError)
-        named = "" if known.__name__ == kind else f"{kind}: "
-        raise known(f"Process {rank} of {self.size} failed: {named}{text or kind}")
+        raise as_elsewhere(texts[rank], f"Process {rank} of {self.size} failed")
+
+    def _gathered(self, data: np.ndarray) -> list[np.ndarray]:
+        return self._carry(lambda transport: transport.all_gather(data))
 
     def _carry(self, send: Callable[[Transport], Any]) -> Any:
         assert self.transport is not None

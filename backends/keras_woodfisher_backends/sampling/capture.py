@@ -135,7 +135,11 @@ class Pass:
 
     def in_keras_layout(self, on_host: Callable[[Any], Any]) -> list[Any]:
         """The same, brought to the host as they lie and seen as (n, *shape) there."""
-        return self._ways.in_keras_layout([None if row is None else on_host(row) for row in self.rows()])
+        rows = self.rows()
+        for place, row in enumerate(rows):
+            # In its place: not beside all that are on the host already, where that is a copy.
+            rows[place] = None if row is None else on_host(row)
+        return self._ways.in_keras_layout(rows)
 
     def exact(self, group: int) -> list[Any]:
         """The gradient of one group's loss by plain differentiation of this very pass."""

@@ -151,7 +151,8 @@ class _TorchGradients:
                 grads = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
                 # NumPy has no bfloat16.
                 rows.append([grad.detach().float().cpu().numpy() for grad in grads])
-        return [np.stack(row) for row in zip(*rows, strict=True)]
+        # One variable after the other, and not all of them twice.
+        return [np.stack([row.pop(0) for row in rows]) for _ in wanted]
 
     def direct_few(self, values: Sequence[Any], others: Sequence[Any], batch: Any) -> list[np.ndarray]:
         return self.direct(values, others, batch, range(len(values)))

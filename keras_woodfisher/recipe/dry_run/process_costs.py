@@ -1,7 +1,8 @@
 """What each of several processes that prune together will hold, send and compute, for any number of them.
 
-With m samples of d unpruned weights, of which a process takes m_r rows and then holds d_r columns, it holds
-`4 (m_r d + m d_r)` bytes while they are exchanged, piece by piece, and sends `4 m_r (d - d_r)` bytes of rows and, to
+With m samples of d unpruned weights, of which a process takes m_r rows and then holds d_r columns, it holds `4 m_r d`
+bytes of gradients while samples are taken, `4 (m_r d + m d_r)` and `ON_THE_WAY` times a piece of at most `PIECE` bytes
+while they are exchanged, and `4 m d_r` while blocks are worked on. It sends `4 m_r (d - d_r)` bytes of rows and, to
 each of the others, `16 d_r` of what it finds.
 """
 
@@ -13,6 +14,7 @@ from keras_woodfisher_backends.ranks.shares import column_edges, row_share
 from keras_woodfisher.callbacks.pruning_run import Run
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate
 from keras_woodfisher.gradients.footprint import Footprint
+from keras_woodfisher.memory.plan import MemoryPlan
 from keras_woodfisher.memory.planning import MemoryBudget, least_plan, plan_memory
 from keras_woodfisher.options.checks import count
 from keras_woodfisher.options.sizes import size_text
@@ -68,7 +70,8 @@ class ProcessCost:
     Attributes:
         ranks: How many processes there are.
         hosts: On how many machines.
-        held_bytes: Bytes of memory at the peak, beside those of the model and its training.
+        held_bytes: Bytes of memory at the peak, at most, beside those of the model and its training.
+        expected_bytes: The same as it is to be expected; the rest is for layers whose gradients take more.
         gradient_bytes: Those of its rows, of its columns, which are there at the same time, and of what is on its way.
         sent_bytes: Bytes that it sends.
         operations: Floating-point operations of its blocks.
@@ -79,6 +82,7 @@ class ProcessCost:
     ranks: int
     hosts: int
     held_bytes: int
+    expected_bytes: int
     gradient_bytes: int
     sent_bytes: int
     operations: float
@@ -89,9 +93,10 @@ class ProcessCost:
         """The same as text."""
         where = "one machine" if self.hosts == 1 else f"{self.hosts} machines like this one"
         lines = [
-            f"{self.ranks} processes on {where}, each: {size_text(self.held_bytes)} at the peak, of "
-            f"{size_text(self.limit_bytes)}; {size_text(self.gradient_bytes)} of gradients; "
-            f"{size_text(self.sent_bytes)} sent, and {self.operations:.2g} operations, an update"
+            f"{self.ranks} processes on {where}, each: {size_text(self.expected_bytes)} expected at the peak, "
+            f"{size_text(self.held_bytes)} at most, of {size_text(self.limit_bytes)}; "
+            f"{size_text(self.gradient_bytes)} of gradients; {size_text(self.sent_bytes)} sent, and "
+            f"{self.operations:.2g} operations, an update"
         ]
         if self.held_bytes > self.limit_bytes:
             mend = f"{self.fitting} processes would fit" if self.fitting else "no number of processes would fit"
@@ -110,10 +115,12 @@ def process_cost(run: Run, updates: Sequence[PlannedUpdate], processes: Processe
 
     each = replace(budget, limit=budget.limit // processes.on_each)
     uses = [(update.num_grads, update.kept) for update in working]
-    peak, gradients = _held(run, uses, footprint, processes.ranks, each)
+    plan = _planned(run, uses, footprint, processes.ranks, each)
     machines = range(1, 1 + _MOST // processes.on_each)
     numbers = (processes.on_each * machine for machine in machines)
-    fitting = next((ranks for ranks in numbers if _held(run, uses, footprint, ranks, each)[0] <= each.limit), None)
+    fitting = next(
+        (ranks for ranks in numbers if _planned(run, uses, footprint, ranks, each).total <= each.limit), None
+    )
     sizes = [target.size for target in run.targets]
     blocks = block_slices(kept_of(sizes, largest), run.task.options.fisher_block_size)
     edges = column_edges([block.stop for block in blocks], processes.ranks)
@@ -126,18 +133,25 @@ def process_cost(run: Run, updates: Sequence[PlannedUpdate], processes: Processe
         own = [block.stop - block.start for block in blocks if start <= block.start < stop]
         operations.append(sum(operations_of(largest.num_grads, width) for width in own))
     return ProcessCost(
-        processes.ranks, processes.hosts, peak, gradients, max(sent), max(operations), each.limit, fitting
+        ranks=processes.ranks,
+        hosts=processes.hosts,
+        held_bytes=plan.total,
+        expected_bytes=plan.expected,
+        gradient_bytes=plan.exchange or plan.gradients,
+        sent_bytes=max(sent),
+        operations=max(operations),
+        limit_bytes=each.limit,
+        fitting=fitting,
     )
 
 
-def _held(run: Run, uses: Uses, footprint: Footprint, ranks: int, budget: MemoryBudget) -> tuple[int, int]:
-    """Bytes at the peak, and those of gradients among them, of the plan, or of the least one where none fits."""
+def _planned(run: Run, uses: Uses, footprint: Footprint, ranks: int, budget: MemoryBudget) -> MemoryPlan:
+    """The plan of one of so many processes, or the one that takes least where none fits."""
     space = run.pruner.workspace
     kernels = list(zip(space.devices, space.kernels, strict=True))
     sizes = [target.size for target in run.targets]
     needs = needs_of(uses, sizes, run.task.options, kernels, footprint, run.pruner.structure, ranks)
     try:
-        plan = plan_memory(needs, budget)
+        return plan_memory(needs, budget)
     except MemoryError:
-        plan = least_plan(needs, budget)
-    return plan.total, plan.gradients
+        return least_plan(needs, budget)
