@@ -40,9 +40,11 @@ class Executed:
             self._of_file[test.split("::")[0]].add(test)
 
     def tests(self, path: Path, lines: range) -> set[str]:
-        """Those that execute one of the lines, or any of the file where there are none."""
+        """Those that execute one of the lines; where these run at the import, those that execute any of the file."""
         by_line = self._contexts(path)
-        names = {name for line in lines or by_line for name in by_line.get(line, ())}
+        names = {name for line in lines for name in by_line.get(line, ())}
+        if not lines or names == {""}:
+            names = {name for every in by_line.values() for name in every}
         return {test for name in names for test in ({name} if "::" in name else self._of_file[name])}
 
     @cache  # noqa: B019 - one record lives as long as the command

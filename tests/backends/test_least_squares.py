@@ -348,11 +348,29 @@ class SquaredSeparable(layers.SeparableConv1D):
         return super().call(inputs * inputs)
 
 
+class Wider(layers.SeparableConv1D):
+    """It gives more than it convolved."""
+
+    def call(self, inputs):
+        return ops.pad(super().call(inputs), [[0, 0], [0, 0], [0, 1]])
+
+
+class Choosy(layers.SeparableConv1D):
+    """It takes sequences of its own length only."""
+
+    def call(self, inputs):
+        if inputs.shape[1] != 5:
+            raise ValueError("five steps")
+        return super().call(inputs)
+
+
 OWN = {
     "scaled": (lambda: layers.RNN(ScaledCell(3)), 0),
     "plain": (lambda: layers.RNN(PlainCell(3), stateful=True), 2),
     "clipped": (lambda: ClippedLSTM(3), 0),
     "squared": (lambda: SquaredSeparable(3, 2), 0),
+    "wider": (lambda: Wider(3, 2), 0),
+    "choosy": (lambda: Choosy(3, 2), 0),
 }
 
 
