@@ -8,6 +8,7 @@ import pytest
 from keras import layers, ops
 from keras_woodfisher_backends.keras_internals import RELEASE
 from keras_woodfisher_backends.least_squares import exchange as exchange_module
+from keras_woodfisher_backends.least_squares import kept_values
 from keras_woodfisher_backends.least_squares import support as support_module
 from keras_woodfisher_backends.least_squares.arithmetic import DOUBLE, SINGLE, OnDevice, arithmetic_for
 from keras_woodfisher_backends.least_squares.exchange import Moves, best_moves, exchange, pairs_of
@@ -65,6 +66,19 @@ def test_values_are_those_of_least_squares_on_each_support(shape):
             wanted = np.zeros(shape[1])
             wanted[support] = np.linalg.lstsq(x[branch][:, support], t[branch, :, column], rcond=None)[0]
             np.testing.assert_allclose(found[branch, :, column], wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_values_of_wide_branches_begin_where_they_are_told_to(monkeypatch):
+    """Each branch at its own start; what is right already stays to the bit."""
+    x, t, _ = _problem(1, (2, 70, 3), rows=400)
+    kept = np.random.default_rng(2).random((2, 70, 3)) < 0.4
+    x, t = x.astype(np.float64), t.astype(np.float64)
+    system = x.swapaxes(1, 2) @ x, x.swapaxes(1, 2) @ t, kept
+    truth = least_squares(*system)
+    monkeypatch.setattr(kept_values, "_STEPS", 0)  # However dense, by conjugate gradients.
+    np.testing.assert_allclose(least_squares(*system), truth, rtol=1e-3, atol=1e-5)
+    assert (least_squares(*system, start=truth + ~kept) == truth).all()
+    assert (least_squares(*system, start=truth[::-1]) != truth).any()
 
 
 @pytest.fixture(params=["double", "single", "device"])
