@@ -1,163 +1,126 @@
-"""Breaks lines of the core at random, one at a time, and runs the tests of that room: which changes do they see?
+"""Breaks lines of the core at random, one at a time, and runs the tests that execute them: which changes do they see?
 
-As a command: `make mutants ARGS="--number 100 --seed 0"`. It works on a copy; the tree itself stays as it is. Where the
-tests of the room see nothing, all others run, too, unless told otherwise (`--room-only`). What no test sees is a change
-that makes no difference, or one that a test is missing for.
+As a command: `make mutants ARGS="--number 100 --seed 0"`. Each change is made in a copy, one copy a core; the tree
+itself stays as it is. The tests of the room come first, the quickest files first, until one fails or has no end. What
+no test sees is a change that makes no difference, or one that a test is missing for.
 """
 
 import argparse
-import ast
-import copy
+import importlib
+import multiprocessing
 import os
 import random
+import re
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
-ROOT = Path(__file__).parent.parent
+import keras
+import pytest
+from executed import ROOT, Executed, measured, paths
+from mutations import Mutant, mutants
 
-ROOMS = {
-    "keras_woodfisher/pruning": ["tests/pruning", "tests/oneshot/test_prune_presets.py"],
-    "keras_woodfisher/gradients": [
-        "tests/gradients",
-        "tests/pruning/test_workspace.py",
-        "tests/callbacks/test_untrained.py",
-        "tests/callbacks/test_resuming.py",
-    ],
-    "keras_woodfisher/callbacks": [
-        "tests/callbacks",
-        "tests/pruning/test_collapse.py",
-        "tests/reports/test_left_out.py",
-    ],
-    "keras_woodfisher/model": ["tests/model", "tests/callbacks"],
-    "keras_woodfisher/data": ["tests/data", "tests/oneshot/test_reading.py"],
-    "keras_woodfisher/memory": ["tests/memory", "tests/pruning/test_workspace.py"],
-    "keras_woodfisher/options": ["tests/options", "tests/pruning/test_structured_pruning.py"],
-    "keras_woodfisher/oneshot/reconstruction": ["tests/oneshot/reconstruction"],
-    "backends/keras_woodfisher_backends/kernel": ["tests/backends"],
-    "backends/keras_woodfisher_backends/least_squares": ["tests/backends/test_least_squares.py", "tests/oneshot"],
-    "backends/keras_woodfisher_backends/ranks": ["tests/backends/test_ranks.py"],
-    "backends/keras_woodfisher_backends/sampling": ["tests/backends", "tests/gradients"],
+CORE = {
+    "keras_woodfisher/pruning": "tests/pruning",
+    "keras_woodfisher/gradients": "tests/gradients",
+    "keras_woodfisher/callbacks": "tests/callbacks",
+    "keras_woodfisher/model": "tests/model",
+    "keras_woodfisher/data": "tests/data",
+    "keras_woodfisher/memory": "tests/memory",
+    "keras_woodfisher/options": "tests/options",
+    "keras_woodfisher/oneshot/reconstruction": "tests/oneshot",
+    "backends/keras_woodfisher_backends/kernel": "tests/backends",
+    "backends/keras_woodfisher_backends/least_squares": "tests/backends",
+    "backends/keras_woodfisher_backends/ranks": "tests/backends",
+    "backends/keras_woodfisher_backends/sampling": "tests/backends",
 }
-"""The core, and the tests of each part of it."""
-
-_SWAPPED: dict[type, type] = {
-    ast.Lt: ast.LtE,
-    ast.LtE: ast.Lt,
-    ast.Gt: ast.GtE,
-    ast.GtE: ast.Gt,
-    ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq,
-    ast.Is: ast.IsNot,
-    ast.IsNot: ast.Is,
-    ast.In: ast.NotIn,
-    ast.NotIn: ast.In,
-    ast.Add: ast.Sub,
-    ast.Sub: ast.Add,
-    ast.Mult: ast.Div,
-    ast.Div: ast.Mult,
-    ast.FloorDiv: ast.Mult,
-    ast.And: ast.Or,
-    ast.Or: ast.And,
-    ast.BitAnd: ast.BitOr,
-    ast.BitOr: ast.BitAnd,
-}
-_RENAMED = {"min": "max", "max": "min", "any": "all", "all": "any", "zeros": "ones", "ones": "zeros"}
-_RENAMED |= {"minimum": "maximum", "maximum": "minimum", "argmin": "argmax", "argmax": "argmin", "floor": "ceil"}
+"""The rooms of the core, and where the tests of each are."""
 
 
-class Mutant(NamedTuple):
-    """One change of one expression."""
-
-    path: Path
-    line: int
-    before: str
-    after: str
-    text: str
-
-
-def changed(node: ast.AST) -> ast.AST | None:
-    """The expression with one thing changed, if there is something to change."""
-    new = copy.deepcopy(node)
-    if isinstance(new, ast.Compare) and type(new.ops[0]) in _SWAPPED:
-        new.ops[0] = _SWAPPED[type(new.ops[0])]()
-    elif isinstance(new, (ast.BinOp, ast.BoolOp)) and type(new.op) in _SWAPPED:
-        new.op = _SWAPPED[type(new.op)]()
-    elif isinstance(new, ast.UnaryOp) and isinstance(new.op, (ast.Not, ast.USub, ast.Invert)):
-        return new.operand
-    elif isinstance(new, ast.Call) and isinstance(new.func, ast.Attribute) and new.func.attr in _RENAMED:
-        new.func.attr = _RENAMED[new.func.attr]
-    elif isinstance(new, ast.Call) and isinstance(new.func, ast.Name) and new.func.id in _RENAMED:
-        new.func.id = _RENAMED[new.func.id]
-    elif isinstance(new, ast.Constant) and isinstance(new.value, bool):
-        new.value = not new.value
-    elif isinstance(new, ast.Constant) and isinstance(new.value, int):
-        new.value += 1
-    else:
-        return None
-    return new
+def in_order(tests: set[str], seconds: dict[str, float]) -> list[str]:
+    """File by file, for the sake of what the tests of one share; the quickest file and the quickest test first."""
+    of_file: dict[str, float] = {}
+    for test in tests:
+        file = test.split("::")[0]
+        of_file[file] = of_file.get(file, 0.0) + seconds[test]
+    return sorted(tests, key=lambda test: (of_file[test.split("::")[0]], test.split("::")[0], seconds[test]))
 
 
-def mutants(path: Path) -> Iterator[Mutant]:
-    """All of a file; annotations and strings stay as they are."""
-    source = path.read_text("utf-8")
-    tree = ast.parse(source)
-    left_out = {id(part) for node in ast.walk(tree) for part in _of_types(node)}
-    starts = [0]
-    for line in source.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
-    if not source.isascii():
-        return
-    for node in ast.walk(tree):
-        if id(node) in left_out or not isinstance(node, ast.expr) or (new := changed(node)) is None:
-            continue
-        assert node.end_lineno is not None and node.end_col_offset is not None
-        start, end = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
-        after = f"({ast.unparse(new)})"
-        yield Mutant(path, node.lineno, source[start:end], after, source[:start] + after + source[end:])
+def failing(tests: list[str], tree: Path, limit: float) -> str:
+    """The first of these tests of a copy that fails, or what else went wrong; nothing where all pass."""
+    said = tree / "said.txt"
+    process = os.fork()
+    if not process:
+        _run(tests, tree, said)
+    until = time.monotonic() + limit
+    while not (ended := os.waitpid(process, os.WNOHANG))[0] and time.monotonic() < until:
+        time.sleep(0.05)
+    # Tests start processes, too.
+    with suppress(ProcessLookupError):
+        os.killpg(process, signal.SIGKILL)
+    if not ended[0]:
+        os.waitpid(process, 0)
+        return "no end"
+    if not ended[1]:
+        return ""
+    found = re.search(r"^(?:FAILED|ERROR) (tests/.*?)(?: - |$)", said.read_text("utf-8", "replace"), re.MULTILINE)
+    return found[1] if found else f"status {ended[1]}"
 
 
-def _of_types(node: ast.AST) -> list[ast.AST]:
-    """What belongs to an annotation, a decorator or a text with values in it, what only guards or points, and settings.
-
-    Private numbers of a module are settings that were found by measuring: the next number is nearly as good.
-    """
-    parts = (
-        [inner.value for inner in getattr(node, "body", []) if _is_setting(inner)]
-        if isinstance(node, ast.Module)
-        else []
-    )
-    parts += [node.value] if isinstance(node, ast.keyword) and node.arg in ("strict", "stacklevel") else []
-    parts += [getattr(node, "annotation", None), getattr(node, "returns", None), *getattr(node, "decorator_list", [])]
-    parts += [node] if isinstance(node, (ast.JoinedStr, ast.Raise, ast.Assert)) else []
-    return [inner for part in parts if part is not None for inner in ast.walk(part)]
-
-
-def _is_setting(node: ast.AST) -> bool:
-    names = node.targets if isinstance(node, ast.Assign) else []
-    return bool(names) and all(isinstance(name, ast.Name) and name.id.startswith("_") for name in names)
+def _run(tests: list[str], tree: Path, said: Path) -> None:
+    """The rest of a process that was forked for it: frameworks are imported already."""
+    code = 1
+    try:
+        os.setsid()
+        os.chdir(tree)
+        with open(said, "w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        os.environ |= paths(tree) | {"OMP_NUM_THREADS": "1"}
+        sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
+        code = int(pytest.main(["-x", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]))
+        sys.stdout.flush()
+    finally:
+        os._exit(code)
 
 
-def seen(mutant: Mutant, tests: list[str], tree: Path, limit: float) -> bool:
-    """Whether a test fails, or doesn't end, with the change made in a copy of the project."""
+def seen_by(mutant: Mutant, near: str, executed: Executed, tree: Path) -> str:
+    """What sees the change, made in a copy of the project; the tests of one folder come first."""
+    tests = executed.tests(mutant.path, mutant.lines)
+    first = {test for test in tests if test.startswith(f"{near}/")}
     place = tree / mutant.path.relative_to(ROOT)
     before = place.read_text("utf-8")
     place.write_text(mutant.text, "utf-8")
-    paths = os.pathsep.join([str(tree), str(tree / "backends")])
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "2", "-p", "no:cacheprovider", *tests]
     try:
-        done = subprocess.run(
-            command, cwd=tree, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, timeout=limit, check=False
-        )
-        return done.returncode != 0
-    except subprocess.TimeoutExpired:
-        return True
+        for part in (first, tests - first):
+            limit = 60.0 + 4.0 * sum(executed.seconds[test] for test in part)
+            if part and (found := failing(in_order(part, executed.seconds), tree, limit)):
+                return found
+        return ""
     finally:
         place.write_text(before, "utf-8")
+
+
+class Worker:
+    """Tries one change after the other in its process, in a copy of its own."""
+
+    _executed: Executed
+    _tree: Path
+
+    @classmethod
+    def begin(cls, folder: str) -> None:
+        ignored = shutil.ignore_patterns(".*", "__pycache__", "results")
+        cls._tree = Path(shutil.copytree(ROOT, Path(folder) / str(os.getpid()), ignore=ignored))
+        cls._executed = measured(os.environ.get("KERAS_BACKEND", "torch"))
+
+    @classmethod
+    def answer(cls, one: tuple[Mutant, str]) -> str:
+        mutant, room = one
+        return seen_by(mutant, CORE[room], cls._executed, cls._tree)
 
 
 def main() -> int:
@@ -165,34 +128,27 @@ def main() -> int:
     args.add_argument("--number", type=int, default=100)
     args.add_argument("--seed", type=int, default=0)
     args.add_argument("--least", type=float, default=0.92, help="the part that must be seen, or the command fails")
-    args.add_argument("--limit", type=float, default=600.0, help="seconds for the tests of one room")
-    args.add_argument("--room-only", action="store_true", help="leave it at the tests of the room")
+    args.add_argument("--jobs", type=int, default=os.cpu_count(), help="changes that are tested at a time")
     args = args.parse_args()
-    found = [
-        (mutant, room) for room in ROOMS for path in sorted((ROOT / room).glob("*.py")) for mutant in mutants(path)
-    ]
+    measured(os.environ.get("KERAS_BACKEND", "torch"), args.jobs)
+    found = [(mutant, room) for room in CORE for path in sorted((ROOT / room).glob("*.py")) for mutant in mutants(path)]
     chosen = random.Random(args.seed).sample(found, min(args.number, len(found)))
-    missed, elsewhere = [], 0
-    with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder) / "copy"
-        ignored = shutil.ignore_patterns(".venv*", ".git", "__pycache__", "results")
-        shutil.copytree(ROOT, tree, ignore=ignored)
-        for number, (mutant, room) in enumerate(chosen, start=1):
-            answer = "seen" if seen(mutant, ROOMS[room], tree, args.limit) else "MISSED"
-            if answer == "MISSED" and not args.room_only and seen(mutant, ["tests"], tree, 2 * args.limit):
-                answer = "elsewhere"
-                elsewhere += 1
-            missed += [mutant] if answer == "MISSED" else []
+    # What every process would import, and takes longer than most tests: setting the seed imports TensorFlow.
+    for name in ("scipy.linalg", "sklearn.datasets", "hypothesis"):
+        importlib.import_module(name)
+    keras.utils.set_random_seed(0)
+    missed = 0
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        multiprocessing.get_context("fork").Pool(args.jobs, Worker.begin, [folder]) as pool,
+    ):
+        answers = zip(chosen, pool.imap(Worker.answer, chosen), strict=True)
+        for number, ((mutant, _), test) in enumerate(answers, start=1):
+            missed += not test
             where = f"{mutant.path.relative_to(ROOT)}:{mutant.line}"
-            print(
-                f"{number:4} {answer:9} {where}  {mutant.before!r} -> {mutant.after!r}",
-                flush=True,
-            )
-    print(
-        f"{len(chosen) - len(missed)} of {len(chosen)} changes were seen, {elsewhere} of them by tests of other rooms; "
-        f"{len(found)} are possible"
-    )
-    return int(len(missed) > (1.0 - args.least) * len(chosen))
+            print(f"{number:4} {test or 'MISSED'}\n     {where}  {mutant.before!r} -> {mutant.after!r}", flush=True)
+    print(f"{len(chosen) - missed} of {len(chosen)} changes were seen; {len(found)} are possible")
+    return int(missed > (1.0 - args.least) * len(chosen))
 
 
 if __name__ == "__main__":

@@ -87,9 +87,10 @@ def shrinkage_ridge(
     found: list[tuple[float, float]] = []
     for group in grads.groups(chosen) if chosen else ():
         for block in group:
-            squares, norm = _moments(grads.block(block), block.stop - block.start, signs)
-            fourth, mean = np.square(squares).mean(), squares.mean() / (block.stop - block.start)
-            found.append(((fourth - norm) / samples, norm - (block.stop - block.start) * mean**2))
+            rows = grads.block(block)
+            squares, norm = _moments(rows, signs)
+            fourth, mean = np.square(squares).mean(), squares.mean() / rows.shape[1]
+            found.append(((fourth - norm) / samples, norm - rows.shape[1] * mean**2))
     noise = spread = 0.0
     for one, other in share.joined(np.array(found, np.float64).reshape(-1, 2)):
         noise += one
@@ -99,11 +100,11 @@ def shrinkage_ridge(
     return float(np.clip(part, LEAST, MOST)) * mean_diagonal
 
 
-def _moments(samples: np.ndarray, width: int, signs: np.ndarray) -> tuple[np.ndarray, float]:
+def _moments(samples: np.ndarray, signs: np.ndarray) -> tuple[np.ndarray, float]:
     """The sum of squares of each sample, and `|S|^2`."""
     squares, product = np.zeros(len(signs)), np.zeros(signs.shape)
-    for start in range(0, width, _COLUMNS):
-        panel = np.asarray(samples[:, start : min(width, start + _COLUMNS)], np.float64)
+    for start in range(0, samples.shape[1], _COLUMNS):
+        panel = np.asarray(samples[:, start : start + _COLUMNS], np.float64)
         squares += np.square(panel).sum(1)
         product += panel @ (panel.T @ signs)
     return squares, float(np.square(product).sum()) / len(signs) ** 2

@@ -218,3 +218,14 @@ def test_nothing_is_overwritten(kernel):
     kernel.cheapest_sets(grads, DAMP, weights, members, 2)
     for now, then in zip((grads, labels, weights, members), before, strict=True):
         np.testing.assert_array_equal(now, then)
+
+
+def test_a_group_that_rounding_has_spoilt_is_found_among_others(rng):
+    """It alone is solved otherwise: NaN stands for it."""
+    roots = rng.normal(size=(5, 3, 3))
+    matrices, weights = roots @ roots.swapaxes(1, 2) + np.eye(3), rng.normal(size=(5, 3))
+    truth = np.einsum("ni,nij,nj->n", weights, np.linalg.inv(matrices), weights)
+    for bad in ([], [0], [3], [1, 4]):
+        spoilt = np.where(np.isin(np.arange(5), bad)[:, None, None], -matrices, matrices)
+        expected = np.where(np.isin(np.arange(5), bad), np.nan, truth)
+        np.testing.assert_allclose(group_scores._solved_forms(spoilt, weights), expected)

@@ -8,6 +8,7 @@ import pytest
 from keras import layers, ops
 from keras_woodfisher_backends.keras_internals import RELEASE
 from keras_woodfisher_backends.least_squares import exchange as exchange_module
+from keras_woodfisher_backends.least_squares import kept_values
 from keras_woodfisher_backends.least_squares import support as support_module
 from keras_woodfisher_backends.least_squares.arithmetic import DOUBLE, SINGLE, OnDevice, arithmetic_for
 from keras_woodfisher_backends.least_squares.exchange import Moves, best_moves, exchange, pairs_of
@@ -65,6 +66,19 @@ def test_values_are_those_of_least_squares_on_each_support(shape):
             wanted = np.zeros(shape[1])
             wanted[support] = np.linalg.lstsq(x[branch][:, support], t[branch, :, column], rcond=None)[0]
             np.testing.assert_allclose(found[branch, :, column], wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_values_of_wide_branches_begin_where_they_are_told_to(monkeypatch):
+    """Each branch at its own start; what is right already stays to the bit."""
+    x, t, _ = _problem(1, (2, 70, 3), rows=400)
+    kept = np.random.default_rng(2).random((2, 70, 3)) < 0.4
+    x, t = x.astype(np.float64), t.astype(np.float64)
+    system = x.swapaxes(1, 2) @ x, x.swapaxes(1, 2) @ t, kept
+    truth = least_squares(*system)
+    monkeypatch.setattr(kept_values, "_STEPS", 0)  # However dense, by conjugate gradients.
+    np.testing.assert_allclose(least_squares(*system), truth, rtol=1e-3, atol=1e-5)
+    assert (least_squares(*system, start=truth + ~kept) == truth).all()
+    assert (least_squares(*system, start=truth[::-1]) != truth).any()
 
 
 @pytest.fixture(params=["double", "single", "device"])
@@ -348,11 +362,29 @@ class SquaredSeparable(layers.SeparableConv1D):
         return super().call(inputs * inputs)
 
 
+class Wider(layers.SeparableConv1D):
+    """It gives more than it convolved."""
+
+    def call(self, inputs):
+        return ops.pad(super().call(inputs), [[0, 0], [0, 0], [0, 1]])
+
+
+class Choosy(layers.SeparableConv1D):
+    """It takes sequences of its own length only."""
+
+    def call(self, inputs):
+        if inputs.shape[1] != 5:
+            raise ValueError("five steps")
+        return super().call(inputs)
+
+
 OWN = {
     "scaled": (lambda: layers.RNN(ScaledCell(3)), 0),
     "plain": (lambda: layers.RNN(PlainCell(3), stateful=True), 2),
     "clipped": (lambda: ClippedLSTM(3), 0),
     "squared": (lambda: SquaredSeparable(3, 2), 0),
+    "wider": (lambda: Wider(3, 2), 0),
+    "choosy": (lambda: Choosy(3, 2), 0),
 }
 
 

@@ -1,5 +1,6 @@
 """The learning rate and the weight decay that each step really used, shown by what it did to a weight."""
 
+import inspect
 import json
 
 import keras
@@ -11,6 +12,7 @@ from releases import MultiOptimizer, OptimizerMap
 
 import keras_woodfisher as kw
 from keras_woodfisher.callbacks import LearningRateFunction, LearningRateSchedule, SetLearningRate, SetWeightDecay
+from keras_woodfisher.callbacks.learning_rate_functions import SCHEDULES
 
 BACKEND = keras.backend.backend()
 STEPS = 4
@@ -134,6 +136,16 @@ def test_schedules_are_those_of_pytorch(kind, settings, expected):
         for part in (0.0, 0.5, 0.99):
             assert callback.value_at(1.3 + epoch + part) == pytest.approx(rate, abs=1e-8)
     assert callback.value_at(1.2) is None
+
+
+@pytest.mark.once
+def test_defaults_are_those_of_pytorch():
+    scheduler = pytest.importorskip("torch.optim.lr_scheduler")
+    for kind, function in SCHEDULES.items():
+        theirs = inspect.signature(getattr(scheduler, kind)).parameters
+        for name, own in inspect.signature(function).parameters.items():
+            if own.kind is own.KEYWORD_ONLY:
+                assert own.default == theirs[name].default, (kind, name)
 
 
 def test_a_schedule_ends():

@@ -172,6 +172,26 @@ def test_buffer_that_can_not_be_full_is_refused(make_mlp, blobs):
     assert pruner.sparsity == 0.5
 
 
+def test_buffer_that_a_gpu_has_no_room_for_is_refused(make_mlp):
+    """12 x 16 and 16 x 3 weights: 4 gradients of 240 numbers are 3,840 bytes, a quarter of 15,360."""
+    model = make_mlp()
+
+    class Gpu:
+        free = 15_360
+
+        def devices(self):
+            return ["cpu", "cuda:0", "cuda:1"]
+
+        def free_memory(self, device):
+            return self.free if device == "cuda:0" else 0
+
+    buffered = BufferedGradients(model, find_targets(model, "__ALL_PRUNABLE__"), 4, Gpu())
+    buffered.check(4)
+    Gpu.free -= 4
+    with pytest.raises(MemoryError, match=r"num_grads=4 takes .* for 240 weights on cuda:0, .* num_grads=3 would fit"):
+        buffered.check(4)
+
+
 def test_resumed_run_waits_for_its_gradients(make_mlp, blobs):
     model, log = make_mlp(), []
 

@@ -51,6 +51,7 @@ MODELS = {
         ),
         True,
     ),
+    "pointwise": (lambda: chain((3, 2), layers.Conv1D(3, 1, activation="tanh"), layers.Conv1D(2, 1)), True),
     "conv3d": (
         lambda: chain(
             (4, 5, 3, 2),

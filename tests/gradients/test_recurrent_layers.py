@@ -126,6 +126,8 @@ def test_convolutional_recurrence(backend, rng):
     ]
     exact(backend, rng, branched((3, 7, 2), parts), 2)
     exact(backend, rng, branched((3, 5, 4, 2), [layers.ConvLSTM2D(2, (3, 2), padding="same")]), 1)
+    if NAME != "tensorflow":  # It has channels_first convolutions on GPUs only.
+        exact(backend, rng, branched((3, 2, 5), [layers.ConvLSTM1D(2, 3, data_format="channels_first")]), 1)
 
 
 @pytest.mark.parametrize("b", [1, 3])

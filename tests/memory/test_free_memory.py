@@ -1,3 +1,4 @@
+import ctypes
 import os
 import subprocess
 import sys
@@ -5,7 +6,7 @@ import sys
 import psutil
 import pytest
 
-from keras_woodfisher.memory.free_memory import check_device_memory, free_memory, tightest_limit
+from keras_woodfisher.memory.free_memory import check_device_memory, free_memory, give_back_memory, tightest_limit
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.options.sizes import parse_bytes
 from keras_woodfisher.pruning.workspace import budget_of
@@ -182,3 +183,24 @@ def test_half_as_large_numbers_take_half_as_much():
     check_device_memory(2048, 256 * 1024, "cuda:0", 4 * GIB, itemsize=2)
     with pytest.raises(MemoryError, match="num_grads=2048 would fit"):
         check_device_memory(2049, 256 * 1024, "cuda:0", 4 * GIB, itemsize=2)
+
+
+@pytest.mark.once
+def test_memory_goes_back_to_the_system_unless_told_otherwise(monkeypatch):
+    """Where the C library can do that."""
+    asked = []
+
+    class Library:
+        def __init__(self, name):
+            assert name is None
+
+        def malloc_trim(self, keep):
+            asked.append(keep)
+
+    monkeypatch.setattr(ctypes, "CDLL", Library)
+    give_back_memory(to_system=False)
+    assert asked == []
+    give_back_memory()
+    assert asked == [0]
+    del Library.malloc_trim
+    give_back_memory()

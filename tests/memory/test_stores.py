@@ -105,6 +105,17 @@ def test_float16_is_within_its_error(kind):
 
 
 @pytest.mark.parametrize("kind", ["disk", "device", "recomputed"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_columns_of_several_pages_come_at_once(kind, dtype):
+    rows = samples()
+    store, blocks = filled(kind, rows, None, page=25, dtype=dtype)
+    whole = read_all(store, blocks)
+    for columns in (slice(0, 25), slice(25, 100), slice(50, 51), slice(0, WIDTH), slice(75, WIDTH)):
+        np.testing.assert_array_equal(store.columns(columns), whole[:, columns])
+    store.close()
+
+
+@pytest.mark.parametrize("kind", ["disk", "device", "recomputed"])
 def test_a_wide_block_is_read_page_by_page(kind):
     rows = samples()
     store, (block,) = filled(kind, rows, None, page=25)

@@ -11,7 +11,7 @@ from keras import layers
 import keras_woodfisher as kw
 from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.model.targets import find_targets
-from keras_woodfisher.pruning.collapse import Collapse, constant_outputs
+from keras_woodfisher.pruning.collapse import Collapse, _is_constant, constant_outputs
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -192,3 +192,11 @@ def test_outputs_are_compared_one_by_one(rng):
     assert constant_outputs(model, x).startswith("Output 1 of the pruned model is the same for all 5 examples")
     assert constant_outputs(keras.Model(inputs, live.output), x) == ""
     assert constant_outputs(model, np.ones((5, 3), "float32")) == "", "inputs that don't differ tell nothing"
+
+
+@pytest.mark.once
+def test_what_counts_as_the_same_for_all_examples():
+    for same in ([[1.0, 2.0]] * 3, [[1e6, 2.0], [1e6 + 0.1, 2.0]], [[0.0]] * 2, [3, 3], [True, True], [["a", "b"]] * 2):
+        assert _is_constant(np.array(same)), same
+    for other in ([[1.0, 2.0], [1.0, 2.1]], [3, 4], [True, False], [["a", "b"], ["a", "c"]], [[1.0, 2.0], [0.0, 2.0]]):
+        assert not _is_constant(np.array(other)), other

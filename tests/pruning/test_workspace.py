@@ -9,6 +9,7 @@ from exhausted import full
 from gathering import GivenGradients
 from keras import ops
 from keras_woodfisher_backends import get_backend
+from keras_woodfisher_backends.kernel.panels import PANEL
 from keras_woodfisher_backends.kernel.threads import blas_threads
 
 import keras_woodfisher as kw
@@ -18,7 +19,7 @@ from keras_woodfisher.gradients.sources import SampledGradients
 from keras_woodfisher.memory.limits import Limit
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.pruner import Pruner
-from keras_woodfisher.pruning.workspace import Workspace
+from keras_woodfisher.pruning.workspace import Workspace, _block_bytes
 from keras_woodfisher.recipe.dry_run.costs import passes_of
 
 WIDE = 60
@@ -359,3 +360,26 @@ def test_no_limit_is_proposed_that_there_is_no_memory_for(wide, monkeypatch):
     with pytest.raises(MemoryError, match=r"may be used \(a quarter of what is free within `ulimit -v`\)") as caught:
         kw.prune(model, data, 0.5, quality="fast", num_grads=ROWS, verbose=0)
     assert "memory_limit=" not in str(caught.value)
+
+
+@pytest.mark.once
+def test_bytes_on_the_host_of_blocks_that_a_device_works_on():
+    class Kernel:
+        lanes = 3
+
+        def memory(self, rows, width, group):
+            return rows * width + group
+
+        def staged(self, rows, width, columns):
+            return 100 * rows + 10 * width + columns
+
+    def found(device, lanes, group):
+        return _block_bytes(device, Kernel(), 64, (200, 900), lanes, group)
+
+    assert found("cpu:0", 2, 5) == 2 * (64 * 200 + 5) and found("cpu", 9, 1) == 3 * (64 * 200 + 1)
+    assert found("cuda:0", 1, 1) == 6400 + 2000 and found("cuda:0", 2, 1) == 2 * (6400 + 2000 + 900)
+    # Of groups twice 8 bytes for each of their weights, or each sample, by a panel, the block or the group itself.
+    assert found("cuda:0", 1, 5) == 6400 + 2000 + 16 * 200 * 5 and found("cuda:0", 1, 70) == 8400 + 16 * 200 * 64
+    assert found("cuda:0", 1, 300) == 8400 + 16 * 300 * 64
+    wide = _block_bytes("cuda:0", Kernel(), 64, (PANEL + 8, PANEL + 8), 1, 2)
+    assert wide == 6400 + 10 * (PANEL + 8) + 16 * PANEL * 2

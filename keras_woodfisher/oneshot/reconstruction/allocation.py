@@ -45,7 +45,7 @@ class Allocation:
             worth[pruned] = -1.0
             gone = lowest(worth, zeros)
         else:
-            sparsity = zeros / max(1, structure.covered[0])
+            sparsity = zeros / structure.covered[0]
             gone = select(structure, flat, pruned, None, [sparsity], True, no_progress)
         return ~target.unflatten(gone)
 

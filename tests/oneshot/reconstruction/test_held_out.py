@@ -22,6 +22,15 @@ def test_probabilities_are_compared_by_their_divergence():
     assert output_distance(p, q) == pytest.approx(float((p * np.log(p / q)).sum(1).mean()), rel=1e-4)
 
 
+@pytest.mark.once
+def test_probabilities_may_be_nothing_or_all():
+    classes, found = np.eye(3)[[0, 1, 2, 2]], np.full((4, 3), 1 / 3)
+    assert output_distance(classes, found) == pytest.approx(np.log(3.0), rel=1e-4)
+    assert output_distance(classes[:, :1], found[:, :1], binary=True) == pytest.approx(
+        (np.log(3.0) + 3.0 * np.log(1.5)) / 4, rel=1e-4
+    )
+
+
 @pytest.mark.parametrize("columns", [1, 3])
 def test_what_is_not_finite_is_not_near(columns):
     dense = np.full((4, columns), 1.0 / max(2, columns))

@@ -12,6 +12,7 @@ import keras_woodfisher as kw
 from keras_woodfisher.model.targets import find_targets
 from keras_woodfisher.oneshot.reconstruction import pruning
 from keras_woodfisher.oneshot.reconstruction.allocation import Allocation
+from keras_woodfisher.oneshot.reconstruction.apart import _begin_alike
 from keras_woodfisher.oneshot.reconstruction.footprint import TOGETHER
 from keras_woodfisher.oneshot.reconstruction.held_out import HeldOutOutputs
 from keras_woodfisher.oneshot.reconstruction.refinement import Refinement
@@ -982,3 +983,13 @@ def test_where_outputs_are_far_off_other_ways_to_divide_the_zeros_are_tried(monk
     # They are tried with a part of the examples, and what is best with all of them.
     scouts = parts[1:4]
     assert len(set(scouts)) == 1 and 0.0 < scouts[0] < 0.5 and {*parts[:1], *parts[4:]} <= {1.0}
+
+
+@pytest.mark.once
+def test_first_halves_are_compared_as_far_as_there_are_values():
+    one, other = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 2.0, 9.0, 9.0])
+    assert _begin_alike([one, None], [other, one]) and _begin_alike([one + 1e-4], [other]) and _begin_alike([], [])
+    assert not _begin_alike([one], [other[::-1]]) and not _begin_alike([one], [one[None]])
+    assert not _begin_alike([one, one], [one, other + 1.0]), "each call counts"
+    assert not _begin_alike([one], [one, one]) and not _begin_alike([one], [])
+    assert not _begin_alike([1e3 * one], [1e3 * one + 5.0]) and _begin_alike([1e3 * one], [1e3 * one + 0.3])
