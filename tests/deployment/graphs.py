@@ -48,7 +48,7 @@ class data_format:
         keras.config.set_image_data_format(self.before)
 
 
-def _block(rng, x, axis):
+def _block(rng, x, axis):  # noqa: PLR0911 - one return a kind
     width = x.shape[axis]
     padding, activation = rng.choice(["same", "valid"]), rng.choice(ACTIVATIONS)
     if min(s for place, s in enumerate(x.shape[1:], 1) if place != axis % 4) < 4:
@@ -104,7 +104,7 @@ def scatter(model, rng, fraction=0.5):
             depthwise = variable.path.split("/")[-2].startswith(("depthwise", "separable"))
             if depthwise and variable.name != "pointwise_kernel":
                 values[..., rng.random(variable.shape[-2]) < fraction, :] = 0
-        elif variable.name == "bias" or variable.name == "beta":
+        elif variable.name in ("bias", "beta"):
             values[rng.random(variable.shape[0]) < 0.3] = 0
         variable.assign(values)
 

@@ -52,9 +52,9 @@ class Ties:
 
     def tie(self, some: np.ndarray, others: np.ndarray) -> None:
         """Channel by channel, those of both arrays can only go together from now on."""
-        for one, other in zip(some.tolist(), others.tolist(), strict=True):
-            one, other = self._root(one), self._root(other)
-            self._parents[max(one, other)] = min(one, other)
+        for pair in zip(some.tolist(), others.tolist(), strict=True):
+            first, second = sorted(map(self._root, pair))
+            self._parents[second] = first
 
     def need(self, sets: np.ndarray, why: str) -> None:
         """They must stay."""

@@ -8,16 +8,18 @@ import numpy as np
 from keras import layers, ops
 
 _ACTIVATIONS = (
-    "celu elu exponential gelu hard_shrink hard_sigmoid hard_silu hard_tanh leaky_relu linear log_sigmoid mish relu relu6 "
-    "selu sigmoid silu soft_shrink softplus softsign sparse_plus sparse_sigmoid squareplus tanh tanh_shrink threshold"
+    "celu elu exponential gelu hard_shrink hard_sigmoid hard_silu hard_tanh leaky_relu linear log_sigmoid mish relu "
+    "relu6 selu sigmoid silu soft_shrink softplus softsign sparse_plus sparse_sigmoid squareplus tanh tanh_shrink "
+    "threshold"
+)
+_OPERATIONS = (
+    "Abs Celu Elu Erf Exp Gelu HardShrink HardSigmoid HardSilu HardTanh LeakyRelu LogSigmoid Negative Relu Relu6 Selu "
+    "Sigmoid Silu SoftShrink Softplus Softsign SparsePlus SparseSigmoid Sqrt Square Squareplus Tanh TanhShrink "
+    "Threshold"
 )
 _FUNCTIONS = [found for name in _ACTIVATIONS.split() if (found := getattr(keras.activations, name, None))]
 LAYERS = (layers.ReLU, layers.LeakyReLU, layers.ELU)
-OPERATIONS = frozenset(
-    "Abs Celu Elu Erf Exp Gelu HardShrink HardSigmoid HardSilu HardTanh LeakyRelu LogSigmoid Negative Relu Relu6 Selu "
-    "Sigmoid Silu SoftShrink Softplus Softsign SparsePlus SparseSigmoid Sqrt Square Squareplus Tanh TanhShrink "
-    "Threshold".split()
-)
+OPERATIONS = frozenset(_OPERATIONS.split())
 """Names of classes of `keras.ops`."""
 
 

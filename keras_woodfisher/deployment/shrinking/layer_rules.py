@@ -85,7 +85,7 @@ def batch_normalized(walk: "Walk", call: Call, given: list[Channels]) -> Channel
         return walk.barrier(call, given)
     found = walk.along(given[0], call.inputs[0], layer.axis % len(call.inputs[0].shape), call)
     names = ("gamma", "beta", "moving_mean", "moving_variance")
-    walk.note(Sizes(layer, found.sets, found.sets, {name: ((0, found.sets),) for name in names}), found.sets)
+    walk.note(Sizes(layer, found.sets, found.sets, dict.fromkeys(names, ((0, found.sets),))), found.sets)
     mean, variance = (array_of(variable).astype(np.float64) for variable in (layer.moving_mean, layer.moving_variance))
     gamma = array_of(layer.gamma) if layer.scale else 1.0
     beta = array_of(layer.beta) if layer.center else 0.0

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_woodfisher.deployment.shrinking.kernels import bias_of, response_of
 from keras_woodfisher.deployment.shrinking.records import Linear
 from keras_woodfisher.deployment.shrinking.walk import Walk
 
@@ -66,7 +67,8 @@ class Liveness:
         demands = self._demands()
         for gone in np.flatnonzero(self._read(linear) & linear.joinable & ~self._kept[inputs]).tolist():
             stand_in = self._stand_ins[demands[int(inputs[gone])]]
-            kept = int(np.flatnonzero(inputs == stand_in)[0])
+            # A set may come in at several places, with several constants.
+            kept = int(np.argmax(np.where((inputs == stand_in) & linear.joinable, np.abs(constants), -1.0)))
             found.append(Joined(gone, kept, float(constants[gone] / constants[kept])))
         return found
 
@@ -74,6 +76,19 @@ class Liveness:
         """(inputs,) the constants of inputs that go, and that the layer's bias gets; zero for all others."""
         constants = linear.constants
         return np.where(~self.stays(linear.sizes.inputs) & linear.foldable, constants, 0.0)
+
+    def folded_bias(self, linear: Linear) -> np.ndarray | None:
+        """(outputs,) the bias with what inputs add that go; None where they add nothing."""
+        folded = self.folded(linear)
+        if not folded.any():
+            return None
+        outputs = linear.sizes.outputs
+        added = response_of(linear.layer, folded)
+        return added + bias_of(linear.layer, len(outputs)) if added[self.stays(outputs)].any() else None
+
+    def gets_bias(self, linear: Linear) -> bool:
+        """Whether a layer without a bias gets one."""
+        return linear.layer.bias is None and self.folded_bias(linear) is not None
 
     def _need(self, sets: np.ndarray, reason: str) -> bool:
         new = [root for root in dict.fromkeys(self._roots[sets].tolist()) if not self._kept[root]]
@@ -83,7 +98,7 @@ class Liveness:
 
     def _read(self, linear: Linear) -> np.ndarray:
         """(inputs,) whether an output that stays depends on an input."""
-        return linear.reads[:, self.stays(linear.sizes.outputs)].any(1)
+        return np.any(linear.reads[:, self.stays(linear.sizes.outputs)], axis=1)
 
     def _spread(self) -> bool:
         """What is needed needs what it reads."""
@@ -109,18 +124,20 @@ class Liveness:
             if places not in self._stand_ins:
                 waiting.setdefault(places, []).append(root)
         for places, roots in waiting.items():
-            self._stand_ins[places] = max(roots, key=lambda root, places=places: self._least(root, places))
+            sizes = [self._least(root, places) for root in roots]
+            self._stand_ins[places] = roots[int(np.argmax(sizes))]
             names = ", ".join(self._linears[place].layer.name for place in sorted(places))
             self._need(np.array([self._stand_ins[places]]), f"constant, not zero, and {names} pads with zeros")
         return bool(waiting)
 
     def _least(self, root: int, places: frozenset[int]) -> float:
-        """The smallest size of a set's constants in some layers."""
+        """The size of a set's constants, in the layer of some where it is smallest."""
         sizes = []
         for place in places:
             linear = self._linears[place]
-            sizes.append(np.abs(linear.constants[self._roots[linear.sizes.inputs] == root]).min())
-        return float(min(sizes))
+            here = (self._roots[linear.sizes.inputs] == root) & linear.joinable
+            sizes.append(float(np.abs(linear.constants[here]).max()))
+        return min(sizes)
 
     def _fill(self) -> bool:
         """No layer can be without channels."""

@@ -22,7 +22,7 @@ FUNCTIONS: dict[str, Callable[[list[Any]], Any]] = {
     "Multiply": lambda parts: reduce(_product, parts),
     "Subtract": lambda parts: reduce(np.subtract, parts),
 }
-"""By the names of layers, which are those of operations, too: what becomes of constants, nan standing for any others."""
+"""By the names of layers and operations: what becomes of constants, nan standing for what isn't one."""
 
 
 def combined(walk: "Walk", call: Call, given: list[Channels]) -> Channels:

@@ -10,9 +10,8 @@ from keras import layers, ops, tree
 from keras_woodfisher_backends.keras_internals.graphs import calls_of, is_graph
 from keras_woodfisher_backends.keras_internals.models import layers_of
 
-from keras_woodfisher.deployment.shrinking.kernels import array_of, response_of
+from keras_woodfisher.deployment.shrinking.kernels import array_of
 from keras_woodfisher.deployment.shrinking.liveness import Liveness
-from keras_woodfisher.deployment.shrinking.records import Linear, Sizes
 from keras_woodfisher.deployment.shrinking.walk import Walk
 
 
@@ -41,10 +40,7 @@ class _Copies:
     def of(self, operation: Any) -> Any:
         """The copy of a layer, an operation or a model."""
         if id(operation) not in self._made:
-            make = self._leaf
-            if is_graph(operation):
-                make = self._sequence if isinstance(operation, keras.Sequential) else self._graph
-            self._made[id(operation)] = operation, make(operation)
+            self._made[id(operation)] = operation, self._make(operation)
         return self._made[id(operation)][1]
 
     def fill(self) -> None:
@@ -59,14 +55,20 @@ class _Copies:
                     if one.trainable != other.trainable:
                         other.trainable = one.trainable
 
+    def _make(self, operation: Any) -> Any:
+        if not is_graph(operation):
+            return self._leaf(operation)
+        return self._sequence(operation) if isinstance(operation, keras.Sequential) else self._graph(operation)
+
     def _leaf(self, operation: Any) -> Any:
         try:
             config = operation.get_config()
             sizes = self._walk.sizes.get(id(operation))
             if sizes is not None:
                 config |= sizes.config(self._alive.count)
-                if self._folded_bias(sizes) is not None:
-                    config["use_bias"] = True
+            linear = self._walk.linears.get(id(operation))
+            if linear is not None and self._alive.gets_bias(linear):
+                config["use_bias"] = True
             return type(operation).from_config(config)
         except Exception as error:
             raise ValueError(
@@ -81,19 +83,19 @@ class _Copies:
     def _graph(self, model: Any) -> Any:
         known = {id(tensor): self._input(model, tensor, place) for place, tensor in enumerate(model.inputs)}
         for call in calls_of(model):
-            args, kwargs = tree.map_structure(lambda arg: known.get(id(arg), arg), (call.args, call.kwargs))
+            args, kwargs = _filled((call.args, call.kwargs), known)
             outputs = self.of(call.operation)(*args, **kwargs)
             known |= zip(map(id, call.outputs), tree.flatten(outputs), strict=True)
-        ends = [tree.map_structure(lambda tensor: known[id(tensor)], end) for end in (model.input, model.output)]
         make = keras.Model if own_constructor(model) else type(model)
-        return make(*ends, name=model.name)
+        return make(_filled(model.input, known), _filled(model.output, known), name=model.name)
 
     def _input(self, model: Any, tensor: Any, place: int) -> Any:
         """A symbolic input; those of inner models are as narrow as what they get."""
         shape = list(tensor.shape)
         given = self._walk.entrances.get(id(model))
-        if given is not None and given[place].axis is not None:
-            shape[given[place].axis] = self._alive.count(given[place].sets)
+        axis = None if given is None else given[place].axis
+        if given is not None and axis is not None:
+            shape[axis] = self._alive.count(given[place].sets)
         entries = [
             layer for layer in model.layers if isinstance(layer, layers.InputLayer) and layer.name == tensor.name
         ]
@@ -123,7 +125,7 @@ class _Copies:
         if linear is None:
             return {}
         found: dict[str, np.ndarray] = {}
-        bias = self._folded_bias(linear.sizes)
+        bias = self._alive.folded_bias(linear)
         if bias is not None:
             found["bias"] = bias
         joined = self._alive.joined(linear)
@@ -135,23 +137,10 @@ class _Copies:
             found["kernel"] = values
         return found
 
-    def _folded_bias(self, sizes: Sizes) -> np.ndarray | None:
-        """The bias with what constant inputs add that go; None where there are none that count."""
-        linear = self._walk.linears.get(id(sizes.layer))
-        if linear is None:
-            return None
-        folded = self._alive.folded(linear)
-        if not folded.any():
-            return None
-        added = response_of(sizes.layer, folded)
-        if not added[self._alive.stays(sizes.outputs)].any():
-            return None
-        return added if sizes.layer.bias is None else added + array_of(sizes.layer.bias)
 
-
-def gets_bias(walk: Walk, alive: Liveness, linear: Linear) -> bool:
-    """Whether a layer without a bias gets one."""
-    return linear.layer.bias is None and _Copies(walk, alive)._folded_bias(linear.sizes) is not None
+def _filled(structure: Any, known: dict[int, Any]) -> Any:
+    """The same with the tensors that are known by those in it."""
+    return tree.map_structure(lambda leaf: known.get(id(leaf), leaf), structure)
 
 
 def _compile(old: keras.Model, new: keras.Model) -> None:

@@ -6,7 +6,7 @@ from keras_woodfisher_backends.keras_internals.graphs import graph_of, is_graph
 
 from keras_woodfisher.deployment.shrinking.channels import GIVEN
 from keras_woodfisher.deployment.shrinking.liveness import READ, Liveness
-from keras_woodfisher.deployment.shrinking.rebuilding import gets_bias, own_constructor, rebuilt
+from keras_woodfisher.deployment.shrinking.rebuilding import own_constructor, rebuilt
 from keras_woodfisher.deployment.shrinking.records import Sizes
 from keras_woodfisher.deployment.shrinking.walk import Walk
 from keras_woodfisher.reports.shrink_report import ShrinkReport, ShrunkLayer, StayingChannels
@@ -15,7 +15,7 @@ from keras_woodfisher.reports.shrink_report import ShrinkReport, ShrunkLayer, St
 def shrink(model: keras.Model) -> keras.Model:
     """Removes the channels of a pruned model that are zero, constant or unread, and returns a smaller model.
 
-    After pruning with `mask_type="filter"` or `"channel"` whole filters or input channels are zero, but the layers are as
+    After pruning with `mask_type="filter"` or `"channel"` whole filters or input channels are zero, but layers are as
     large as before, and as slow. The new model has smaller layers and computes the same, anywhere.
 
         >>> report = kw.prune(model, sparsity=0.5, method="magnitude", mask_type="filter", exclude="out/kernel")
@@ -25,10 +25,10 @@ def shrink(model: keras.Model) -> keras.Model:
         >>> bool(np.allclose(small(x), model(x), atol=1e-5))
         True
 
-    A channel `c` of a layer whose filter is zero is a constant: its bias, then what BatchNorm and the activation make of
-    that. A layer behind it that reads `c` gets `c * sum(kernel[..., c, :])` added to its bias, a convolution with padding
-    only where `c = 0`; of other constants that it reads one stays, and its kernel has the part of all. A channel that no
-    layer reads goes, too. `shrink_report` lists what goes, and what stays and why.
+    A channel `c` of a layer whose filter is zero is a constant: its bias, then what BatchNorm and the activation make
+    of that. A layer behind it gets `c * sum(kernel[..., c, :])` added to its bias, where it adds no zeros around its
+    input or `c = 0`; of other constants that it reads one stays, and its kernel has the part of all. A channel that
+    no layer reads goes, too. `shrink_report` lists what goes, and what stays and why.
 
     Args:
         model: A built functional or sequential model, pruned by whatever means. It isn't changed.
@@ -97,7 +97,7 @@ def _layer(walk: Walk, alive: Liveness, sizes: Sizes) -> ShrunkLayer:
             left[axis] = alive.count(sets)
         before, after = before + int(np.prod(shape)), after + int(np.prod(left))
     linear = walk.linears.get(id(sizes.layer))
-    if linear is not None and gets_bias(walk, alive, linear):
+    if linear is not None and alive.gets_bias(linear):
         after += alive.count(sizes.outputs)
     kind = type(sizes.layer).__name__
     return ShrunkLayer(sizes.layer.name, kind, len(sizes.outputs), alive.count(sizes.outputs), before, after)
@@ -129,7 +129,7 @@ def _staying(walk: Walk, alive: Liveness) -> tuple[StayingChannels, ...]:
 
 def _notes(model: keras.Model, walk: Walk, alive: Liveness) -> tuple[str, ...]:
     notes = []
-    added = [linear.layer.name for linear in walk.linears.values() if gets_bias(walk, alive, linear)]
+    added = [linear.layer.name for linear in walk.linears.values() if alive.gets_bias(linear)]
     if added:
         notes.append(f"layers that get a bias, for constants that go: {', '.join(added)}")
     if model.compiled:
