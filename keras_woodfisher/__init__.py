@@ -17,12 +17,14 @@ if TYPE_CHECKING:
         TrainableParams,
         WoodFisherPruning,
     )
+    from keras_woodfisher.deployment import shrink, shrink_report
     from keras_woodfisher.oneshot import prune, reconstruct, reestimate_batchnorm, sensitivity
     from keras_woodfisher.recipe import Recipe, RecipeCheck, RecipeError, check_recipe, load_recipe, recipe_schema
     from keras_woodfisher.reports.batchnorm_report import BatchNormReport
     from keras_woodfisher.reports.layer_report import LayerReport, ReconstructionReport
     from keras_woodfisher.reports.pruning_report import PruningReport, VariableReport
     from keras_woodfisher.reports.sensitivity_report import Sensitivity, SensitivityReport
+    from keras_woodfisher.reports.shrink_report import ShrinkReport, ShrunkLayer, StayingChannels
     from keras_woodfisher.reports.stage_report import PhaseReport, StageReport
     from keras_woodfisher.reports.zeros import sparsity_report
 
@@ -45,7 +47,10 @@ __all__ = [
     "SensitivityReport",
     "SetLearningRate",
     "SetWeightDecay",
+    "ShrinkReport",
+    "ShrunkLayer",
     "StageReport",
+    "StayingChannels",
     "TrainableParams",
     "VariableReport",
     "WoodFisherPruning",
@@ -56,6 +61,8 @@ __all__ = [
     "reconstruct",
     "reestimate_batchnorm",
     "sensitivity",
+    "shrink",
+    "shrink_report",
     "sparsity_report",
 ]
 
@@ -64,12 +71,14 @@ _HOMES = {
         "BackupPruning KeepZeros LearningRateFunction LearningRateSchedule SetLearningRate SetWeightDecay "
         "TrainableParams WoodFisherPruning"
     ),
+    "deployment": "shrink shrink_report",
     "oneshot": "prune reconstruct reestimate_batchnorm sensitivity",
     "recipe": "Recipe RecipeCheck RecipeError check_recipe load_recipe recipe_schema",
     "reports.batchnorm_report": "BatchNormReport",
     "reports.layer_report": "LayerReport ReconstructionReport",
     "reports.pruning_report": "PruningReport VariableReport",
     "reports.sensitivity_report": "Sensitivity SensitivityReport",
+    "reports.shrink_report": "ShrinkReport ShrunkLayer StayingChannels",
     "reports.stage_report": "PhaseReport StageReport",
     "reports.zeros": "sparsity_report",
 }

@@ -44,6 +44,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _add_check(command("check", "check a recipe against a model, without training"))
     _add_inspect(command("inspect", "list the sparsity of a model and the bytes it takes dense and compressed"))
     _add_convert(command("convert", "rewrite an old recipe in the form that this package writes"))
+    _add_shrink(command("shrink", "remove the channels of a pruned model that are zero, constant or unread"))
     _add_sensitivity(command("sensitivity", "measure and predict the loss when each variable alone is pruned"))
     demo = command("demo", "train a small CNN on digits, prune it, and compare WoodFisher with magnitude")
     _add_common(demo, quiet=True)
@@ -115,6 +116,13 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL.keras")
+    _add_common(parser)
+
+
+def _add_shrink(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL.keras")
+    parser.add_argument("out", metavar="SMALL.keras")
+    parser.add_argument("--force", action="store_true", help="overwrite SMALL.keras")
     _add_common(parser)
 
 

@@ -29,9 +29,36 @@ class Snapshot(NamedTuple):
     known: dict[int, np.ndarray]
 
 
+class Call(NamedTuple):
+    """One call within a functional model, with symbolic tensors in the places of its values.
+
+    Attributes:
+        operation: A layer, an operation of `keras.ops`, or a functional model.
+        args: What it is called with.
+        kwargs: The same by name.
+        inputs: The tensors among both, flat.
+        outputs: The tensors that it gives, flat.
+    """
+
+    operation: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: list[Any]
+    outputs: list[Any]
+
+
+def calls_of(model: Any) -> list[Call]:
+    """The calls of a functional or sequential model in an order in which they can be made."""
+    nodes = _nodes_of(graph_of(model))
+    return [
+        Call(node.operation, node.arguments.args, node.arguments.kwargs, node.input_tensors, node.outputs)
+        for node in nodes
+    ]
+
+
 def is_graph(layer: Any) -> bool:
     """Whether a layer is a model that does nothing but what its graph of calls says."""
-    return _graph_of(layer) is not None and type(layer).call.__module__.startswith("keras.")
+    return graph_of(layer) is not None and type(layer).call.__module__.startswith("keras.")
 
 
 class Graphs:
@@ -44,7 +71,7 @@ class Graphs:
     def __init__(self, model: keras.Model):
         self._graphs = {id(graph): Graph(graph) for graph in _functional_models(model)}
         self._running: list[Graph] = []
-        self.whole = self._graphs.get(id(_graph_of(model)))
+        self.whole = self._graphs.get(id(graph_of(model)))
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -103,13 +130,7 @@ class Graph:
         self.begin: Snapshot | None = None
         self.keep_at: int | None = None
         self.kept: Snapshot | None = None
-        by_depth = model._nodes_by_depth
-        self._nodes = [
-            node
-            for depth in sorted(by_depth, reverse=True)
-            for node in by_depth[depth]
-            if node.operation and not node.is_input
-        ]
+        self._nodes = _nodes_of(model)
         self._users: dict[int, list[Any]] = {}
         for node in self._nodes:
             for tensor in node.input_tensors:
@@ -209,7 +230,7 @@ def looked_up(model: keras.Model) -> list[tuple[int, Any]]:
         nodes = [node for nodes in graph._nodes_by_depth.values() for node in nodes if node.operation]
         for node in nodes:
             layer = node.operation
-            inner = _graph_of(layer)
+            inner = graph_of(layer)
             # KerasHub's layers for tokens and positions hold one for the tokens.
             table = next((t for t in (layer, getattr(layer, "token_embedding", None)) if _is_table(t)), None)
             for given, tensor in enumerate(() if node.is_input else node.input_tensors):
@@ -220,7 +241,7 @@ def looked_up(model: keras.Model) -> list[tuple[int, Any]]:
                 elif inner is not None and given < len(inner.inputs):
                     follow(inner, {id(inner.inputs[given]): places[id(tensor)]})
 
-    graph = _graph_of(model)
+    graph = graph_of(model)
     if graph is not None:
         follow(graph, {id(tensor): place for place, tensor in enumerate(graph.inputs)})
     return found
@@ -228,13 +249,13 @@ def looked_up(model: keras.Model) -> list[tuple[int, Any]]:
 
 def sigmoid_outputs(model: keras.Model) -> list[bool]:
     """Of each output of a functional model whether it comes out of a sigmoid; none where that isn't known."""
-    graph = _graph_of(model)
+    graph = graph_of(model)
     return [] if graph is None else [_is_sigmoid(tensor) for tensor in graph.outputs]
 
 
 def _is_sigmoid(tensor: Any) -> bool:
     layer, _, place = tensor._keras_history
-    inner = _graph_of(layer)
+    inner = graph_of(layer)
     if inner is not None:
         return _is_sigmoid(inner.outputs[place])
     return getattr(layer, "activation", None) is keras.activations.sigmoid
@@ -244,7 +265,17 @@ def _is_table(layer: Any) -> bool:
     return isinstance(layer, layers.Embedding)
 
 
-def _graph_of(layer: Any) -> Any:
+def _nodes_of(graph: Any) -> list[Any]:
+    by_depth = graph._nodes_by_depth
+    return [
+        node
+        for depth in sorted(by_depth, reverse=True)
+        for node in by_depth[depth]
+        if node.operation and not node.is_input
+    ]
+
+
+def graph_of(layer: Any) -> Any:
     """The functional model that a layer is, or that a Sequential holds; None for any other."""
     graph = getattr(layer, "_functional", None) if isinstance(layer, keras.Sequential) else layer
     return graph if hasattr(graph, _RUN) else None
@@ -253,7 +284,7 @@ def _graph_of(layer: Any) -> Any:
 def _functional_models(model: keras.Model) -> Sequence[Any]:
     found = []
     for layer in layers_of(model):
-        inner = _graph_of(layer)
+        inner = graph_of(layer)
         if inner is not None:
             found.append(inner)
     return list({id(graph): graph for graph in found}.values())
