@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         TrainableParams,
         WoodFisherPruning,
     )
+    from keras_woodfisher.deployment.saving import save
     from keras_woodfisher.oneshot import prune, reconstruct, reestimate_batchnorm, sensitivity
     from keras_woodfisher.recipe import Recipe, RecipeCheck, RecipeError, check_recipe, load_recipe, recipe_schema
     from keras_woodfisher.reports.batchnorm_report import BatchNormReport
@@ -55,6 +56,7 @@ __all__ = [
     "recipe_schema",
     "reconstruct",
     "reestimate_batchnorm",
+    "save",
     "sensitivity",
     "sparsity_report",
 ]
@@ -64,6 +66,7 @@ _HOMES = {
         "BackupPruning KeepZeros LearningRateFunction LearningRateSchedule SetLearningRate SetWeightDecay "
         "TrainableParams WoodFisherPruning"
     ),
+    "deployment.saving": "save",
     "oneshot": "prune reconstruct reestimate_batchnorm sensitivity",
     "recipe": "Recipe RecipeCheck RecipeError check_recipe load_recipe recipe_schema",
     "reports.batchnorm_report": "BatchNormReport",

@@ -43,6 +43,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _add_prune(prune)
     _add_check(command("check", "check a recipe against a model, without training"))
     _add_inspect(command("inspect", "list the sparsity of a model and the bytes it takes dense and compressed"))
+    _add_compress(command("compress", "rewrite a .keras file compressed, bit for bit the same model"))
     _add_convert(command("convert", "rewrite an old recipe in the form that this package writes"))
     _add_sensitivity(command("sensitivity", "measure and predict the loss when each variable alone is pruned"))
     demo = command("demo", "train a small CNN on digits, prune it, and compare WoodFisher with magnitude")
@@ -63,6 +64,7 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--sparsity", type=fraction_text, help="fraction of zeros to reach, in [0, 1)")
     parser.add_argument("--out", required=True, metavar="PRUNED.keras", help="where to write the pruned model")
     parser.add_argument("--force", action="store_true", help="overwrite --out")
+    parser.add_argument("--uncompressed", action="store_true", help="write --out as Keras does, every zero in full")
     parser.add_argument("--eval", metavar="DATA.npz", help="print loss and metrics on it, before and after")
     parser.add_argument("--batch-size", type=whole_text(1), metavar="N", help="for --epochs and --eval (default 64)")
     parser.add_argument("--loss", metavar="NAME", help=f"{_LOSS_HELP} (default: the compiled loss)")
@@ -116,6 +118,12 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL.keras")
     _add_common(parser)
+
+
+def _add_compress(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL.keras")
+    parser.add_argument("out", metavar="SMALL.keras", help="where to write it; with --force also MODEL.keras itself")
+    parser.add_argument("--force", action="store_true", help="overwrite SMALL.keras")
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
