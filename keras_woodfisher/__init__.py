@@ -17,10 +17,12 @@ if TYPE_CHECKING:
         TrainableParams,
         WoodFisherPruning,
     )
+    from keras_woodfisher.deployment.exporting import export
     from keras_woodfisher.deployment.saving import save
     from keras_woodfisher.oneshot import prune, reconstruct, reestimate_batchnorm, sensitivity
     from keras_woodfisher.recipe import Recipe, RecipeCheck, RecipeError, check_recipe, load_recipe, recipe_schema
     from keras_woodfisher.reports.batchnorm_report import BatchNormReport
+    from keras_woodfisher.reports.export_report import ExportReport, FileFigures
     from keras_woodfisher.reports.layer_report import LayerReport, ReconstructionReport
     from keras_woodfisher.reports.pruning_report import PruningReport, VariableReport
     from keras_woodfisher.reports.sensitivity_report import Sensitivity, SensitivityReport
@@ -32,6 +34,8 @@ __version__ = "0.1.0"
 __all__ = [
     "BackupPruning",
     "BatchNormReport",
+    "ExportReport",
+    "FileFigures",
     "KeepZeros",
     "LayerReport",
     "LearningRateFunction",
@@ -51,6 +55,7 @@ __all__ = [
     "VariableReport",
     "WoodFisherPruning",
     "check_recipe",
+    "export",
     "load_recipe",
     "prune",
     "recipe_schema",
@@ -66,10 +71,12 @@ _HOMES = {
         "BackupPruning KeepZeros LearningRateFunction LearningRateSchedule SetLearningRate SetWeightDecay "
         "TrainableParams WoodFisherPruning"
     ),
+    "deployment.exporting": "export",
     "deployment.saving": "save",
     "oneshot": "prune reconstruct reestimate_batchnorm sensitivity",
     "recipe": "Recipe RecipeCheck RecipeError check_recipe load_recipe recipe_schema",
     "reports.batchnorm_report": "BatchNormReport",
+    "reports.export_report": "ExportReport FileFigures",
     "reports.layer_report": "LayerReport ReconstructionReport",
     "reports.pruning_report": "PruningReport VariableReport",
     "reports.sensitivity_report": "Sensitivity SensitivityReport",
