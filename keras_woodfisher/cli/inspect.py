@@ -1,4 +1,4 @@
-"""`keras-woodfisher inspect`: the zeros of a model or an exported file, and the bytes that sparse weights would take."""
+"""`keras-woodfisher inspect`: the zeros of a model or of an exported file, and the bytes that they take or would."""
 
 from argparse import Namespace
 from dataclasses import asdict

@@ -139,6 +139,19 @@ def check_available(name: str) -> None:
     check_installed([*((package, wanted.extra) for package in wanted.packages), *wanted.backends[backend]], name)
 
 
+def check_inputs(names: Sequence[str], inputs: Sequence[np.ndarray]) -> None:
+    """Refuses a file that doesn't take the model's inputs.
+
+    Raises:
+        ValueError: If there are others.
+    """
+    if len(names) != len(inputs):
+        raise ValueError(
+            f"The file takes {len(names)} inputs ({', '.join(names) or 'none'}), the model {len(inputs)}: the "
+            "exporter took what comes of the others for a constant, as where values leave the framework (NumPy)."
+        )
+
+
 def check_installed(packages: Sequence[tuple[str, str]], purpose: str) -> None:
     """Refuses to go on without packages, each given with its extra.
 

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_woodfisher.deployment.exporting.formats import Request, Runner
+from keras_woodfisher.deployment.exporting.formats import Request, Runner, check_inputs
 from keras_woodfisher.deployment.exporting.tensors import FileTensor, is_weight, of_array
 
 _REPRESENTATIVE = 256
@@ -36,7 +36,8 @@ def load(path: str) -> Runner:
 
     interpreter = Interpreter(model_path=path, num_threads=1)
     interpreter.allocate_tensors()
-    places = [entry["index"] for entry in interpreter.get_input_details()]
+    details = interpreter.get_input_details()
+    places = [entry["index"] for entry in details]
     results = [entry["index"] for entry in interpreter.get_output_details()]
 
     def one(example: list[np.ndarray]) -> list[np.ndarray]:
@@ -46,6 +47,7 @@ def load(path: str) -> Runner:
         return [interpreter.get_tensor(place) for place in results]
 
     def run(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        check_inputs([entry["name"] for entry in details], inputs)
         outputs = [one([array[i : i + 1] for array in inputs]) for i in range(len(inputs[0]))]
         return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
 

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_woodfisher.deployment.exporting.formats import Request, Runner
+from keras_woodfisher.deployment.exporting.formats import Request, Runner, check_inputs
 from keras_woodfisher.deployment.exporting.tensors import FileTensor, is_weight, of_array
 
 _INDEX = np.dtype(np.int64)
@@ -68,6 +68,7 @@ def load(path: str) -> Runner:
     names = [entry.name for entry in session.get_inputs()]
 
     def run(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        check_inputs(names, inputs)
         return [np.asarray(output) for output in session.run(None, dict(zip(names, inputs, strict=True)))]
 
     return run

@@ -44,8 +44,10 @@ def of_array(name: str, values: np.ndarray, kept: int | None = None) -> FileTens
 
 
 def is_weight(values: np.ndarray) -> bool:
-    """Whether a constant may be a layer's weights: two axes or more, of floats or of one byte."""
-    return values.ndim >= 2 and values.size > 1 and (values.dtype.kind == "f" or values.dtype.itemsize == 1)
+    """Whether a constant may be a layer's weights: floats or bytes with two axes or more; no bias."""
+    if values.dtype.kind != "f" and values.dtype.itemsize != 1:
+        return False
+    return values.ndim == 2 or (values.ndim > 2 and sum(length > 1 for length in values.shape) > 1)
 
 
 def files_of(path: Path) -> list[Path]:
