@@ -132,7 +132,7 @@ def test_a_file_that_computes_something_else_is_not_written(model, tmp_path, ins
 
 
 @pytest.mark.once
-def test_outputs_are_compared_by_their_definitions():
+def test_outputs_are_compared_by_their_definitions(model):
     a, b = np.array([[1.0, 2, 3], [3, 2, 1]]), np.array([[1.0, 2, 3.5], [1, 2, 0]])
     assert checking.differences([a], [b]) == (2.0, 3.5)
     assert checking.agreement_of([a], [b]) == 0.5
@@ -140,7 +140,9 @@ def test_outputs_are_compared_by_their_definitions():
     assert checking.agreement_of([a[:, :1]], [b[:, :1]]) is None, "one score: no classes"
     with pytest.raises(ValueError, match="outputs of shapes"):
         checking.differences([a], [b[:1]])
-    np.testing.assert_array_equal(Examples.of(X, np.eye(4)).labels, np.arange(4))
+    found = Examples.of(model, X.astype("uint8"), np.eye(4))
+    np.testing.assert_array_equal(found.labels, np.arange(4))
+    assert found.given.dtype == found.inputs[0].dtype == "float32"
 
 
 @pytest.mark.once

@@ -33,8 +33,8 @@ class Examples:
     labels: np.ndarray | None
 
     @classmethod
-    def of(cls, given: Any, labels: Any) -> "Examples":
-        """Arrays, checked.
+    def of(cls, model: keras.Model, given: Any, labels: Any) -> "Examples":
+        """Arrays of the types that the model's inputs have, as an exported file takes no others.
 
         Raises:
             ValueError: If there are none, their lengths differ, or labels aren't one class each.
@@ -54,10 +54,19 @@ class Examples:
                     f"labels must be the class of each of the {len(inputs[0])} examples, as whole numbers or one-hot, "
                     f"got {len(labels)} of {labels.dtype}."
                 )
-        return cls(given, inputs, labels)
+        inputs = [array.astype(dtype) for array, dtype in zip(inputs, _dtypes(model, inputs), strict=True)]
+        return cls(keras.tree.pack_sequence_as(given, inputs), inputs, labels)
 
     def __len__(self) -> int:
         return len(self.inputs[0])
+
+
+def _dtypes(model: keras.Model, inputs: Sequence[np.ndarray]) -> list[str]:
+    """Those of the model's inputs; of a model that declares none, as Keras would convert arrays."""
+    declared = [tensor.dtype for tensor in keras.tree.flatten(getattr(model, "inputs", None) or [])]
+    if len(declared) == len(inputs):
+        return declared
+    return [keras.config.floatx() if array.dtype.kind == "f" else str(array.dtype) for array in inputs]
 
 
 def outputs_of_model(model: keras.Model, given: Any) -> list[np.ndarray]:

@@ -75,7 +75,7 @@ def export(  # noqa: PLR0913 - a public entry point
     target = Path(os.path.realpath(os.fspath(filepath)))
     name = format_of(Path(filepath), format)
     _check_request(name, quantize, sparse, dense)
-    found = Examples.of(examples, labels)
+    found = Examples.of(model, examples, labels)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"The folder {target.parent} of {target.name} doesn't exist. Create it first.")
     if target.exists() and target.is_dir() != (FORMATS[name].ending == ""):
