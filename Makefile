@@ -9,11 +9,13 @@ QUIET := TF_CPP_MIN_LOG_LEVEL=3
 KERAS ?= 3.12.0
 KERAS_VENV := .venv-keras-$(KERAS)
 KERAS_PACKAGE = $(if $(filter nightly,$(KERAS)),keras-nightly,keras==$(KERAS))
+# Of `make test-exports`: the runtimes of exported files, beside the frameworks of $(VENV).
+EXPORTS_VENV := .venv-exports
 # Of `make fuzz`: how many fits it composes.
 FITS ?= 300
 BACKENDS ?= torch tensorflow jax
 
-.PHONY: demo test test-torch test-tensorflow test-jax test-keras lint docs bench fuzz mutants clean
+.PHONY: demo test test-torch test-tensorflow test-jax test-keras test-exports lint docs bench fuzz mutants clean
 
 demo: $(VENV)/.demo-$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(QUIET) $(BIN)/python examples/quickstart.py
@@ -29,6 +31,12 @@ test-keras: $(KERAS_VENV)/.dev
 		echo "== tests on $$backend with Keras $(KERAS)"; \
 		KERAS_BACKEND=$$backend $(QUIET) $(KERAS_VENV)/bin/python -m pytest -n 2 --dist worksteal || failed=1; \
 	done; test -z "$$failed"
+
+test-exports: $(EXPORTS_VENV)/.dev
+	@for backend in $(BACKENDS); do \
+		echo "== exports on $$backend"; \
+		KERAS_BACKEND=$$backend $(QUIET) $(EXPORTS_VENV)/bin/python -m pytest -m exports tests/deployment/test_exports.py || exit 1; \
+	done
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -59,6 +67,13 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e ".[dev]"
 	@touch $@
 
+$(EXPORTS_VENV)/.dev: $(VENV)/.dev
+	$(PYTHON) -m venv $(EXPORTS_VENV)
+	$(EXPORTS_VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $(EXPORTS_VENV)/.place
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$(cat $(EXPORTS_VENV)/.place)/frameworks.pth"
+	$(EXPORTS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[exports]"
+	@touch $@
+
 # Keras comes last: TensorFlow asks for a package named keras, which keras-nightly isn't.
 $(KERAS_VENV)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(KERAS_VENV)
@@ -69,4 +84,4 @@ $(KERAS_VENV)/.dev: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-keras-* .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-keras-* $(EXPORTS_VENV) .pytest_cache .ruff_cache

@@ -18,9 +18,12 @@ if TYPE_CHECKING:
         WoodFisherPruning,
     )
     from keras_woodfisher.deployment import shrink, shrink_report
+    from keras_woodfisher.deployment.exporting import export
+    from keras_woodfisher.deployment.saving import save
     from keras_woodfisher.oneshot import prune, reconstruct, reestimate_batchnorm, sensitivity
     from keras_woodfisher.recipe import Recipe, RecipeCheck, RecipeError, check_recipe, load_recipe, recipe_schema
     from keras_woodfisher.reports.batchnorm_report import BatchNormReport
+    from keras_woodfisher.reports.export_report import ExportReport, FileFigures
     from keras_woodfisher.reports.layer_report import LayerReport, ReconstructionReport
     from keras_woodfisher.reports.pruning_report import PruningReport, VariableReport
     from keras_woodfisher.reports.sensitivity_report import Sensitivity, SensitivityReport
@@ -33,6 +36,8 @@ __version__ = "0.1.0"
 __all__ = [
     "BackupPruning",
     "BatchNormReport",
+    "ExportReport",
+    "FileFigures",
     "KeepZeros",
     "LayerReport",
     "LearningRateFunction",
@@ -55,11 +60,13 @@ __all__ = [
     "VariableReport",
     "WoodFisherPruning",
     "check_recipe",
+    "export",
     "load_recipe",
     "prune",
     "recipe_schema",
     "reconstruct",
     "reestimate_batchnorm",
+    "save",
     "sensitivity",
     "shrink",
     "shrink_report",
@@ -72,9 +79,12 @@ _HOMES = {
         "TrainableParams WoodFisherPruning"
     ),
     "deployment": "shrink shrink_report",
+    "deployment.exporting": "export",
+    "deployment.saving": "save",
     "oneshot": "prune reconstruct reestimate_batchnorm sensitivity",
     "recipe": "Recipe RecipeCheck RecipeError check_recipe load_recipe recipe_schema",
     "reports.batchnorm_report": "BatchNormReport",
+    "reports.export_report": "ExportReport FileFigures",
     "reports.layer_report": "LayerReport ReconstructionReport",
     "reports.pruning_report": "PruningReport VariableReport",
     "reports.sensitivity_report": "Sensitivity SensitivityReport",

@@ -47,6 +47,10 @@ if keras.backend.backend() == "tensorflow":
 
 
 def pytest_collection_modifyitems(config, items):
+    if "exports" not in config.option.markexpr:
+        exports = [item for item in items if item.get_closest_marker("exports")]
+        items[:] = [item for item in items if not item.get_closest_marker("exports")]
+        config.hook.pytest_deselected(items=exports)
     if keras.backend.backend() == "torch":
         return
     once = [item for item in items if item.get_closest_marker("once")]

@@ -43,6 +43,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _add_prune(prune)
     _add_check(command("check", "check a recipe against a model, without training"))
     _add_inspect(command("inspect", "list the sparsity of a model and the bytes it takes dense and compressed"))
+    _add_compress(command("compress", "rewrite a .keras file compressed, bit for bit the same model"))
+    _add_export(command("export", "export a model to another runtime, and check the file with it"))
     _add_convert(command("convert", "rewrite an old recipe in the form that this package writes"))
     _add_shrink(command("shrink", "remove the channels of a pruned model that are zero, constant or unread"))
     _add_sensitivity(command("sensitivity", "measure and predict the loss when each variable alone is pruned"))
@@ -64,6 +66,7 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--sparsity", type=fraction_text, help="fraction of zeros to reach, in [0, 1)")
     parser.add_argument("--out", required=True, metavar="PRUNED.keras", help="where to write the pruned model")
     parser.add_argument("--force", action="store_true", help="overwrite --out")
+    parser.add_argument("--uncompressed", action="store_true", help="write --out as Keras does, every zero in full")
     parser.add_argument("--eval", metavar="DATA.npz", help="print loss and metrics on it, before and after")
     parser.add_argument("--batch-size", type=whole_text(1), metavar="N", help="for --epochs and --eval (default 64)")
     parser.add_argument("--loss", metavar="NAME", help=f"{_LOSS_HELP} (default: the compiled loss)")
@@ -115,7 +118,33 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL.keras", help="or an exported .onnx, .tflite or .xml file")
+    _add_common(parser)
+
+
+def _add_compress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL.keras")
+    parser.add_argument("out", metavar="SMALL.keras", help="where to write it; with --force also MODEL.keras itself")
+    parser.add_argument("--force", action="store_true", help="overwrite SMALL.keras")
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL.keras")
+    parser.add_argument(
+        "out", metavar="FILE", help="model.onnx, model.tflite, model.xml (OpenVINO), or a folder (SavedModel)"
+    )
+    data_text = "x to compare outputs on (and to learn the ranges of int8 from), and perhaps y (classes) for accuracy"
+    parser.add_argument("--data", metavar="DATA.npz", required=True, help=data_text)
+    parser.add_argument("--quantize", choices=("int8",), help="weights and activations in 8 bits (LiteRT)")
+    sparse = parser.add_mutually_exclusive_group()
+    sparse.add_argument(
+        "--sparse", action="store_true", help="leave zeros out, or fail (default: where it pays and runs)"
+    )
+    sparse.add_argument("--no-sparse", action="store_true", help="keep zeros in full")
+    parser.add_argument(
+        "--dense", metavar="FILE", help="the dense model's file, to compare bytes, accuracy and time with"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite FILE")
     _add_common(parser)
 
 

@@ -23,7 +23,7 @@ _HDF5, _CONFIG, _WEIGHTS = b"\x89HDF\r\n\x1a\n", "config.json", "model.weights.h
 _OWN = re.compile(r"Could not locate (class|function) '([^']+)'")
 _LONGEST_CONFIG = 64 * 2**20
 _EXPANSION, _SMALL = 200, 64 * 2**20
-"""How many times its size a part of a file may unpack to, above so many bytes; Keras doesn't compress models."""
+"""How many times its size a part of a file may unpack to, above so many bytes; `keras_woodfisher.save` keeps below."""
 
 
 def load_model(path: str, compile: bool = True) -> keras.Model:
@@ -34,8 +34,9 @@ def load_model(path: str, compile: bool = True) -> keras.Model:
         FileNotFoundError: If there is no such file.
         MemoryError: If the model is too large.
     """
-    check_input(path, (".keras",), mend=_SAVE)
-    _check_archive(path)
+    size, free = check_archive(path), free_memory()
+    if size > free:
+        raise MemoryError(f"{path} holds {size_text(size)}, but {size_text(free)} of memory are free.")
     try:
         compilation = _foreign_compilation(path) if compile else None
         with _light_compilation():
@@ -63,8 +64,17 @@ def _uncompiled(path: str) -> keras.Model | None:
         return None
 
 
-def _check_archive(path: str) -> None:
-    """Looks at the names, sizes and first bytes of what a `.keras` file holds; nothing is unpacked."""
+def check_archive(path: str) -> int:
+    """Looks at the names, sizes and first bytes of what a `.keras` file holds; nothing is unpacked.
+
+    Returns:
+        The bytes that it would unpack to.
+
+    Raises:
+        ValueError: If it isn't a `.keras` file, or is damaged.
+        FileNotFoundError: If there is no such file.
+    """
+    check_input(path, (".keras",), mend=_SAVE)
     if not zipfile.is_zipfile(path):
         with open(path, "rb") as file:
             start = file.read(len(_HDF5))
@@ -95,9 +105,7 @@ def _check_archive(path: str) -> None:
         raise ValueError(f"{path}: {_CONFIG} has {size_text(entries[_CONFIG].file_size)}, too much for one. {_ANEW}")
     if start != _HDF5:
         raise ValueError(f"{path}: {_WEIGHTS} in it isn't an HDF5 file. {_ANEW}")
-    size, free = sum(entry.file_size for entry in entries.values()), free_memory()
-    if size > free:
-        raise MemoryError(f"{path} holds {size_text(size)}, but {size_text(free)} of memory are free.")
+    return sum(entry.file_size for entry in entries.values())
 
 
 def _light_compilation() -> AbstractContextManager[None]:

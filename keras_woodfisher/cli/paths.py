@@ -1,11 +1,10 @@
-"""Which files may be read and written, found out before any work; results are whole or not there at all."""
+"""Which files may be read and written, found out before any work."""
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from keras_woodfisher.options.sizes import size_text
 
@@ -110,18 +109,6 @@ def _try_to_write(target: Path, size: int) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
-
-
-def write(path: str, save: Callable[[str], Any]) -> None:
-    """Calls `save` with the name of a temporary file beside `path`, and renames that file once it is whole."""
-    target = Path(path)
-    temporary = _temporary(target)
-    try:
-        save(str(temporary))
-        temporary.replace(target)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _temporary(target: Path) -> Path:

@@ -15,6 +15,8 @@ from keras_woodfisher.cli import files, paths
 from keras_woodfisher.cli.answer import Answer, table
 from keras_woodfisher.cli.arrays import Data, load_data
 from keras_woodfisher.cli.losses import Evaluation, check_labels, needed_loss
+from keras_woodfisher.deployment.saving.archive import sizes_of
+from keras_woodfisher.deployment.whole_files import write_whole
 from keras_woodfisher.oneshot.presets import CHOSEN, OF_GRADIENTS, method_of
 from keras_woodfisher.options.pruning_options import WOODFISHER
 from keras_woodfisher.options.table import on_command_line
@@ -55,7 +57,10 @@ def run(args: Namespace) -> Answer:
     else:
         report = _one_shot(args, model, data, loss, batchnorm)
     after = measured()
-    paths.write(args.out, model.save)
+    if args.uncompressed:
+        write_whole(args.out, model.save)
+    else:
+        kw.save(model, args.out)
     return _answer(args, report, (before, after), time.perf_counter() - start)
 
 
@@ -154,12 +159,13 @@ def _considered(recipe: Any, model: keras.Model) -> tuple[tuple[kw.VariableRepor
 
 def _answer(args: Namespace, report: kw.PruningReport, measured: tuple[Mapping, Mapping], seconds: float) -> Answer:
     before, after = measured
-    size = Path(args.out).stat().st_size
+    size, unpacked = sizes_of(args.out)
     document = {
         "command": "prune",
         "model": args.model,
         "out": args.out,
         "out_bytes": size,
+        "unpacked_bytes": unpacked,
         "backend": keras.backend.backend(),
         "epochs": args.epochs or 0,
         "seconds": seconds,
@@ -170,5 +176,8 @@ def _answer(args: Namespace, report: kw.PruningReport, measured: tuple[Mapping, 
     if args.eval:
         rows = [(name, f"{before[name]:.4f}", f"{after[name]:.4f}") for name in before]
         lines += ["", table((f"on {Path(args.eval).name}", "before", "after"), rows)]
-    lines += ["", f"Wrote {args.out} ({size / 2**20:.2f} MiB) after {seconds:.0f} s."]
+    lines += [
+        "",
+        f"Wrote {args.out} ({size / 2**20:.2f} MiB, {unpacked / 2**20:.2f} MiB unpacked) after {seconds:.0f} s.",
+    ]
     return Answer("\n".join(lines), document)

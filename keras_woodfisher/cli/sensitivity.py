@@ -11,6 +11,7 @@ from keras_woodfisher.cli.answer import Answer
 from keras_woodfisher.cli.arrays import load_data
 from keras_woodfisher.cli.losses import check_labels, needed_loss
 from keras_woodfisher.cli.prune import labelled_examples, options_of, verbosity
+from keras_woodfisher.deployment.whole_files import write_whole
 from keras_woodfisher.options.pruning_options import RECONSTRUCT
 from keras_woodfisher.reports.rendering import load_pyplot
 
@@ -33,7 +34,7 @@ def run(args: Namespace) -> Answer:
     report = kw.sensitivity(model, data, eval_data=held_out, loss=loss, **options_of(args), verbose=verbosity(args))
     text = str(report)
     if args.plot:
-        paths.write(args.plot, report.plot().figure.savefig)
+        write_whole(args.plot, report.plot().figure.savefig)
         text += f"\n\nWrote {args.plot}."
     document = {"command": "sensitivity", "model": args.model, "backend": keras.backend.backend(), "plot": args.plot}
     return Answer(text, {**document, **report.as_dict()})

@@ -1,4 +1,4 @@
-"""From a pruned model to one that is smaller and faster anywhere."""
+"""From a pruned model to something useful: small files, smaller layers, and the formats of other runtimes."""
 
 from keras_woodfisher.deployment.shrinking.shrink import shrink, shrink_report
 

@@ -19,6 +19,7 @@ from keras_woodfisher_backends.keras_internals import (
     models,
     optimizers,
     recurrence,
+    saving,
     training,
 )
 
@@ -102,6 +103,7 @@ PARTS = [
     Part("_outputs_struct", "functional model", "Graphs, trained_outputs"),
     Part("state", "variables of fit", "assign_between_steps", on="jax"),
     Part("_keras_history", "symbolic tensor", "sigmoid_outputs"),
+    Part("ask_to_proceed_with_overwrite", "keras.src.utils.io_utils", "may_overwrite"),
     Part("_layout", "variable", "riding_variable", on="jax"),
 ]
 
@@ -143,6 +145,7 @@ def _owners():
         "BackupAndRestore": keras.callbacks.BackupAndRestore("unused"),
         "keras.src.backend.common.masking": keras_internals.models.masking,
         "keras.src.backend": keras.src.backend,
+        "keras.src.utils.io_utils": saving.io_utils,
         "module of Adam": type(optimizer).__module__,
         "variables of fit": inspect.unwrap(keras.Model.fit).__code__.co_varnames,
     }
@@ -170,7 +173,9 @@ def test_the_table_is_complete():
     assert used == {part.name for part in PARTS if part.name.startswith("_")}
     for part in PARTS:
         for name in part.used_by.split(", "):
-            assert any(hasattr(module, name) for module in (engines, graphs, models, optimizers, recurrence, training))
+            assert any(
+                hasattr(module, name) for module in (engines, graphs, models, optimizers, recurrence, saving, training)
+            )
 
 
 def _attributes(tree):

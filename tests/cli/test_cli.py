@@ -861,3 +861,50 @@ def test_a_framework_that_is_missing_is_named(tmp_path):
     done = start("-c", code, folder=tmp_path)
     assert done.returncode == 1
     assert f"pip install 'keras-woodfisher[{OTHER}]'" in done.stderr.splitlines()[-1]
+
+
+# --- compress ----------------------------------------------------------------------------------------------------
+
+
+def kinds(path):
+    with zipfile.ZipFile(path) as archive:
+        return {entry.compress_type for entry in archive.infolist()}
+
+
+def contents(path):
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_out_is_compressed_unless_told_otherwise(cli):
+    code, out, err = cli("prune model.keras --sparsity 0.9 --method magnitude --out p.keras --json")
+    assert (code, kinds("p.keras")) == (0, {zipfile.ZIP_DEFLATED}), err
+    assert json.loads(out)["unpacked_bytes"] == sum(map(len, contents("p.keras").values()))
+    code, _, err = cli("prune model.keras --sparsity 0.9 --method magnitude --out q.keras --uncompressed")
+    assert (code, kinds("q.keras")) == (0, {zipfile.ZIP_STORED}), err
+    assert contents("p.keras")["model.weights.h5"] == contents("q.keras")["model.weights.h5"]
+    assert os.path.getsize("p.keras") < os.path.getsize("q.keras") / 2
+
+
+@pytest.mark.once
+def test_compress_writes_the_same_members(cli, monkeypatch):
+    monkeypatch.setattr(keras.models, "load_model", None)
+    code, out, err = cli("compress model.keras small.keras")
+    assert (code, err, kinds("small.keras")) == (0, "", {zipfile.ZIP_DEFLATED})
+    assert contents("small.keras") == contents("model.keras")
+    assert out.startswith("Wrote small.keras: ")
+    size = os.path.getsize("small.keras")
+    code, out, err = cli("compress small.keras small.keras --force --json")
+    found = json.loads(out)
+    assert (code, found["bytes"], found["out_bytes"], os.path.getsize("small.keras")) == (0, size, size, size)
+
+
+@pytest.mark.once
+def test_compress_refuses_what_it_cannot_do(cli, tmp_path):
+    assert "exists. Give another name, or --force" in cli("compress model.keras bare.keras")[2]
+    assert "small.h5 must end in .keras" in cli("compress model.keras small.h5")[2]
+    whole = (tmp_path / "model.keras").read_bytes()
+    (tmp_path / "flipped.keras").write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
+    code, _, err = cli("compress flipped.keras small.keras")
+    assert code == 1 and "flipped.keras is damaged (" in err
+    assert not os.path.exists("small.keras") and not [name for name in os.listdir() if name.startswith(".")]
