@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from keras_woodfisher.memory.plan import MemoryNeeds
-from keras_woodfisher.memory.planning import MemoryBudget, plan_memory
+from keras_woodfisher.memory.planning import MemoryBudget, least_plan, plan_memory
 
 MIB = 2**20
 G = 512 * 2**18 * 4  # 512 MiB
@@ -151,6 +151,16 @@ def test_what_fits_is_found_and_told(needs, disk):
     check(plan_memory(needs, means(limit, disk=disk)), limit)
     with pytest.raises(MemoryError):
         plan_memory(needs, means(limit - MIB, disk=disk))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("disk", [0, LOTS])
+def test_the_least_plan_is_the_least_that_fits(disk, dtype):
+    for needs in (NEEDS, ONE, replace(NEEDS, widest=20_000, blocks=14), replace(NEEDS, shared_bytes=G // 2)):
+        least = least_plan(needs, means(LOTS, disk=disk, dtype=dtype)).total
+        check(plan_memory(needs, means(least, disk=disk, dtype=dtype)), least)
+        with pytest.raises(MemoryError):
+            plan_memory(needs, means(least - 1, disk=disk, dtype=dtype))
 
 
 def test_every_limit_is_kept_or_refused():

@@ -150,6 +150,6 @@ def plan_chunks(examples: int, needs: Needs, limit: int, reason: str, free: int 
         )
     together = next(n for n in range(TOGETHER, 0, -1) if n == 1 or needs.bytes(examples, _FEW, n) <= limit)
     fixed = needs.bytes(examples, 0, together)
-    chunk = (limit - fixed) // max(1, needs.bytes(examples, 1, together) - fixed)
+    chunk = (limit - fixed) // (needs.bytes(examples, 1, together) - fixed)
     chunk = min(chunk, -(-examples // 2))
     return Plan(chunk, -(-examples // chunk), together, needs.bytes(examples, chunk, together), limit, reason)
