@@ -94,7 +94,7 @@ _seconds: dict[str, float] = defaultdict(float)
 
 def _function(test: str) -> str:
     """Without parameters: some are named after layers, which are counted as modules are imported."""
-    return test.split("[")[0]
+    return test.split("[", maxsplit=1)[0]
 
 
 def _within(name: str) -> None:
