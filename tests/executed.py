@@ -92,6 +92,11 @@ def _digest() -> str:
 _seconds: dict[str, float] = defaultdict(float)
 
 
+def _function(test: str) -> str:
+    """Without parameters: some are named after layers, which are counted as modules are imported."""
+    return test.split("[", maxsplit=1)[0]
+
+
 def _within(name: str) -> None:
     os.environ["EXECUTED_BY"] = name
     coverage.Coverage.current().switch_context(name)
@@ -104,7 +109,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> None:
-    _within(item.nodeid)
+    _within(_function(item.nodeid))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -113,7 +118,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    _seconds[report.nodeid] += report.duration
+    _seconds[_function(report.nodeid)] += report.duration
 
 
 def pytest_sessionfinish() -> None:

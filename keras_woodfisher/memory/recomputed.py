@@ -42,7 +42,8 @@ class RecomputedStore(StagedStore):
 
     def close(self) -> None:
         super().close()
-        self._array = self._array[:0]
+        # A view would keep all of it.
+        self._array = self._array[:0].copy()
 
     def finish(self) -> None:
         # The buffer serves each pass.

@@ -149,7 +149,7 @@ class StagedStore:
         return decoded(self._read(columns), self._scales[: self._filled])
 
     def close(self) -> None:
-        self.finish()
+        self._buffer = self._buffer[:0].copy()
 
     def _write(self, rows: np.ndarray, first: int) -> None:
         raise NotImplementedError
@@ -167,7 +167,8 @@ class HalfStore(StagedStore):
 
     def close(self) -> None:
         super().close()
-        self._array = self._array[:0]
+        # A view would keep all of it.
+        self._array = self._array[:0].copy()
 
     def _write(self, rows: np.ndarray, first: int) -> None:
         scales = self._scales[first : first + len(rows)]

@@ -154,6 +154,16 @@ def test_what_fits_is_found_and_told(needs, disk):
         plan_memory(needs, means(limit - MIB, disk=disk))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("disk", [0, LOTS])
+def test_the_least_plan_is_the_least_that_fits(disk, dtype):
+    for needs in (NEEDS, ONE, replace(NEEDS, widest=20_000, blocks=14), replace(NEEDS, shared_bytes=G // 2)):
+        least = least_plan(needs, means(LOTS, disk=disk, dtype=dtype)).total
+        check(plan_memory(needs, means(least, disk=disk, dtype=dtype)), least)
+        with pytest.raises(MemoryError):
+            plan_memory(needs, means(least - 1, disk=disk, dtype=dtype))
+
+
 def test_every_limit_is_kept_or_refused():
     for needs in (NEEDS, ONE, replace(NEEDS, widest=20_000, blocks=14), replace(NEEDS, most=2048)):
         for dtype in ("float32", "float16"):

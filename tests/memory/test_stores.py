@@ -289,6 +289,17 @@ def test_memory_is_free_when_a_store_is_closed():
     assert store.shape == (0, 3) and store.block(slice(0, 2)).shape == (0, 2)
 
 
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("memory", "float16"), ("recomputed", "float16"), ("recomputed", "float32")]
+)
+def test_memory_of_what_is_staged_is_free_when_a_store_is_closed(kind, dtype):
+    store, _ = filled(kind, samples(), 50, dtype=dtype)
+    alive = [weakref.ref(store._array), weakref.ref(store._buffer)]
+    store.close()
+    assert all(array() is None for array in alive)
+    assert store._array.size == store._buffer.size == 0
+
+
 def test_the_largest_entry_decides_about_a_rows_scale_whatever_its_sign():
     rows = np.array([[1000.0, -1.0], [-1000.0, 1.0], [0.001, 0.0], [0.0, -0.001]], np.float32)
     scales = scales_of(rows, "float16")

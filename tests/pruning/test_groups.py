@@ -51,6 +51,15 @@ def test_neighbours_of_dense_are_inputs_of_one_unit():
         assert (structure.labels[members] == group).all()
 
 
+def test_bytes_of_groups_grow_with_weights_and_with_what_a_group_may_lose():
+    def bytes_of(units, mask):
+        return groups_of(layers.Dense(units), (16,), mask)[1].bytes
+
+    for mask, most in (("block4", 0), ("filter", 0), ("2:4", 2), ("2:8", 6)):
+        pattern = int(mask[-1]) if most else 1
+        assert bytes_of(3, mask) == (32 + most) * 48 + 64 * most * 48 // pattern, mask
+
+
 @pytest.mark.parametrize("channels", [8, 3])
 def test_neighbours_of_convolutions_are_input_channels_at_one_position(channels):
     labels, _ = groups_of(layers.Conv2D(2, (2, 3)), (6, 6, channels), "block4")

@@ -327,7 +327,12 @@ def test_losses_of_few_steps():
 
     for plain in (["mse"], [keras.losses.SparseCategoricalCrossentropy()], [keras.losses.mean_squared_error, "mae"]):
         assert is_plain(plain)
-    for other in ([], ["mse", own], ["binary_focal_crossentropy"], [keras.losses.CategoricalFocalCrossentropy()]):
+    for other in (
+        [],
+        ["mse", own],
+        ["mse", "binary_focal_crossentropy"],
+        [keras.losses.CategoricalFocalCrossentropy()],
+    ):
         assert not is_plain(other)
 
 

@@ -161,7 +161,7 @@ def plan_chunks(examples: int, needs: Needs, limit: int, reason: str, free: int 
             # Passes are short then, and a layer that is solved alone sees the errors of all that come before it.
             together = 1
     fixed = room + needs.bytes(examples, 0, together)
-    chunk = (limit - fixed) // max(1, room + needs.bytes(examples, 1, together) - fixed)
+    chunk = (limit - fixed) // (room + needs.bytes(examples, 1, together) - fixed)
     chunk = min(chunk, -(-examples // 2))
     use = room + needs.bytes(examples, chunk, together)
     return Plan(chunk, -(-examples // chunk), together, use, limit, reason, room)
