@@ -13,7 +13,7 @@ KERAS_PACKAGE = $(if $(filter nightly,$(KERAS)),keras-nightly,keras==$(KERAS))
 FITS ?= 300
 BACKENDS ?= torch tensorflow jax
 
-.PHONY: demo test test-torch test-tensorflow test-jax test-keras lint docs bench fuzz mutants clean
+.PHONY: demo test test-torch test-tensorflow test-jax test-browser test-keras lint docs bench fuzz mutants clean
 
 demo: $(VENV)/.demo-$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(QUIET) $(BIN)/python examples/quickstart.py
@@ -23,6 +23,10 @@ test: $(BACKENDS:%=test-%)
 test-torch test-tensorflow test-jax: test-%: $(VENV)/.dev
 	@echo "== tests on $*"
 	KERAS_BACKEND=$* $(QUIET) $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Needs chromium, which isn't installed by this file.
+test-browser: $(VENV)/.dev
+	KERAS_BACKEND=$(BACKEND) $(QUIET) $(BIN)/python -m pytest tests/reports/browser.py
 
 test-keras: $(KERAS_VENV)/.dev
 	@failed=; for backend in $(BACKENDS); do \

@@ -178,7 +178,7 @@ class PruningReport(Report):
     def sections(self, whole: bool = False) -> list[Section]:
         figures = {"weights": f"{self.weights:,}", "zeros": f"{self.pruned:,}", "sparsity": f"{self.sparsity:.4f}"}
         if self.left_out.variables:
-            figures["of all weights"] = f"{self.overall_sparsity:.4f}"
+            figures["sparsity of all weights"] = f"{self.overall_sparsity:.4f}"
         shares = [*(v.sparsity for v in self.variables), self.sparsity]
         parts = [Section("", tiles(figures)), history_section(self.history, self.stages)]
         parts.append(Section("Variables", table(self._cells(), 2, shares, total=True)))

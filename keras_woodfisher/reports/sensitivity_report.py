@@ -83,7 +83,9 @@ class SensitivityReport(Report):
         names = [entries[0].name for entries in self.variables()]
         head = {"loss without pruning": f"{self.dense_loss:.4f}", "examples": f"{self.examples:,}"}
         found = [Section("", tiles(head | {"variables": f"{len(names):,}"}))]
-        found += [Section(title, self._heat(figure, form)) for title, figure, form in self._figures()]
+        found += [
+            Section(title[0].upper() + title[1:], self._heat(figure, form)) for title, figure, form in self._figures()
+        ]
         if found[1:]:
             found.insert(1, Section("The most sensitive variables", self._curves()))
         return [*found, Section("Notes", bullets(notes) if (notes := self._notes()) else "")]

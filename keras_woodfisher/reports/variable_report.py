@@ -53,7 +53,11 @@ def bytes_section(variables: Sequence[VariableReport]) -> Section:
         return Section("Bytes", paragraph(why) if why else "")
     total = sum((size for _, size in known), Storage(0, 0, 0, 0))
     rows = [(name, *(f"{count:,}" for count in astuple(size))) for name, size in (*known, ("total", total))]
-    head = tiles(dict(zip(_FORMATS, map(size_text, astuple(total)), strict=True)))
+    head = tiles(dict(zip(_FORMATS, map(_rounded, astuple(total)), strict=True)))
     missing = len(variables) - len(known)
     more = paragraph(f"{missing} variables have changed since, or are gone, and aren't counted.") if missing else ""
     return Section("Bytes", head + table([("variable", *_FORMATS), *rows], total=True) + more)
+
+
+def _rounded(size: int) -> str:
+    return f"{size / 1024:.1f} KiB" if size < 2**20 else size_text(size)

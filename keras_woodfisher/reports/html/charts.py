@@ -61,10 +61,10 @@ def curves(series: Mapping[str, Points], title: str, x_label: str, limits: tuple
     legend = "".join(
         f'<span><i style="background:var(--c{number})"></i>{text(name)}</span>' for number, name in enumerate(series)
     )
+    drawing = "\n".join(parts)
     return (
-        f'<figure><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{text(title)}">\n'
-        + "\n".join(parts)
-        + f"\n</svg><figcaption><strong>{text(title)}</strong><br>{legend}</figcaption></figure>"
+        f"<figure><figcaption><strong>{text(title)}</strong><br>{legend}</figcaption>\n"
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{text(title)}">\n{drawing}\n</svg></figure>'
     )
 
 

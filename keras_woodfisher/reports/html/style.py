@@ -37,14 +37,15 @@ border-bottom:1px solid var(--line);background:none;color:inherit}}
 .kw-report .kw-share{{min-width:9em}}
 .kw-report .kw-share>span:last-child{{display:inline-block;min-width:3.7em}}
 .kw-report .kw-bar{{display:inline-block;vertical-align:middle;width:4.5em;height:.6em;background:var(--line);
-border-radius:3px;overflow:hidden;text-align:left}}
+border-radius:3px;overflow:hidden;text-align:left;margin-right:.6em}}
 .kw-report .kw-bar span{{display:block;height:100%;background:var(--c0)}}
 .kw-report .kw-heat{{background:color-mix(in srgb,var(--c1) var(--shade),transparent)}}
 .kw-report dl{{display:grid;grid-template-columns:repeat(auto-fill,minmax(250px,1fr));gap:2px 24px;margin:.4em 0}}
 .kw-report dl div{{display:flex;justify-content:space-between;gap:12px;border-bottom:1px dotted var(--line)}}
 .kw-report dt{{color:var(--faint);font-weight:400}}
 .kw-report dd{{margin:0;text-align:right;font-family:ui-monospace,Consolas,monospace;font-size:.92em}}
-.kw-report .kw-charts{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),1fr));gap:16px}}
+.kw-report .kw-charts{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),1fr));gap:16px;
+margin-bottom:14px}}
 .kw-report figure{{margin:0;max-width:560px}}
 .kw-report figcaption{{font-size:.88em;color:var(--faint)}}
 .kw-report figcaption span{{margin-right:1.1em;display:inline-block}}
