@@ -15,7 +15,7 @@ EXPORTS_VENV := .venv-exports
 FITS ?= 300
 BACKENDS ?= torch tensorflow jax
 
-.PHONY: demo test test-torch test-tensorflow test-jax test-keras test-exports lint docs bench fuzz mutants clean
+.PHONY: demo test test-torch test-tensorflow test-jax test-keras test-exports test-browser lint docs bench fuzz mutants clean
 
 demo: $(VENV)/.demo-$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(QUIET) $(BIN)/python examples/quickstart.py
@@ -25,6 +25,10 @@ test: $(BACKENDS:%=test-%)
 test-torch test-tensorflow test-jax: test-%: $(VENV)/.dev
 	@echo "== tests on $*"
 	KERAS_BACKEND=$* $(QUIET) $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Needs chromium, which isn't installed by this file.
+test-browser: $(VENV)/.dev
+	KERAS_BACKEND=$(BACKEND) $(QUIET) $(BIN)/python -m pytest tests/reports/browser.py
 
 test-keras: $(KERAS_VENV)/.dev
 	@failed=; for backend in $(BACKENDS); do \

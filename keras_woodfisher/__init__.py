@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from keras_woodfisher.oneshot import prune, reconstruct, reestimate_batchnorm, sensitivity
     from keras_woodfisher.recipe import Recipe, RecipeCheck, RecipeError, check_recipe, load_recipe, recipe_schema
     from keras_woodfisher.reports.batchnorm_report import BatchNormReport
+    from keras_woodfisher.reports.epoch_report import EpochReport
     from keras_woodfisher.reports.export_report import ExportReport, FileFigures
     from keras_woodfisher.reports.layer_report import LayerReport, ReconstructionReport
-    from keras_woodfisher.reports.pruning_report import PruningReport, VariableReport
+    from keras_woodfisher.reports.pruning_report import PruningReport
     from keras_woodfisher.reports.sensitivity_report import Sensitivity, SensitivityReport
     from keras_woodfisher.reports.shrink_report import ShrinkReport, ShrunkLayer, StayingChannels
     from keras_woodfisher.reports.stage_report import PhaseReport, StageReport
+    from keras_woodfisher.reports.variable_report import VariableReport
     from keras_woodfisher.reports.zeros import sparsity_report
 
 __version__ = "0.1.0"
@@ -36,6 +38,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackupPruning",
     "BatchNormReport",
+    "EpochReport",
     "ExportReport",
     "FileFigures",
     "KeepZeros",
@@ -84,12 +87,14 @@ _HOMES = {
     "oneshot": "prune reconstruct reestimate_batchnorm sensitivity",
     "recipe": "Recipe RecipeCheck RecipeError check_recipe load_recipe recipe_schema",
     "reports.batchnorm_report": "BatchNormReport",
+    "reports.epoch_report": "EpochReport",
     "reports.export_report": "ExportReport FileFigures",
     "reports.layer_report": "LayerReport ReconstructionReport",
-    "reports.pruning_report": "PruningReport VariableReport",
+    "reports.pruning_report": "PruningReport",
     "reports.sensitivity_report": "Sensitivity SensitivityReport",
     "reports.shrink_report": "ShrinkReport ShrunkLayer StayingChannels",
     "reports.stage_report": "PhaseReport StageReport",
+    "reports.variable_report": "VariableReport",
     "reports.zeros": "sparsity_report",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

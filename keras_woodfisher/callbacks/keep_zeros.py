@@ -9,11 +9,12 @@ import numpy as np
 from keras_woodfisher_backends.keras_internals.training import keep_edits, model_of, refresh
 
 from keras_woodfisher.callbacks.callback_list import warn, warn_of_dead
+from keras_woodfisher.callbacks.epoch_logs import log_each
 from keras_woodfisher.callbacks.mask_callback import MaskCallback
 from keras_woodfisher.callbacks.mask_constraint import WeightMasks
 from keras_woodfisher.model.constraints import masks_of
 from keras_woodfisher.model.targets import ALL, ALL_PRUNABLE, Target, all_targets, find_targets, matches
-from keras_woodfisher.options.checks import as_json, names, number
+from keras_woodfisher.options.checks import as_json, flag, names, number
 from keras_woodfisher.pruning.masks import MANY, zeros_of
 from keras_woodfisher.reports.zeros import count_zeros
 
@@ -38,6 +39,8 @@ class KeepZeros(MaskCallback):
         start_epoch: From when on, in epochs, fractions allowed; 0 or -1 means from the start.
         end_epoch: Until when, in epochs; -1 means to the end of training.
         total_epochs: Epochs of the whole training, where a `fit` is only a part of it and a later one goes on.
+        log_variables: Put the fraction of zeros of each of these variables into the logs of each epoch, as
+            `sparsity/<path>`, for the callbacks after this one.
 
     Raises:
         ValueError, TypeError: If an argument is out of range, or, before the first batch, doesn't fit the training.
@@ -51,8 +54,10 @@ class KeepZeros(MaskCallback):
         start_epoch: float = 0.0,
         end_epoch: float = -1.0,
         total_epochs: int | None = None,
+        log_variables: bool = False,
     ):
         super().__init__(total_epochs)
+        self._log_variables = flag("log_variables", log_variables)
         self._params_wanted = names("params", params)
         self._exclude = names("exclude", exclude)
         self._start_epoch = _position("start_epoch", start_epoch)
@@ -70,6 +75,7 @@ class KeepZeros(MaskCallback):
             "start_epoch": self._start_epoch,
             "end_epoch": self._end_epoch,
             "total_epochs": self._total_epochs,
+            "log_variables": self._log_variables,
         }
 
     def identity(self) -> dict[str, Any]:
@@ -95,6 +101,13 @@ class KeepZeros(MaskCallback):
                 self._released = True
                 self.weight_masks.release()
             keep_edits(model_of(self))
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        super().on_epoch_end(epoch, logs)
+        if self._log_variables:
+            refresh(self)
+            # Not those of the masks: what isn't held yet, or no longer, counts too.
+            log_each(logs, self._targets, [found.pruned for found in count_zeros(self._targets)])
 
     def check(self, model: keras.Model, epochs: int | None = None) -> list[Target]:
         """The variables that it holds. Nothing is trained or changed.

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_woodfisher.callbacks.callback_list import warn_of_dead
+from keras_woodfisher.callbacks.epoch_logs import epoch_report
 from keras_woodfisher.callbacks.progress import Progress
 from keras_woodfisher.callbacks.pruning_task import Task
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate, Ramps, check_buffer
@@ -30,6 +31,7 @@ from keras_woodfisher.pruning.guard import guard_of
 from keras_woodfisher.pruning.masks import zeros_of
 from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.pruning.stages import StagedUpdates
+from keras_woodfisher.reports.epoch_report import EpochReport
 from keras_woodfisher.reports.left_out import LeftOut
 from keras_woodfisher.reports.pruning_report import PruningReport
 from keras_woodfisher.reports.stage_report import StageReport, merged
@@ -69,6 +71,7 @@ class Run:
         self._first_epoch = 0
         self._stepped = False
         self._stages: list[StageReport] = []
+        self._history: list[EpochReport] = []
         self._examples: Examples | None = None
         self._collapse: Collapse | None = None
 
@@ -286,7 +289,12 @@ class Run:
             tuple(self._stages),
             self.task.options.settings(),
             left_out=self.left_out(),
+            history=tuple(self._history),
         )
+
+    def end_epoch(self, epoch: int, logs: Mapping[str, Any] | None) -> None:
+        """Notes how training went in an epoch that is over, for the report."""
+        self._history.append(epoch_report(epoch, self.pruner.sparsity, logs))
 
     def _notes(self) -> tuple[str, ...]:
         constant = "" if self._collapse is None else self._collapse.constant

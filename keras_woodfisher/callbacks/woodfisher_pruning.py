@@ -9,12 +9,14 @@ from keras_woodfisher_backends.keras_internals.training import callbacks_beside,
 from keras_woodfisher_backends.ranks.joint import current_ranks
 
 from keras_woodfisher.callbacks.callback_list import warn, warn_about_others
+from keras_woodfisher.callbacks.epoch_logs import log_each
 from keras_woodfisher.callbacks.mask_callback import MaskCallback
 from keras_woodfisher.callbacks.mask_constraint import WeightMasks
 from keras_woodfisher.callbacks.pruning_run import Run, sparsity_of
 from keras_woodfisher.callbacks.pruning_task import Task
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate
 from keras_woodfisher.model.weight_copies import copies_follow
+from keras_woodfisher.options.checks import flag
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.collapse import emptied_text
 from keras_woodfisher.reports.meter import announce, say
@@ -83,6 +85,8 @@ class WoodFisherPruning(MaskCallback):
         seed: Seed of the choice of examples from arrays; None chooses anew each time.
         verbose: 0 silent, 1 a progress bar at each update, 2 one line a phase.
         total_epochs: Epochs of the whole training, where a `fit` is only a part of it and a later one goes on.
+        log_variables: Put the sparsity of each variable, too, into the logs of each epoch, as `sparsity/<path>`, for
+            the callbacks after this one (TensorBoard, CSVLogger, those of W&B and MLflow) and the history.
 
     Raises:
         ValueError, TypeError: If an argument is out of range, or, before the first batch, if the arguments don't fit
@@ -122,16 +126,18 @@ class WoodFisherPruning(MaskCallback):
         seed: int | None = 0,
         verbose: int = 1,
         total_epochs: int | None = None,
+        log_variables: bool = False,
     ):
         arguments = dict(locals())
         super().__init__(total_epochs)
+        self._log_variables = flag("log_variables", log_variables)
         self.task = Task.of(arguments)
         self._siblings: list[WoodFisherPruning] = []
         self._run: Run | None = None
 
     def get_config(self) -> dict[str, Any]:
         """All arguments but `data`, for `from_config`."""
-        return self.task.config() | {"total_epochs": self._total_epochs}
+        return self.task.config() | {"total_epochs": self._total_epochs, "log_variables": self._log_variables}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], data: Any = None) -> "WoodFisherPruning":
@@ -203,6 +209,9 @@ class WoodFisherPruning(MaskCallback):
         if self._released:
             self.run.pruner.find_zeros()
         self._log(logs)
+        self.run.end_epoch(epoch, logs)
+        if self._log_variables:
+            log_each(logs, self.run.targets, self.run.pruner.zeros)
 
     def on_train_end(self, logs: Any = None) -> None:
         if self.weight_masks is None:

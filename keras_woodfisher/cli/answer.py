@@ -1,7 +1,5 @@
 """What a command answers: a text for people and plain data for programs."""
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +22,6 @@ class Answer:
     code: int = 0
 
 
-def as_json(data: Any) -> str:
-    """One JSON document; numbers that JSON doesn't know (a loss of nan) become null."""
-    return json.dumps(_as_json(data), indent=2, allow_nan=False)
-
-
 def table(
     header: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[str] | None = None, left: int = 1
 ) -> str:
@@ -39,13 +32,3 @@ def table(
     if total:
         lines.insert(-1, rule)
     return "\n".join(line.rstrip() for line in lines)
-
-
-def _as_json(data: Any) -> Any:
-    if isinstance(data, Mapping):
-        return {str(key): _as_json(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_as_json(value) for value in data]
-    if hasattr(data, "item"):  # a number of NumPy's
-        data = data.item()
-    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -14,8 +14,9 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from importlib import import_module
 from typing import Any
 
-from keras_woodfisher.cli.answer import Answer, as_json
+from keras_woodfisher.cli.answer import Answer
 from keras_woodfisher.cli.arguments import BACKENDS, parse
+from keras_woodfisher.reports.report import json_text
 
 FAILED, INTERRUPTED, PIPE_CLOSED = 1, 130, 141
 """The last two as shells have them of a process that a signal ended: SIGINT, SIGPIPE."""
@@ -51,7 +52,7 @@ def _answered(args: Namespace) -> int:
     try:
         with redirect_stdout(sys.stderr), _short_warnings():
             answer = _run(args)
-        return _told(as_json(answer.data) if args.json else answer.text, answer.code)
+        return _told(json_text(answer.data) if args.json else answer.text, answer.code)
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED

@@ -72,6 +72,13 @@ OPTIONS = (
         callers=(CALLBACK,),
         takes_none=True,
     ),
+    _row(
+        "log_variables",
+        kinds.FLAG,
+        False,
+        "put the sparsity of each variable into the logs of each epoch, as `sparsity/<path>`, for TensorBoard etc.",
+        callers=(CALLBACK,),
+    ),
     _row("data", kinds.ANYTHING, None, "where to sample gradients from; None: buffer those of training"),
     _row("loss", kinds.ANYTHING, None, "a Keras loss", shown="the compiled one", callers=(PRUNE, SENSITIVITY)),
     _row(

@@ -22,20 +22,27 @@ from keras_woodfisher.recipe.one_shot_callback import OneShotPruning
 
 
 def callbacks_of(
-    modifiers: Sequence[Modifier], data: Any, verbose: int, total_epochs: int | None = None
+    modifiers: Sequence[Modifier],
+    data: Any,
+    verbose: int,
+    total_epochs: int | None = None,
+    log_variables: bool = False,
 ) -> list[keras.callbacks.Callback]:
     """The callbacks that carry modifiers out, those that prune first, in the order in which they begin."""
     ordered = sorted(modifiers, key=lambda m: (isinstance(m, TrainingModifier), m.first_epoch))
-    built = (callback_of(modifier, data, verbose, total_epochs) for modifier in ordered)
+    built = (callback_of(modifier, data, verbose, total_epochs, log_variables) for modifier in ordered)
     return [callback for callback in built if callback is not None]
 
 
-def callback_of(modifier: Modifier, data: Any, verbose: int, total_epochs: int | None = None) -> Any:
+def callback_of(
+    modifier: Modifier, data: Any, verbose: int, total_epochs: int | None = None, log_variables: bool = False
+) -> Any:
     """The callback that carries one modifier out, or None where it is only information; a ValueError without data."""
     if isinstance(modifier, TrainingModifier):
         return modifier.callback()
     if isinstance(modifier, ConstantPruningModifier):
-        return KeepZeros(modifier.params, modifier.exclude, modifier.start_epoch, modifier.end_epoch, total_epochs)
+        window = (modifier.start_epoch, modifier.end_epoch)
+        return KeepZeros(modifier.params, modifier.exclude, *window, total_epochs, log_variables)
     if isinstance(modifier, ReconstructionModifier):
         if data is None:
             raise ValueError(f"{modifier.tag} needs examples to reconstruct layers by: pass data=x.")
@@ -45,6 +52,7 @@ def callback_of(modifier: Modifier, data: Any, verbose: int, total_epochs: int |
         **{row.name: getattr(modifier, row.name) for row in in_group(RAMP)} | pruning_arguments(modifier),
         verbose=verbose,
         total_epochs=total_epochs,
+        log_variables=log_variables,
         **_source_of(modifier, data),
     )
 

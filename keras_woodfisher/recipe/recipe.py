@@ -45,7 +45,13 @@ class Recipe:
         return max(0, *(math.ceil(m.last_epoch - 1e-9) for m in self.modifiers))
 
     def callbacks(
-        self, model: keras.Model, data: Any = None, *, verbose: int = 1, total_epochs: int | None = None
+        self,
+        model: keras.Model,
+        data: Any = None,
+        *,
+        verbose: int = 1,
+        total_epochs: int | None = None,
+        log_variables: bool = False,
     ) -> list[keras.callbacks.Callback]:
         """What to give to `model.fit(..., epochs=recipe.epochs, callbacks=...)`.
 
@@ -55,6 +61,7 @@ class Recipe:
                 gradients are buffered.
             verbose: As in `WoodFisherPruning`.
             total_epochs: As in `WoodFisherPruning`.
+            log_variables: As in `WoodFisherPruning` and `KeepZeros`.
 
         Returns:
             Keras callbacks, those that prune first.
@@ -63,7 +70,7 @@ class Recipe:
             KeyError: If a name matches nothing.
             ValueError: If the recipe demands data and there is none, or it doesn't fit the model.
         """
-        callbacks = callbacks_of(self.modifiers, data, verbose, total_epochs)
+        callbacks = callbacks_of(self.modifiers, data, verbose, total_epochs, log_variables)
         for modifier in self.modifiers:
             targets_of(modifier, model)
         return callbacks

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from keras_woodfisher.reports.html.elements import Section, bullets
+from keras_woodfisher.reports.report import Report
+
 _WORSE = 1.25
 """A dense model whose loss grows by more than this factor wasn't trained on such data.
 
@@ -13,8 +16,8 @@ _SLACK = 1e-3
 
 
 @dataclass(frozen=True)
-class BatchNormReport:
-    """The outcome of `reestimate_batchnorm`; `print` it.
+class BatchNormReport(Report):
+    """The outcome of `reestimate_batchnorm`; `print`, show or `save` it.
 
         >>> print(kw.reestimate_batchnorm(model, x, verbose=0))
         BatchNorm: statistics of 1 layers measured on 240 examples
@@ -31,6 +34,12 @@ class BatchNormReport:
     left_alone: tuple[str, ...]
     examples: int
     dense_loss: tuple[float, float] | None = None
+
+    title = "BatchNorm report"
+
+    def sections(self, whole: bool = False) -> list[Section]:
+        measured = [f"measured: {', '.join(self.layers)}"] if self.layers else []
+        return [Section("BatchNorm", bullets([*str(self).splitlines(), *measured]))]
 
     @property
     def dense_keeps_accuracy(self) -> bool | None:

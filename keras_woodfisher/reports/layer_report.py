@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from keras_woodfisher.reports.html.elements import Section, bullets, table
 from keras_woodfisher.reports.rendering import aligned
+from keras_woodfisher.reports.report import Report
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class RefinementReport:
 
 
 @dataclass(frozen=True)
-class ReconstructionReport:
-    """What reconstruction did.
+class ReconstructionReport(Report):
+    """What reconstruction did; `print`, show or `save` it.
 
         >>> done = kw.prune(model, x, 0.5, verbose=0).reconstruction
         >>> done.examples + done.held_out == len(x), done.allocation
@@ -81,8 +83,14 @@ class ReconstructionReport:
     refined: RefinementReport | None = None
     same: bool = False
 
-    def __str__(self) -> str:
-        lines = layers_table(self.layers)
+    title = "Reconstruction report"
+
+    def sections(self, whole: bool = False) -> list[Section]:
+        return [Section("Reconstruction of layers", bullets(self.lines()) + table(layers_cells(self.layers)))]
+
+    def lines(self) -> list[str]:
+        """What is to be said of all layers together."""
+        lines = []
         on = f"the same {self.held_out:,}, too few to hold any out" if self.same else f"{self.held_out:,} others"
         lines.append(
             f"fitted to {self.examples:,} examples; distance of the outputs from the dense model's, on "
@@ -95,11 +103,14 @@ class ReconstructionReport:
                 f"refined in {done.steps:,} steps from rate {done.rate:g} ({done.examples:,} examples differentiated): "
                 f"{done.error:.4g} before"
             )
-        return "\n".join(lines)
+        return lines
+
+    def __str__(self) -> str:
+        return "\n".join([*aligned(layers_cells(self.layers), left=1), *self.lines()])
 
 
-def layers_table(layers: Sequence[LayerReport]) -> list[str]:
-    """A line a layer; where it has more unknowns than rows, it says how many."""
+def layers_cells(layers: Sequence[LayerReport]) -> list[tuple[str, ...]]:
+    """A table with a line a layer; where it has more unknowns than rows, it says how many."""
     rows: list[tuple[str, ...]] = [("layer", "rows", "dead inputs", "output error", "seconds")]
     for layer in layers:
         error = (f"by magnitude: {layer.note}" if layer.note else "") or (
@@ -107,4 +118,4 @@ def layers_table(layers: Sequence[LayerReport]) -> list[str]:
         )
         few = f" of {layer.inputs:,}" if layer.rows < layer.inputs else ""
         rows.append((layer.name, f"{layer.rows:,}{few}", str(layer.dead_inputs), error, f"{layer.seconds:.2f}"))
-    return aligned(rows, left=1)
+    return rows

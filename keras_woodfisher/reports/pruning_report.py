@@ -8,35 +8,21 @@ from keras_woodfisher_backends.protocol import SlowLayers
 
 from keras_woodfisher.options.checks import as_json
 from keras_woodfisher.reports.batchnorm_report import BatchNormReport
+from keras_woodfisher.reports.epoch_report import SPARSITY, EpochReport, history_section
+from keras_woodfisher.reports.html.elements import Section, bullets, settings, table, tiles
 from keras_woodfisher.reports.layer_report import ReconstructionReport
 from keras_woodfisher.reports.left_out import NOTHING, LeftOut
 from keras_woodfisher.reports.rendering import aligned, axes_of
-from keras_woodfisher.reports.stage_report import PhaseReport, StageReport, merged, stages_table
-
-
-@dataclass(frozen=True)
-class VariableReport:
-    """One variable.
-
-        >>> first = kw.sparsity_report(model).variables[0]
-        >>> first.shape, first.weights, first.pruned, first.sparsity
-        ((2, 16), 32, 0, 0.0)
-
-    Attributes:
-        name: Its path.
-        shape: Its shape.
-        weights: Its number of weights.
-        pruned: How many of them are zero.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    weights: int
-    pruned: int
-
-    @property
-    def sparsity(self) -> float:
-        return self.pruned / self.weights
+from keras_woodfisher.reports.report import Report
+from keras_woodfisher.reports.stage_report import (
+    PhaseReport,
+    StageReport,
+    mebibytes,
+    merged,
+    stages_cells,
+    stages_table,
+)
+from keras_woodfisher.reports.variable_report import VariableReport, bytes_section
 
 
 def combined(
@@ -64,7 +50,14 @@ def combined(
         next((report.batchnorm for report in reversed(reports) if report.batchnorm is not None), None),
         _rebuilt([report.reconstruction for report in reports if report.reconstruction is not None]),
         left_out,
+        _joint_history([report.history for report in reports if report.history]),
     )
+
+
+def _joint_history(found: Sequence[tuple[EpochReport, ...]]) -> tuple[EpochReport, ...]:
+    """The epochs of callbacks of one training run, with the sparsity of all of them together, as they log it."""
+    first = found[0] if found else ()
+    return tuple(replace(entry, sparsity=entry.logs.get(SPARSITY, entry.sparsity)) for entry in first)
 
 
 def _rebuilt(found: Sequence[ReconstructionReport]) -> ReconstructionReport | None:
@@ -74,14 +67,14 @@ def _rebuilt(found: Sequence[ReconstructionReport]) -> ReconstructionReport | No
 
 
 @dataclass(frozen=True)
-class PruningReport:
-    """The outcome of `prune` or `sparsity_report`; `print` it to see a table.
+class PruningReport(Report):
+    """The outcome of `prune` or `sparsity_report`; `print` it to see a table, or show or `save` it as a page.
 
         >>> report = kw.prune(model, sparsity=0.25, method="magnitude")
         >>> report.pruned, report.weights, report.sparsity
         (20, 80, 0.25)
         >>> sorted(report.as_dict())[:3]
-        ['batchnorm', 'left_out', 'notes']
+        ['batchnorm', 'history', 'left_out']
 
     Attributes:
         variables: One entry a variable.
@@ -93,6 +86,7 @@ class PruningReport:
         batchnorm: What became of BatchNorm statistics, where they were re-estimated.
         reconstruction: What became of each layer's output, where layers were reconstructed.
         left_out: Which weights weren't considered, why, and how to name them.
+        history: How training went meanwhile, epoch by epoch.
     """
 
     variables: tuple[VariableReport, ...]
@@ -104,6 +98,9 @@ class PruningReport:
     batchnorm: BatchNormReport | None = None
     reconstruction: ReconstructionReport | None = None
     left_out: LeftOut = NOTHING
+    history: tuple[EpochReport, ...] = ()
+
+    title = "Pruning report"
 
     @property
     def weights(self) -> int:
@@ -135,9 +132,12 @@ class PruningReport:
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain data, for JSON."""
-        data = asdict(self)
-        data["variables"] = [{**asdict(v), "shape": list(v.shape), "sparsity": v.sparsity} for v in self.variables]
-        data |= {"phases": list(data["phases"]), "notes": list(self.notes)}
+        data = asdict(replace(self, variables=()))
+        data["variables"] = [
+            {"name": v.name, "shape": list(v.shape), "weights": v.weights, "pruned": v.pruned, "sparsity": v.sparsity}
+            for v in self.variables
+        ]
+        data |= {"phases": list(data["phases"]), "notes": list(self.notes), "history": as_json(data["history"])}
         # The keys of JSON objects are texts.
         data["settings"] = {
             name: {str(key): part for key, part in value.items()} if isinstance(value, Mapping) else value
@@ -175,12 +175,32 @@ class PruningReport:
         ax.legend(loc="lower right")
         return ax
 
-    def __str__(self) -> str:
+    def sections(self, whole: bool = False) -> list[Section]:
+        figures = {"weights": f"{self.weights:,}", "zeros": f"{self.pruned:,}", "sparsity": f"{self.sparsity:.4f}"}
+        if self.left_out.variables:
+            figures["sparsity of all weights"] = f"{self.overall_sparsity:.4f}"
+        shares = [*(v.sparsity for v in self.variables), self.sparsity]
+        parts = [Section("", tiles(figures)), history_section(self.history, self.stages)]
+        parts.append(Section("Variables", table(self._cells(), 2, shares, total=True)))
+        parts += [bytes_section(self.variables)] if whole else []
+        if (stages := stages_cells(self.stages)) and len(stages) > 1:
+            parts.append(Section("Updates", table(stages)))
+        for part in (self.reconstruction, self.batchnorm):
+            parts += [] if part is None else part.sections(whole)
+        phases = [("phase", "seconds", "peak memory"), *(phase.cells() for phase in self.phases)]
+        parts.append(Section("Time and memory", table(phases) if self.phases else ""))
+        parts.append(Section("Settings", settings(self.settings) if self.settings else ""))
+        notes = [*self.remarks(), *self.notes]
+        return [*parts, Section("Notes and warnings", bullets(notes) if notes else "")]
+
+    def _cells(self) -> list[tuple[str, ...]]:
         rows = [(v.name, str(v.shape), v.weights, v.pruned, v.sparsity) for v in self.variables]
         rows.append(("total", "", self.weights, self.pruned, self.sparsity))
         cells: list[tuple[str, ...]] = [("variable", "shape", "weights", "pruned", "sparsity")]
-        cells += [(n, s, f"{w:,}", f"{p:,}", f"{f:.4f}") for n, s, w, p, f in rows]
-        lines = aligned(cells)
+        return cells + [(n, s, f"{w:,}", f"{p:,}", f"{f:.4f}") for n, s, w, p, f in rows]
+
+    def __str__(self) -> str:
+        lines = aligned(self._cells())
         lines.insert(1, "-" * len(lines[0]))
         lines.insert(-1, "-" * len(lines[0]))
         lines += self.remarks()
@@ -203,4 +223,4 @@ class PruningReport:
 
 
 def _memory(peak: int | None) -> str:
-    return "" if peak is None else f", {peak / 2**20:.0f} MiB at its peak"
+    return "" if peak is None else f", {mebibytes(peak)} at its peak"

@@ -1,5 +1,6 @@
 """How much each variable may be pruned, as data, as a table and as curves."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -7,9 +8,15 @@ from typing import Any
 from keras_woodfisher_backends.protocol import SlowLayers
 
 from keras_woodfisher.options.checks import as_json
+from keras_woodfisher.reports.html.charts import MOST_CURVES, curves, side_by_side
+from keras_woodfisher.reports.html.elements import Section, bullets, heat_table, tiles
 from keras_woodfisher.reports.left_out import NOTHING, LeftOut
 from keras_woodfisher.reports.rendering import aligned, axes_of
+from keras_woodfisher.reports.report import Report
 from keras_woodfisher.reports.stage_report import PhaseReport
+
+_DARKEST = 0.75
+"""Of a cell: what is written in it has to be read."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +50,8 @@ class Sensitivity:
 
 
 @dataclass(frozen=True)
-class SensitivityReport:
-    """The outcome of `sensitivity`; `print` it to see tables.
+class SensitivityReport(Report):
+    """The outcome of `sensitivity`; `print` it to see tables, or show or `save` it as a page.
 
         >>> report = kw.sensitivity(model, levels=[0.5, 0.9], eval_data=(x, y), method="magnitude", verbose=0)
         >>> report.levels, report.examples, report.predicts
@@ -69,6 +76,37 @@ class SensitivityReport:
     phases: tuple[PhaseReport, ...] = ()
     left_out: LeftOut = NOTHING
     slow_layers: tuple[SlowLayers, ...] = ()
+
+    title = "Sensitivity report"
+
+    def sections(self, whole: bool = False) -> list[Section]:
+        names = [entries[0].name for entries in self.variables()]
+        head = {"loss without pruning": f"{self.dense_loss:.4f}", "examples": f"{self.examples:,}"}
+        found = [Section("", tiles(head | {"variables": f"{len(names):,}"}))]
+        found += [
+            Section(title[0].upper() + title[1:], self._heat(figure, form)) for title, figure, form in self._figures()
+        ]
+        if found[1:]:
+            found.insert(1, Section("The most sensitive variables", self._curves()))
+        return [*found, Section("Notes", bullets(notes) if (notes := self._notes()) else "")]
+
+    def _curves(self) -> str:
+        def harm(entries: tuple[Sensitivity, ...]) -> float:
+            return max(entry.measured if math.isfinite(entry.measured) else math.inf for entry in entries)
+
+        # Two variables of one name would be one curve.
+        named = {entries[0].name: entries for entries in sorted(self.variables(), key=harm)}
+        most = list(reversed(list(named.items())[-MOST_CURVES:]))
+        series = {name: [(entry.level, entry.measured) for entry in entries] for name, entries in most}
+        title, axis = "increase of the loss, measured", "sparsity of one variable (fraction of zeros)"
+        return side_by_side([curves(series, title, axis)])
+
+    def _heat(self, figure: str, form: str) -> str:
+        """A figure of each variable and level; the darker the larger."""
+        cells = self._cells(figure, form)
+        values = [[getattr(entry, figure) for entry in entries] for entries in self.variables()]
+        most = max((v for row in values for v in row if v is not None and math.isfinite(v)), default=0.0)
+        return heat_table(cells, [[_shade(value, most) for value in row] for row in values])
 
     @property
     def zeroed(self) -> tuple[tuple[str, float], ...]:
@@ -129,30 +167,45 @@ class SensitivityReport:
         return ax
 
     def __str__(self) -> str:
-        lines = [
-            f"loss without pruning: {self.dense_loss:.4f}, on {self.examples:,} examples",
-            "",
-            "increase of the loss when one variable alone is pruned, measured",
-            *self._table("measured", ".4f"),
-        ]
+        lines = [f"loss without pruning: {self.dense_loss:.4f}, on {self.examples:,} examples"]
+        for title, figure, form in self._figures():
+            lines += ["", title, *self._table(figure, form)]
+        more = self._notes()
+        return "\n".join([*lines, "", *more] if more else lines)
+
+    def _figures(self) -> list[tuple[str, str, str]]:
+        """The figures that there are: title, attribute and form."""
+        found = [("increase of the loss when one variable alone is pruned, measured", "measured", ".4f")]
         if self.predicts:
-            lines += ["", "increase of the loss, predicted by the Fisher", *self._table("predicted", ".1e")]
+            found.append(("increase of the loss, predicted by the Fisher", "predicted", ".1e"))
         if any(entry.output_error is not None for entry in self.entries):
-            lines += ["", "relative error of the layer's output", *self._table("output_error", ".1e")]
+            found.append(("relative error of the layer's output", "output_error", ".1e"))
+        return found
+
+    def _notes(self) -> list[str]:
         more = [f"zero as a whole from level {level:g} on: {name}" for name, level in self.zeroed]
         more += [f"by magnitude: {name}, since {why}" for name, why in self._by_magnitude().items()]
-        more += [*map(str, self.slow_layers), *self.left_out.lines()]
-        return "\n".join([*lines, "", *more] if more else lines)
+        return [*more, *map(str, self.slow_layers), *self.left_out.lines()]
 
     def _by_magnitude(self) -> dict[str, str]:
         return {entry.name: entry.note for entry in self.entries if entry.note}
 
     def _table(self, figure: str, form: str) -> list[str]:
+        lines = aligned(self._cells(figure, form), left=1)
+        lines.insert(1, "-" * len(lines[0]))
+        return lines
+
+    def _cells(self, figure: str, form: str) -> list[tuple[str, ...]]:
         cells: list[tuple[str, ...]] = [("variable", "weights", *(f"{level:g}" for level in self.levels))]
         for entries in self.variables():
             found = (getattr(entry, figure) for entry in entries)
             values = ("" if value is None else format(value, form) for value in found)
             cells.append((entries[0].name, f"{entries[0].weights:,}", *values))
-        lines = aligned(cells, left=1)
-        lines.insert(1, "-" * len(lines[0]))
-        return lines
+        return cells
+
+
+def _shade(value: float | None, most: float) -> float:
+    """How dark a cell is: by the root, so that small ones can be told apart; what isn't finite is darkest."""
+    if value is None or (math.isfinite(value) and value <= 0.0):
+        return 0.0
+    return math.sqrt(value / most) * _DARKEST if math.isfinite(value) else _DARKEST

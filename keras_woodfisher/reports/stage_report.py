@@ -27,6 +27,15 @@ class PhaseReport:
     seconds: float
     peak_bytes: int | None
 
+    def cells(self) -> tuple[str, str, str]:
+        """A line of a table: name, seconds and memory."""
+        return self.name, f"{self.seconds:.2f}", "" if self.peak_bytes is None else mebibytes(self.peak_bytes)
+
+
+def mebibytes(size: int) -> str:
+    """Memory, rounded as a table of phases has it."""
+    return f"{size / 2**20:.0f} MiB"
+
 
 @dataclass(frozen=True)
 class CalibrationReport:
@@ -90,11 +99,17 @@ def merged(phases: Sequence[PhaseReport]) -> tuple[PhaseReport, ...]:
 
 def stages_table(stages: Sequence[StageReport]) -> list[str]:
     """A table of what was chosen, where there was a choice or there were several stages."""
+    cells = stages_cells(stages)
+    return aligned(cells, left=1) if cells else []
+
+
+def stages_cells(stages: Sequence[StageReport]) -> list[tuple[str, ...]]:
+    """The cells of that table, the header's first; none where there is nothing to tell."""
     if len(stages) < 2 and not any(stage.calibration or stage.by_magnitude for stage in stages):
         return []
     rows = [{"stage": str(number), **_figures(stage)} for number, stage in enumerate(stages, start=1)]
     header = list(dict.fromkeys(name for row in rows for name in row))
-    return aligned([tuple(header), *(tuple(row.get(name, "") for name in header) for row in rows)], left=1)
+    return [tuple(header), *(tuple(row.get(name, "") for name in header) for row in rows)]
 
 
 def _figures(stage: StageReport) -> dict[str, str]:

@@ -6,6 +6,8 @@ near to the last one.
 
 import gzip
 from dataclasses import astuple, dataclass
+from typing import Any
+from weakref import ref
 
 import keras
 import numpy as np
@@ -77,6 +79,44 @@ def target_storage(target: Target) -> Storage:
         by_output = integers.T if target.variable.name == "kernel" else integers
         return matrix_storage(by_output, ops.convert_to_numpy(target.variable))
     return matrix_storage(target_matrix(target))
+
+
+class StoredVariable:
+    """Measures the bytes of a variable when they are first asked for: compression takes 0.1 s a megabyte.
+
+    It keeps no variable alive. Written to a file (pickled), it knows what was asked for before.
+
+    Args:
+        target: The variable.
+        pruned: How many of its weights were zero.
+    """
+
+    def __init__(self, target: Target, pruned: int):
+        self._parts: tuple[Any, ...] | None = (ref(target.variable), ref(target.layer), target.aliases, target.order)
+        self._pruned = pruned
+        self._found: Storage | None = None
+
+    def __call__(self) -> Storage | None:
+        """The bytes; None where the variable is gone, or has another number of zeros now."""
+        if self._found is None and self._parts is not None:
+            variable, layer, aliases, order = self._parts
+            if variable() is not None and layer() is not None:
+                target = Target(variable(), layer(), aliases, order)
+                if _zeros_of(target) == self._pruned:
+                    self._found = target_storage(target)
+        return self._found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_parts": None}
+
+
+def _zeros_of(target: Target) -> int | None:
+    values = (
+        integers_of(target.layer, target.variable)
+        if holds_integers(target.layer, target.variable)
+        else ops.convert_to_numpy(target.variable)
+    )
+    return None if values is None else values.size - int(np.count_nonzero(values))
 
 
 def target_matrix(target: Target) -> np.ndarray:

@@ -9,7 +9,9 @@ from keras_woodfisher.model.quantized import holds_integers, integers_of, mode_o
 from keras_woodfisher.model.targets import ALL, ALL_PRUNABLE, Target, all_targets, matches, named_targets
 from keras_woodfisher.options.checks import names
 from keras_woodfisher.reports.left_out import LeftOut, LeftOutVariable, patterns_of
-from keras_woodfisher.reports.pruning_report import PruningReport, VariableReport
+from keras_woodfisher.reports.pruning_report import PruningReport
+from keras_woodfisher.reports.storage import StoredVariable
+from keras_woodfisher.reports.variable_report import VariableReport
 
 EMBEDDING = "embeddings, which are taken only when named"
 OTHER = "of layers of another kind, which are taken only when named"
@@ -71,13 +73,16 @@ def _count(target: Target) -> VariableReport | None:
     if not holds_integers(target.layer, target.variable):
         # Not `read`, which copies: a model may have much more than what is pruned.
         values = keras.ops.convert_to_numpy(target.variable)
-        return VariableReport(target.name, tuple(target.variable.shape), target.size, _zeros(values))
+        zeros = _zeros(values)
+        stored = StoredVariable(target, zeros)
+        return VariableReport(target.name, tuple(target.variable.shape), target.size, zeros, stored)
     integers = integers_of(target.layer, target.variable)
     if integers is None:
         return None
     # That of the weights, though they may be packed.
     shape = tuple(getattr(target.layer, "original_kernel_shape", None) or integers.shape)
-    return VariableReport(target.name, shape, integers.size, _zeros(integers))
+    zeros = _zeros(integers)
+    return VariableReport(target.name, shape, integers.size, zeros, StoredVariable(target, zeros))
 
 
 def _zeros(values: np.ndarray) -> int:

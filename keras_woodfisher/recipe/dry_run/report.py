@@ -12,8 +12,11 @@ from keras_woodfisher.recipe.dry_run.costs import Cost, ReconstructionCost
 from keras_woodfisher.recipe.dry_run.process_costs import ProcessCost
 from keras_woodfisher.recipe.modifiers.pruning import Modifier, PruningModifier
 from keras_woodfisher.recipe.modifiers.writing import changed_fields
+from keras_woodfisher.reports.html.charts import curves, side_by_side
+from keras_woodfisher.reports.html.elements import Section, bullets, table, tiles
 from keras_woodfisher.reports.left_out import NOTHING, LeftOut
 from keras_woodfisher.reports.rendering import aligned
+from keras_woodfisher.reports.report import Report
 
 _SHOWN = 6
 """Updates that are printed at each end of a long list."""
@@ -88,8 +91,20 @@ class CheckedModifier:
         found["cost"]["memory"] = self.cost.memory and self.cost.memory.as_dict()
         return first | as_json(found)
 
+    def section(self) -> Section:
+        """The same as HTML."""
+        ramp = {"sparsity": [(update.position, update.sparsity) for update in self.updates]}
+        figure = side_by_side([curves(ramp, "sparsity (fraction of zeros)", "epochs", (0.0, 1.0))])
+        updates = figure + table(_cells(self.updates), left=0) if self.updates else ""
+        return Section(self.label or self.modifier.tag, bullets([*self._targets(), *self._costs()]) + updates)
+
     def lines(self) -> list[str]:
         """The same as text."""
+        updates = _table(self.updates) if self.updates else []
+        lines = [*self._targets(), *updates, *self._costs()]
+        return [self.label or self.modifier.tag, *(f"  {line}" for line in lines)]
+
+    def _targets(self) -> list[str]:
         lines = []
         if self.variables:
             first = ", ".join(self.variables[:3]) + (", ..." if len(self.variables) > 3 else "")
@@ -102,13 +117,15 @@ class CheckedModifier:
             lines.append(self.dense)
         if self.emptied:
             lines.append(f"no weight will be left of: {', '.join(self.emptied)}")
-        if self.updates:
-            lines += [*_table(self.updates), *self._cost_lines()]
+        return lines
+
+    def _costs(self) -> list[str]:
+        lines = self._cost_lines() if self.updates else []
         if (cost := self.reconstruction) is not None:
             lines.append(f"reconstruction by {cost.examples:,} examples, passes: {cost.passes}; {cost.memory}")
             more = f"; more {', and '.join(cost.without)}" if cost.without else ""
             lines.append(f"time: about {cost.seconds:.1f} s{more}")
-        return [self.label or self.modifier.tag, *(f"  {line}" for line in lines)]
+        return lines
 
     def _cost_lines(self) -> list[str]:
         cost = self.cost
@@ -140,8 +157,8 @@ class CheckedModifier:
 
 
 @dataclass(frozen=True)
-class RecipeCheck:
-    """The outcome of `check_recipe`; `print` it.
+class RecipeCheck(Report):
+    """The outcome of `check_recipe`; `print` it, or show or `save` it as a page.
 
         >>> recipe = kw.load_recipe({"modifiers": [{"ConstantPruningModifier": {"params": ["hiden/kernel"]}}]})
         >>> check = kw.check_recipe(recipe, model, verbose=0)
@@ -162,6 +179,18 @@ class RecipeCheck:
     epochs: int | None
     left_out: LeftOut = NOTHING
 
+    title = "Dry run of a recipe"
+
+    def sections(self, whole: bool = False) -> list[Section]:
+        known = {"epochs": self.epochs or "unknown", "steps an epoch": self.steps_per_epoch or "unknown"}
+        figures = {name: str(value) for name, value in known.items()} | {"problems": str(len(self.problems))}
+        parts = [Section("", tiles(figures))]
+        if self.problems:
+            parts.append(Section("Problems", bullets([str(problem) for problem in self.problems])))
+        parts += [entry.section() for entry in self.modifiers]
+        left_out = self.left_out.lines()
+        return [*parts, Section("Notes", bullets(left_out) if left_out else "")]
+
     def as_dict(self) -> dict[str, Any]:
         """The same as plain data, for JSON."""
         return {
@@ -181,14 +210,18 @@ class RecipeCheck:
         return "\n".join([*lines, *(f"  - {problem}" for problem in self.problems)])
 
 
-def _table(updates: tuple[PlannedUpdate, ...]) -> list[str]:
+def _cells(updates: tuple[PlannedUpdate, ...]) -> list[tuple[str, ...]]:
     cells: list[tuple[str, ...]] = [("update", "epoch", "step", "sparsity", "gradients", "bytes")]
     for number, update in enumerate(updates):
         step = "-" if update.step is None else str(update.step)
         size = 4 * update.num_grads * update.kept
         sparsity = f"{update.sparsity:.4f}"
         cells.append((str(number), f"{update.position:g}", step, sparsity, f"{update.num_grads:,}", f"{size:,}"))
-    lines = aligned(cells, left=0)
+    return cells
+
+
+def _table(updates: tuple[PlannedUpdate, ...]) -> list[str]:
+    lines = aligned(_cells(updates), left=0)
     if len(updates) > 2 * _SHOWN:
         lines = [*lines[: 1 + _SHOWN], f"... {len(updates) - 2 * _SHOWN} more", *lines[-_SHOWN:]]
     return lines

@@ -1,0 +1,1 @@
+"""Reports as HTML that needs nothing else: no script, no network, no file beside it."""
