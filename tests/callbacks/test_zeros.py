@@ -456,8 +456,7 @@ def test_two_callbacks(make_mlp, blobs):
     assert zeros_in(model) == 120
 
 
-@pytest.mark.parametrize("method", ["magnitude", "woodfisher"])
-@pytest.mark.parametrize("turned", [False, True], ids=["in_turn", "turned"])
+@pytest.mark.parametrize(("method", "turned"), [("magnitude", True), ("woodfisher", False)])
 def test_one_callback_goes_on_where_another_ends(make_mlp, blobs, method, turned):
     model = make_mlp(OPTIMIZERS["ema"]())
     data = None if method == "magnitude" else blobs
@@ -551,8 +550,9 @@ def by_recipe(params):
     return kw.load_recipe({"modifiers": [{"ConstantPruningModifier": held}, {"TrainableParamsModifier": thaw}]})
 
 
-@pytest.mark.parametrize("params", ["__ALL_PRUNABLE__", ["hidden/kernel", "out/kernel"]])
-@pytest.mark.parametrize("entry", ["callback", "recipe"])
+@pytest.mark.parametrize(
+    ("entry", "params"), [("callback", "__ALL_PRUNABLE__"), ("recipe", ["hidden/kernel", "out/kernel"])]
+)
 def test_zeros_of_what_is_thawed_amid_training_are_held(make_mlp, blobs, params, entry):
     model = make_mlp()
     kw.prune(model, sparsity=0.7, method="magnitude", global_sparsity=False, verbose=0)

@@ -810,6 +810,7 @@ def start(*words, folder, **env):
     )
 
 
+@pytest.mark.once
 def test_backend_is_chosen_before_keras_is_imported(shelf, tmp_path):
     done = start(
         *("-m", "keras_woodfisher.cli", "prune", str(shelf / "model.keras"), "--method", "magnitude"),

@@ -77,8 +77,8 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("b", [1, 2])
-@pytest.mark.parametrize("name", MODELS)
+# Convolutions of each rank are sampled with the other b in `test_convolutions`.
+@pytest.mark.parametrize(("name", "b"), zip(MODELS, itertools.cycle([1, 2])))
 def test_rows_are_those_of_one_group_at_a_time(backend, rng, name, b):
     make, captured = MODELS[name]
     assert_exact(backend, rng, make(), b, captured)
@@ -266,8 +266,7 @@ class FirstToken(keras.Model):
         return self.head(self.norm(x + self.attend(x, x))[:, 0])
 
 
-@pytest.mark.parametrize("tokens", [1, 5])
-@pytest.mark.parametrize("b", [1, 2])
+@pytest.mark.parametrize(("tokens", "b"), [(1, 2), (5, 1)])
 def test_attention_of_which_one_token_is_seen(backend, rng, b, tokens):
     model = FirstToken()
     x = rng.normal(size=(4 * b, tokens, 4)).astype("float32")

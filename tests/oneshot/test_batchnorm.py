@@ -583,6 +583,7 @@ def test_wrong_wishes_of_prune_change_nothing(blobs, make_mlp, error, message, m
     assert_same(everything(model), before)
 
 
+@pytest.mark.once
 def test_keras_on_numpy_can_do_it_too():
     code = (
         "import keras, numpy as np, keras_woodfisher as kw\n"
