@@ -13,9 +13,9 @@ import numpy as np
 from batched import batched_pass
 from common import interleaved, load, median_spread, parser, record
 
-from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.gradients.sources import SampledGradients
 from keras_woodfisher.memory.store import MemoryStore
+from keras_woodfisher.model.examples import open_examples
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.pruner import Pruner
 

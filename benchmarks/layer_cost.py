@@ -13,8 +13,8 @@ from common import parser, record
 from gradient_cost import SameMemory
 from keras import layers
 
-from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.gradients.sources import SampledGradients
+from keras_woodfisher.model.examples import open_examples
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.pruner import Pruner
 

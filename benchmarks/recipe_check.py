@@ -7,9 +7,9 @@ import numpy as np
 from common import load, median_spread, parser, record
 
 import keras_woodfisher as kw
-from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.gradients.sources import SampledGradients
 from keras_woodfisher.memory.store import MemoryStore
+from keras_woodfisher.model.examples import open_examples
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.pruner import Pruner
 

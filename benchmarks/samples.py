@@ -5,10 +5,10 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.gradients.footprint import Footprint
 from keras_woodfisher.gradients.sources import SampledGradients
 from keras_woodfisher.memory.store import GradientStore, MemoryStore
+from keras_woodfisher.model.examples import open_examples
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.pruner import Pruner
 

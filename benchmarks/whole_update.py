@@ -13,8 +13,8 @@ from batched import batched_pass
 from common import load, median_spread, parser, record
 from update_cost import useful
 
-from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.gradients.sources import SampledGradients
+from keras_woodfisher.model.examples import open_examples
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.fisher import block_slices
 from keras_woodfisher.pruning.pruner import Pruner

@@ -29,7 +29,6 @@ CORE = {
     "keras_woodfisher/gradients": "tests/gradients",
     "keras_woodfisher/callbacks": "tests/callbacks",
     "keras_woodfisher/model": "tests/model",
-    "keras_woodfisher/data": "tests/data",
     "keras_woodfisher/memory": "tests/memory",
     "keras_woodfisher/options": "tests/options",
     "keras_woodfisher/oneshot/reconstruction": "tests/oneshot",

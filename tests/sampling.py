@@ -6,8 +6,8 @@ from autodiff import plain_gradients
 from gathering import gathered
 from keras import layers, ops, tree
 
-from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.gradients.sources import SampledGradients
+from keras_woodfisher.model.examples import open_examples
 from keras_woodfisher.model.targets import find_targets
 from keras_woodfisher.options.pruning_options import PruningOptions
 

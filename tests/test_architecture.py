@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 CORE, BACKENDS = "keras_woodfisher", "keras_woodfisher_backends"
 FLOORS = (
     ("backends", "options"),
-    ("model", "data", "memory"),
+    ("model", "memory"),
     ("gradients", "reports"),
     ("pruning",),
     ("callbacks", "oneshot", "deployment"),
@@ -55,7 +55,7 @@ def room(name):
 def test_every_room_has_its_floor():
     assert {room(name) for name in FOUND} == {name for floor in FLOORS for name in floor}
     entries = [path for path in (ROOT / CORE).iterdir() if path.name not in ("py.typed", "__pycache__")]
-    assert len(entries) <= 13
+    assert len(entries) <= 12
     assert len(FLOORS) <= 8
 
 

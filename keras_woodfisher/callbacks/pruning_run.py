@@ -12,7 +12,6 @@ from keras_woodfisher.callbacks.epoch_logs import epoch_report
 from keras_woodfisher.callbacks.progress import Progress
 from keras_woodfisher.callbacks.pruning_task import Task
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate, Ramps, check_buffer
-from keras_woodfisher.data.examples import Examples, open_examples
 from keras_woodfisher.gradients.buffer import BufferedGradients
 from keras_woodfisher.gradients.loss import check_loss
 from keras_woodfisher.gradients.sampling import NoUsableSamplesError
@@ -23,6 +22,7 @@ from keras_woodfisher.gradients.trained import (
     refuse_untrained,
     trains_as_keras_does,
 )
+from keras_woodfisher.model.examples import Examples, open_examples
 from keras_woodfisher.model.targets import Target, finals_of
 from keras_woodfisher.options.mask_types import UNSTRUCTURED
 from keras_woodfisher.pruning.agreement import agree

@@ -14,12 +14,12 @@ from keras_woodfisher_backends.protocol import Backend
 from keras_woodfisher_backends.ranks.joint import current_ranks
 from keras_woodfisher_backends.ranks.shares import row_share
 
-from keras_woodfisher.data.batches import between
 from keras_woodfisher.gradients.footprint import Footprint, buffered_footprint
 from keras_woodfisher.gradients.sampling import Taken, check_samples, usable_rows, warn_of_still
 from keras_woodfisher.gradients.trained import refuse_untrained
 from keras_woodfisher.memory.free_memory import check_device_memory
 from keras_woodfisher.memory.store import GradientStore
+from keras_woodfisher.model.batches import between
 from keras_woodfisher.model.optimizer_variables import HiddenVariables
 from keras_woodfisher.model.targets import Target
 

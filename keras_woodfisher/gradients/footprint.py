@@ -13,8 +13,8 @@ from keras_woodfisher_backends.keras_internals.models import layers_of
 from keras_woodfisher_backends.nest import arrays
 from keras_woodfisher_backends.protocol import Backend
 
-from keras_woodfisher.data.batches import chunk_size
-from keras_woodfisher.data.examples import GROUPS_AT_A_TIME
+from keras_woodfisher.model.batches import chunk_size
+from keras_woodfisher.model.examples import GROUPS_AT_A_TIME
 from keras_woodfisher.model.targets import Target
 
 _PLAIN_LOSS, _OTHER_LOSS = 4, 8

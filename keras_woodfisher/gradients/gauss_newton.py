@@ -14,8 +14,8 @@ from keras_woodfisher_backends.keras_internals.models import (
 )
 from keras_woodfisher_backends.nest import arrays, map_arrays, take
 
-from keras_woodfisher.data.batches import Batch
 from keras_woodfisher.gradients.loss import ModelLoss, Outlined, called
+from keras_woodfisher.model.batches import Batch
 from keras_woodfisher.model.targets import Target
 
 _TINY = 1e-7

@@ -22,9 +22,9 @@ from keras_woodfisher_backends.keras_internals.models import (
 )
 from keras_woodfisher_backends.nest import arrays, map_arrays, take
 
-from keras_woodfisher.data.batches import Batch
 from keras_woodfisher.gradients.classes import ClassOutput, check_classes, class_outputs, one_hot_text
 from keras_woodfisher.gradients.probing import check_examples_alone, check_shapes, depends
+from keras_woodfisher.model.batches import Batch
 from keras_woodfisher.model.inputs import check_inputs
 from keras_woodfisher.model.targets import Target
 from keras_woodfisher.model.tokens import check_tokens, token_inputs

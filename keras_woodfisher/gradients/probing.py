@@ -10,7 +10,7 @@ from keras import ops
 from keras_woodfisher_backends import get_backend
 from keras_woodfisher_backends.nest import arrays, map_arrays
 
-from keras_woodfisher.data.batches import Batch
+from keras_woodfisher.model.batches import Batch
 
 _CHANGE = 0.2
 """Outputs are changed by about this part of themselves, then by as much in all, to see what a loss does."""

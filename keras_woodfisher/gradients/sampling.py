@@ -10,9 +10,9 @@ from keras_woodfisher_backends.nest import arrays, take
 from keras_woodfisher_backends.protocol import Backend, Sampler, SlowLayers
 from keras_woodfisher_backends.ranks.joint import current_ranks
 
-from keras_woodfisher.data.batches import Batch, chunk_size, even_chunks
 from keras_woodfisher.gradients.loss import ModelLoss
 from keras_woodfisher.memory.store import GradientStore
+from keras_woodfisher.model.batches import Batch, chunk_size, even_chunks
 from keras_woodfisher.model.targets import Target
 
 

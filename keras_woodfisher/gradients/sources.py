@@ -11,13 +11,13 @@ from keras_woodfisher_backends.ranks.digests import digest_of
 from keras_woodfisher_backends.ranks.joint import current_ranks
 from keras_woodfisher_backends.ranks.shares import row_share
 
-from keras_woodfisher.data.batches import Batch, between, even_chunks
-from keras_woodfisher.data.examples import ArrayExamples, Examples
 from keras_woodfisher.gradients.footprint import Footprint, PassBytes, counted_outputs, is_plain, sampled_footprint
 from keras_woodfisher.gradients.gauss_newton import GaussNewtonLoss
 from keras_woodfisher.gradients.loss import ModelLoss
 from keras_woodfisher.gradients.sampling import HalvingSampler, sample_gradients
 from keras_woodfisher.memory.store import GradientStore
+from keras_woodfisher.model.batches import Batch, between, even_chunks
+from keras_woodfisher.model.examples import ArrayExamples, Examples
 from keras_woodfisher.model.targets import Target, tensors_of
 from keras_woodfisher.options.pruning_options import PruningOptions
 

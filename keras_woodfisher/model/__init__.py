@@ -1,1 +1,1 @@
-"""The Keras model: its prunable variables, its optimizer, and what Keras keeps private."""
+"""The Keras model: its prunable variables, its optimizer, and what it takes as data."""

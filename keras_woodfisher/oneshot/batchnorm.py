@@ -9,9 +9,9 @@ import numpy as np
 from keras_woodfisher_backends.nest import map_arrays
 from keras_woodfisher_backends.ranks.joint import current_ranks, jointly
 
-from keras_woodfisher.data.batches import length
-from keras_woodfisher.data.examples import Examples, open_examples, read_batches
 from keras_woodfisher.gradients.loss import ModelLoss, has_loss, mean_loss
+from keras_woodfisher.model.batches import length
+from keras_woodfisher.model.examples import Examples, open_examples, read_batches
 from keras_woodfisher.model.restoring import restored
 from keras_woodfisher.model.targets import check_model
 from keras_woodfisher.oneshot.batchnorm_statistics import batchnorm_layers, call_order, measure, name_of

@@ -12,8 +12,8 @@ from keras_woodfisher_backends.keras_internals.engines import assign_whole
 from keras_woodfisher_backends.keras_internals.models import infer, layers_of, renormalises
 from keras_woodfisher_backends.nest import map_arrays
 
-from keras_woodfisher.data.batches import Batch
 from keras_woodfisher.gradients.loss import forward_only
+from keras_woodfisher.model.batches import Batch
 
 
 def batchnorm_layers(model: keras.Model) -> list[Any]:

@@ -8,7 +8,7 @@ import keras
 from keras_woodfisher_backends.keras_internals.engines import assign_whole
 from keras_woodfisher_backends.ranks.joint import jointly
 
-from keras_woodfisher.data.examples import open_examples
+from keras_woodfisher.model.examples import open_examples
 from keras_woodfisher.model.weight_copies import copies_follow
 from keras_woodfisher.oneshot.batchnorm import reestimation_of
 from keras_woodfisher.oneshot.reconstruction.pruning import ReconstructionWork

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 from keras_woodfisher_backends.ranks.joint import current_ranks
 
-from keras_woodfisher.data.examples import Examples, count_up_to, open_examples
 from keras_woodfisher.gradients.gauss_newton import curvature_problem
+from keras_woodfisher.model.examples import Examples, count_up_to, open_examples
 from keras_woodfisher.model.targets import Target, finals_of
 from keras_woodfisher.oneshot.batchnorm import takes_data
 from keras_woodfisher.oneshot.presets import (

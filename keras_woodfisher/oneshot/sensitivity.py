@@ -10,10 +10,10 @@ from keras import ops
 from keras_woodfisher_backends.nest import map_arrays
 from keras_woodfisher_backends.ranks.joint import jointly
 
-from keras_woodfisher.data.batches import Batch, length
-from keras_woodfisher.data.examples import open_examples, read_batches
 from keras_woodfisher.gradients.loss import MeanLoss, ModelLoss, has_loss
 from keras_woodfisher.gradients.sources import SampledGradients
+from keras_woodfisher.model.batches import Batch, length
+from keras_woodfisher.model.examples import open_examples, read_batches
 from keras_woodfisher.oneshot.single_changes import reconstructed_changes, single_changes
 from keras_woodfisher.options.checks import fraction, one_of
 from keras_woodfisher.options.pruning_options import MAGNITUDE, RECONSTRUCT, UPDATES, PruningOptions

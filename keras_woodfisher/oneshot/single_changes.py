@@ -7,8 +7,8 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from keras_woodfisher.data.examples import Examples, read_batches
 from keras_woodfisher.gradients.sources import SampledGradients
+from keras_woodfisher.model.examples import Examples, read_batches
 from keras_woodfisher.model.tokens import checked
 from keras_woodfisher.oneshot.reconstruction.allocation import candidates
 from keras_woodfisher.oneshot.reconstruction.layerwise import Layerwise, joined

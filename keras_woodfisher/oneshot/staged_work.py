@@ -7,10 +7,10 @@ from typing import Any
 import keras
 from keras_woodfisher_backends.nest import map_arrays
 
-from keras_woodfisher.data.examples import Examples, open_examples, read_batches
 from keras_woodfisher.gradients.loss import MeanLoss
 from keras_woodfisher.gradients.sampling import NoUsableSamplesError
 from keras_woodfisher.gradients.sources import SampledGradients
+from keras_woodfisher.model.examples import Examples, open_examples, read_batches
 from keras_woodfisher.oneshot.presets import Settings
 from keras_woodfisher.options.pruning_options import AUTO, CALIBRATED
 from keras_woodfisher.pruning.calibration import HeldOutLoss

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from keras_woodfisher_backends.ranks.joint import current_ranks
 
-from keras_woodfisher.data.batches import Batch, cut
 from keras_woodfisher.gradients.loss import MeanLoss
+from keras_woodfisher.model.batches import Batch, cut
 from keras_woodfisher.model.targets import Target, tensors_of
 
 COMPENSATIONS = (1e-3, 1e-2, 1e-1)

@@ -9,9 +9,9 @@ from keras import ops, tree
 from keras_woodfisher_backends.keras_internals.models import float32_computation, infer
 from keras_woodfisher_backends.nest import arrays, map_arrays
 
-from keras_woodfisher.data.examples import Examples, read_batches
 from keras_woodfisher.gradients.loss import forward_only
 from keras_woodfisher.model.axes import axis_roles
+from keras_woodfisher.model.examples import Examples, read_batches
 from keras_woodfisher.model.targets import Target
 from keras_woodfisher.pruning.masks import count
 

@@ -12,9 +12,9 @@ from keras import layers, ops
 from sampling import cross_entropy, truth_of
 
 import keras_woodfisher as kw
-from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.gradients.loss import MeanLoss
 from keras_woodfisher.gradients.sources import SampledGradients
+from keras_woodfisher.model.examples import open_examples
 from keras_woodfisher.model.targets import find_targets
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.fisher import BlockFisher

@@ -9,7 +9,7 @@ import pytest
 from keras import layers
 
 import keras_woodfisher as kw
-from keras_woodfisher.data.examples import open_examples
+from keras_woodfisher.model.examples import open_examples
 from keras_woodfisher.model.targets import find_targets
 from keras_woodfisher.pruning.collapse import Collapse, _is_constant, constant_outputs
 

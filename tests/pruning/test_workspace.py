@@ -13,10 +13,10 @@ from keras_woodfisher_backends.kernel.panels import PANEL
 from keras_woodfisher_backends.kernel.threads import blas_threads
 
 import keras_woodfisher as kw
-from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.gradients.footprint import PassBytes, buffered_footprint, counted_outputs, is_plain
 from keras_woodfisher.gradients.sources import SampledGradients
 from keras_woodfisher.memory.limits import Limit
+from keras_woodfisher.model.examples import open_examples
 from keras_woodfisher.options.pruning_options import PruningOptions
 from keras_woodfisher.pruning.pruner import Pruner
 from keras_woodfisher.pruning.workspace import Workspace, _block_bytes

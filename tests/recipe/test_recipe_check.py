@@ -282,7 +282,7 @@ def test_the_memory_plan_is_that_of_the_run(make_mlp, blobs, capsys):
 
 
 def test_it_takes_no_more_samples_at_a_time_than_the_plan(make_mlp, blobs, monkeypatch):
-    monkeypatch.setattr("keras_woodfisher.data.batches._CHUNK_BYTES", 2 * 4 * 240)
+    monkeypatch.setattr("keras_woodfisher.model.batches._CHUNK_BYTES", 2 * 4 * 240)
     rows = []
     fill = SampledGradients.fill
 

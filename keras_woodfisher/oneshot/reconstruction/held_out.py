@@ -12,9 +12,9 @@ from keras_woodfisher_backends.keras_internals.models import float32_computation
 from keras_woodfisher_backends.nest import arrays, map_arrays
 from keras_woodfisher_backends.ranks.joint import current_ranks
 
-from keras_woodfisher.data.batches import cut
 from keras_woodfisher.gradients.loss import forward_only
 from keras_woodfisher.memory.free_memory import give_back_memory
+from keras_woodfisher.model.batches import cut
 from keras_woodfisher.model.targets import Target
 
 _TINY = 1e-7

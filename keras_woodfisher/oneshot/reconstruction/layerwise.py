@@ -14,7 +14,7 @@ from keras_woodfisher_backends.least_squares.parts import parts_of
 from keras_woodfisher_backends.nest import arrays, map_arrays, shapes_of, take
 from keras_woodfisher_backends.ranks.ranks import Ranks
 
-from keras_woodfisher.data.batches import cut_evenly
+from keras_woodfisher.model.batches import cut_evenly
 from keras_woodfisher.model.targets import Target
 from keras_woodfisher.oneshot.reconstruction.apart import MIXED, learn_rows
 from keras_woodfisher.oneshot.reconstruction.footprint import Needs, plan_chunks, size_of

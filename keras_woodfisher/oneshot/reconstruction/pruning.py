@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras_woodfisher_backends.nest import arrays, take
 
-from keras_woodfisher.data.examples import ArrayExamples, Examples, read_batches
+from keras_woodfisher.model.examples import ArrayExamples, Examples, read_batches
 from keras_woodfisher.model.tokens import checked
 from keras_woodfisher.oneshot.reconstruction.allocation import Allocation, candidates
 from keras_woodfisher.oneshot.reconstruction.footprint import HELD_OUT, size_of

@@ -8,7 +8,7 @@ import numpy as np
 from keras_woodfisher_backends.keras_internals.engines import assign_whole
 from keras_woodfisher_backends.ranks.joint import jointly
 
-from keras_woodfisher.data.examples import open_examples
+from keras_woodfisher.model.examples import open_examples
 from keras_woodfisher.model.restoring import restored
 from keras_woodfisher.model.targets import Target, find_targets
 from keras_woodfisher.model.weight_copies import copies_follow

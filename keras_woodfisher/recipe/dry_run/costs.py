@@ -11,10 +11,10 @@ import numpy as np
 
 from keras_woodfisher.callbacks.pruning_run import Run
 from keras_woodfisher.callbacks.update_plan import PlannedUpdate
-from keras_woodfisher.data.examples import open_examples
 from keras_woodfisher.gradients.sources import SampledGradients
 from keras_woodfisher.memory.plan import RECOMPUTED, MemoryPlan
 from keras_woodfisher.memory.store import MemoryStore
+from keras_woodfisher.model.examples import open_examples
 from keras_woodfisher.model.targets import finals_of
 from keras_woodfisher.oneshot.reconstruction.allocation import Allocation, candidates
 from keras_woodfisher.oneshot.reconstruction.footprint import Plan

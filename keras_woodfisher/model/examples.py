@@ -13,8 +13,8 @@ from keras import tree
 from keras_woodfisher_backends.nest import arrays, map_arrays, take
 from keras_woodfisher_backends.ranks.digests import digest_of
 
-from keras_woodfisher.data.batches import Batch, as_batch, as_numpy, cut, length, lengths, unpacked
-from keras_woodfisher.data.held_out import HeldOut, contents
+from keras_woodfisher.model.batches import Batch, as_batch, as_numpy, cut, length, lengths, unpacked
+from keras_woodfisher.model.held_out import HeldOut, contents
 from keras_woodfisher.options.checks import count
 
 GROUPS_AT_A_TIME = 256

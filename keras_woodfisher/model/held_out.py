@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from keras_woodfisher_backends.nest import arrays
 
-from keras_woodfisher.data.batches import Batch, length
+from keras_woodfisher.model.batches import Batch, length
 
 _MOST = 0.5
 """No more of a stream that comes round again is left out than this part."""

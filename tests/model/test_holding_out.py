@@ -11,7 +11,7 @@ import torch
 from keras import layers
 
 import keras_woodfisher as kw
-from keras_woodfisher.data.examples import open_examples
+from keras_woodfisher.model.examples import open_examples
 
 ROWS = 23
 

@@ -9,8 +9,8 @@ import torch
 from keras import tree
 
 import keras_woodfisher as kw
-from keras_woodfisher.data.batches import cut_evenly
-from keras_woodfisher.data.examples import open_examples, read_batches
+from keras_woodfisher.model.batches import cut_evenly
+from keras_woodfisher.model.examples import open_examples, read_batches
 
 ROWS = 23
 

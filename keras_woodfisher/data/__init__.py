@@ -1,1 +1,0 @@
-"""What `fit` takes as data, as groups of examples."""
