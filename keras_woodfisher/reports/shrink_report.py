@@ -12,6 +12,10 @@ _KINDS = {"constant": "filters whose output is constant", "unread": "input chann
 class ShrunkLayer:
     """A layer that becomes smaller.
 
+        >>> model.get_layer("out").set_weights([np.eye(16, 3), np.zeros(3)])
+        >>> kw.shrink_report(model).layers[-1]
+        ShrunkLayer(name='out', kind='Dense', channels=3, channels_left=3, parameters=51, parameters_left=12)
+
     Attributes:
         name: Its name.
         kind: Its class.
@@ -32,6 +36,10 @@ class ShrunkLayer:
 @dataclass(frozen=True)
 class StayingChannels:
     """Channels of a layer that do nothing by themselves and stay nevertheless.
+
+        >>> model.get_layer("out").set_weights([np.zeros((16, 3)), np.zeros(3)])
+        >>> kw.shrink_report(model).staying[0]
+        StayingChannels(layer='out', kind='constant', channels=3, why='they are an output of the model')
 
     Attributes:
         layer: The layer's name.

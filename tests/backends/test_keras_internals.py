@@ -102,7 +102,7 @@ PARTS = [
     Part("_get_operation_for_node", "functional model", "Graphs"),
     Part("_outputs_struct", "functional model", "Graphs, trained_outputs"),
     Part("state", "variables of fit", "assign_between_steps", on="jax"),
-    Part("_keras_history", "symbolic tensor", "sigmoid_outputs"),
+    Part("_keras_history", "symbolic tensor", "sigmoid_outputs, input_layer_of"),
     Part("ask_to_proceed_with_overwrite", "keras.src.utils.io_utils", "may_overwrite"),
     Part("_layout", "variable", "riding_variable", on="jax"),
 ]

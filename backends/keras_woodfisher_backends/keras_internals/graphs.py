@@ -56,6 +56,11 @@ def calls_of(model: Any) -> list[Call]:
     ]
 
 
+def input_layer_of(tensor: Any) -> Any:
+    """The layer that a symbolic input of a model stands for."""
+    return tensor._keras_history[0]
+
+
 def is_graph(layer: Any) -> bool:
     """Whether a layer is a model that does nothing but what its graph of calls says."""
     return graph_of(layer) is not None and type(layer).call.__module__.startswith("keras.")

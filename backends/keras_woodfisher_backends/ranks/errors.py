@@ -23,7 +23,7 @@ def as_text(error: BaseException) -> str:
     r"""An error as the others are told of it: its kind, the nearest one of Python's own, and its message.
 
     >>> as_text(KeyError("x"))
-    'KeyError\\nKeyError\\nx'
+    'KeyError\nKeyError\nx'
     """
     names = (kind.__name__ for kind in type(error).__mro__ if _KNOWN.get(kind.__name__) is kind)
     try:
@@ -37,7 +37,7 @@ def as_text(error: BaseException) -> str:
 def as_elsewhere(text: str, where: str) -> BaseException:
     r"""What is raised where the error didn't occur: the nearest of Python's own errors, or a RuntimeError.
 
-    >>> as_elsewhere("BadBatchError\\nValueError\\nempty", "Process 1 of 2 failed")
+    >>> as_elsewhere("BadBatchError\nValueError\nempty", "Process 1 of 2 failed")
     ValueError('Process 1 of 2 failed: BadBatchError: empty')
 
     Args:

@@ -1,6 +1,6 @@
 """Rules of layers that compute on channels: all together (dense layers, convolutions), or each by itself."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from keras import layers
@@ -18,13 +18,11 @@ from keras_woodfisher.deployment.shrinking.kernels import (
     reads_of,
     response_of,
 )
+from keras_woodfisher.deployment.shrinking.notes import Notes
 from keras_woodfisher.deployment.shrinking.records import Linear, Sizes, linear_sizes
 
-if TYPE_CHECKING:
-    from keras_woodfisher.deployment.shrinking.walk import Walk
 
-
-def linear(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
+def linear(walk: Notes, call: Call, given: list[Channels]) -> Channels:
     """Dense layers and convolutions: new channels, each the sum of what it reads."""
     layer = call.operation
     found = walk.along(given[0], call.inputs[0], _channel_axis(call), call)
@@ -41,7 +39,7 @@ def linear(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
     return _activated(walk, call, sizes, Channels(found.axis, sizes.outputs, np.where(counted, answers, np.nan)))
 
 
-def _grouped(walk: "Walk", call: Call, found: Channels) -> Channels:
+def _grouped(walk: Notes, call: Call, found: Channels) -> Channels:
     """A grouped convolution: its groups go as a whole."""
     layer, groups = call.operation, call.operation.groups
     firsts = found.sets.reshape(groups, -1)[:, 0]
@@ -61,7 +59,7 @@ def _grouped(walk: "Walk", call: Call, found: Channels) -> Channels:
     return _activated(walk, call, sizes, Channels(found.axis, outputs, np.where(counted, answers, np.nan)))
 
 
-def depthwise(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
+def depthwise(walk: Notes, call: Call, given: list[Channels]) -> Channels:
     """Each channel by itself, to one or several."""
     layer = call.operation
     found = walk.along(given[0], call.inputs[0], _channel_axis(call), call)
@@ -78,7 +76,7 @@ def depthwise(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
     return _activated(walk, call, sizes, Channels(found.axis, outputs, held))
 
 
-def batch_normalized(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
+def batch_normalized(walk: Notes, call: Call, given: list[Channels]) -> Channels:
     """`gamma (x - mean) / sqrt(variance + epsilon) + beta`, with the moving statistics."""
     layer = call.operation
     if renormalises(layer):
@@ -92,7 +90,7 @@ def batch_normalized(walk: "Walk", call: Call, given: list[Channels]) -> Channel
     return found.holding((found.constants - mean) / np.sqrt(variance + layer.epsilon) * gamma + beta)
 
 
-def prelu(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
+def prelu(walk: Notes, call: Call, given: list[Channels]) -> Channels:
     """With one slope a channel."""
     layer = call.operation
     wide = [axis for axis, size in enumerate(layer.alpha.shape, start=1) if size > 1]
@@ -104,7 +102,7 @@ def prelu(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
     return found.holding(np.where(found.constants < 0, slopes, 1.0) * found.constants)
 
 
-def rescaled(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
+def rescaled(walk: Notes, call: Call, given: list[Channels]) -> Channels:
     """By one number for all channels."""
     layer, found = call.operation, given[0]
     if not all(isinstance(number, (int, float)) for number in (layer.scale, layer.offset)):
@@ -112,7 +110,7 @@ def rescaled(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
     return found.holding(found.constants * layer.scale + layer.offset)
 
 
-def activation(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
+def activation(walk: Notes, call: Call, given: list[Channels]) -> Channels:
     """A layer that only applies a function."""
     layer, found = call.operation, given[0]
     function = layer.activation if isinstance(layer, layers.Activation) else layer
@@ -123,7 +121,7 @@ def activation(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
     return found.holding(elementwise.values_of(function, found.constants, layer.compute_dtype))
 
 
-def operation(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
+def operation(walk: Notes, call: Call, given: list[Channels]) -> Channels:
     """An elementwise operation of `keras.ops`."""
     found, dtype = given[0], call.outputs[0].dtype
     if len(given) > 1 or not (call.args and call.args[0] is call.inputs[0]):
@@ -141,7 +139,7 @@ def _answers(layer: Any, constants: np.ndarray, pads: bool, reads: np.ndarray) -
     return constant, response_of(layer, np.where(counted, constants, 0.0)) + bias_of(layer, reads.shape[1])
 
 
-def _activated(walk: "Walk", call: Call, sizes: Sizes, found: Channels) -> Channels:
+def _activated(walk: Notes, call: Call, sizes: Sizes, found: Channels) -> Channels:
     """The channels behind a layer's own activation."""
     layer = call.operation
     if elementwise.is_elementwise(layer.activation):

@@ -2,16 +2,14 @@
 
 from collections.abc import Callable
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from keras import tree
 from keras_woodfisher_backends.keras_internals.graphs import Call
 
 from keras_woodfisher.deployment.shrinking.channels import UNKNOWN, Channels
-
-if TYPE_CHECKING:
-    from keras_woodfisher.deployment.shrinking.walk import Walk
+from keras_woodfisher.deployment.shrinking.notes import Notes
 
 FUNCTIONS: dict[str, Callable[[list[Any]], Any]] = {
     "Add": lambda parts: reduce(np.add, parts),
@@ -25,7 +23,7 @@ FUNCTIONS: dict[str, Callable[[list[Any]], Any]] = {
 """By the names of layers and operations: what becomes of constants, nan standing for what isn't one."""
 
 
-def combined(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
+def combined(walk: Notes, call: Call, given: list[Channels]) -> Channels:
     """Number by number: a channel can only go from all parts, and from what they become."""
     rest = iter(given)
     parts: list[Any] = []
@@ -59,7 +57,7 @@ def combined(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
     return Channels(axis, sets, held)
 
 
-def concatenated(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
+def concatenated(walk: Notes, call: Call, given: list[Channels]) -> Channels:
     """Side by side: along the axis of channels each part keeps its own, along others they can only go together."""
     axis = next((part.axis for part in given if part.axis is not None), None)
     if axis is None:

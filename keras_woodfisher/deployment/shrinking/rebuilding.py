@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers, ops, tree
-from keras_woodfisher_backends.keras_internals.graphs import calls_of, is_graph
+from keras import ops, tree
+from keras_woodfisher_backends.keras_internals.graphs import calls_of, input_layer_of, is_graph
 from keras_woodfisher_backends.keras_internals.models import layers_of
 
 from keras_woodfisher.deployment.shrinking.kernels import array_of
@@ -96,12 +96,8 @@ class _Copies:
         axis = None if given is None else given[place].axis
         if given is not None and axis is not None:
             shape[axis] = self._alive.count(given[place].sets)
-        entries = [
-            layer for layer in model.layers if isinstance(layer, layers.InputLayer) and layer.name == tensor.name
-        ]
-        if not entries:
-            return keras.Input(batch_shape=shape, dtype=tensor.dtype, sparse=tensor.sparse, name=tensor.name)
-        return layers.InputLayer.from_config(entries[0].get_config() | {"batch_shape": tuple(shape)}).output
+        entry = input_layer_of(tensor)
+        return type(entry).from_config(entry.get_config() | {"batch_shape": tuple(shape)}).output
 
     def _fill(self, old: Any, new: Any) -> None:
         sizes = self._walk.sizes.get(id(old))

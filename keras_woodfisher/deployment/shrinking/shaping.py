@@ -1,26 +1,24 @@
 """Rules of layers that move values, or gather them over places, and leave channels apart."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from keras_woodfisher_backends.keras_internals.graphs import Call
 
 from keras_woodfisher.deployment.shrinking.channels import UNKNOWN, Channels
+from keras_woodfisher.deployment.shrinking.notes import Notes
 from keras_woodfisher.deployment.shrinking.records import Count, Sizes
 
-if TYPE_CHECKING:
-    from keras_woodfisher.deployment.shrinking.walk import Walk
 
-
-def unchanged(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
+def unchanged(walk: Notes, call: Call, given: list[Channels]) -> Channels:
     """What does nothing in inference."""
     if getattr(call.operation, "noise_shape", None) is not None:
         return walk.barrier(call, given)
     return given[0]
 
 
-def over_places(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
+def over_places(walk: Notes, call: Call, given: list[Channels]) -> Channels:
     """Pooling, cropping and upsampling: a channel that is constant stays so."""
     found = given[0]
     if found.axis in (None, _channel_axis(call)):
@@ -28,7 +26,7 @@ def over_places(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
     return walk.barrier(call, given)
 
 
-def padded(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
+def padded(walk: Notes, call: Call, given: list[Channels]) -> Channels:
     """Zeros around: a constant that isn't zero varies behind them."""
     found = over_places(walk, call, given)
     if found.axis is None or not np.any(call.operation.padding):
@@ -38,7 +36,7 @@ def padded(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
     return found.holding(np.where(lost, np.nan, found.constants))
 
 
-def global_pooled(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
+def global_pooled(walk: Notes, call: Call, given: list[Channels]) -> Channels:
     """One value a channel."""
     found = over_places(walk, call, given)
     if found.axis is None or call.operation.keepdims:
@@ -46,13 +44,13 @@ def global_pooled(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
     return Channels(1, found.sets, found.constants)
 
 
-def flattened(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
+def flattened(walk: Notes, call: Call, given: list[Channels]) -> Channels:
     """Each channel becomes as many as there are places."""
     first = call.operation.data_format == "channels_first"
     return _rearranged(walk, call, given, lambda values: (np.moveaxis(values, 0, -1) if first else values).reshape(-1))
 
 
-def reshaped(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
+def reshaped(walk: Notes, call: Call, given: list[Channels]) -> Channels:
     """Goes where one axis still counts the channels."""
     layer, shape = call.operation, call.outputs[0].shape[1:]
     found = _rearranged(walk, call, given, lambda values: values.reshape(shape), None in shape)
@@ -69,7 +67,7 @@ def reshaped(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
     return found
 
 
-def permuted(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
+def permuted(walk: Notes, call: Call, given: list[Channels]) -> Channels:
     """Axes in another order."""
     found = given[0]
     if found.axis is None:
@@ -77,14 +75,14 @@ def permuted(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
     return Channels(1 + tuple(call.operation.dims).index(found.axis), found.sets, found.constants)
 
 
-def repeated(walk: "Walk", call: Call, given: list[Channels]) -> Channels:
+def repeated(walk: Notes, call: Call, given: list[Channels]) -> Channels:
     """A new axis before that of the channels."""
     found = given[0]
     return found if found.axis is None else Channels(2, found.sets, found.constants)
 
 
 def _rearranged(
-    walk: "Walk", call: Call, given: list[Channels], move: Callable[[np.ndarray], np.ndarray], unknown: bool = False
+    walk: Notes, call: Call, given: list[Channels], move: Callable[[np.ndarray], np.ndarray], unknown: bool = False
 ) -> Channels:
     """The channels after values (of one example) were moved; a barrier where no single axis counts them any more."""
     found, shape = given[0], call.inputs[0].shape[1:]

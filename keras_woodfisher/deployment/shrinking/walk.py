@@ -4,17 +4,16 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
-import numpy as np
 from keras import layers
 from keras_woodfisher_backends.keras_internals.graphs import Call, calls_of, graph_of, is_graph
 
 from keras_woodfisher.deployment.shrinking import elementwise, layer_rules, merging, shaping
-from keras_woodfisher.deployment.shrinking.channels import GIVEN, UNKNOWN, Channels, Ties
+from keras_woodfisher.deployment.shrinking.channels import UNKNOWN, Channels
 from keras_woodfisher.deployment.shrinking.kernels import CONVOLUTIONS, DEPTHWISE, SEPARABLE, TRANSPOSED
-from keras_woodfisher.deployment.shrinking.records import Linear, Sizes
+from keras_woodfisher.deployment.shrinking.notes import Notes
 from keras_woodfisher.model.quantized import mode_of
 
-Rule = Callable[["Walk", Call, list[Channels]], Channels]
+Rule = Callable[[Notes, Call, list[Channels]], Channels]
 
 
 def _named(pattern: str) -> list[Any]:
@@ -62,57 +61,19 @@ _OPERATION_RULES: dict[str, Rule] = {
 }
 
 
-class Walk:
-    """What is known of a functional or sequential model after all of its calls.
+class Walk(Notes):
+    """Notes of a functional or sequential model after all of its calls.
 
     Args:
         model: The model; its inputs and outputs keep their channels.
-
-    Attributes:
-        ties: Which channels can only go together, and which must stay.
-        linears: Dense layers and convolutions, by their identity.
-        sizes: All layers whose sizes depend on channels, by their identity.
-        entrances: What inner models get as their inputs, by their identity.
-        fixed: Layers that have a call in which their sizes can't change.
     """
 
     def __init__(self, model: keras.Model):
-        self.ties = Ties()
-        self.linears: dict[int, Linear] = {}
-        self.sizes: dict[int, Sizes] = {}
-        self.entrances: dict[int, list[Channels]] = {}
-        self.fixed: set[int] = set()
+        super().__init__()
         self._layers: dict[int, Any] = {}
         for found in self._run(model, [UNKNOWN] * len(graph_of(model).inputs)):
             self.ties.need(found.sets, "they are an output of the model")
         self._keep_what_is_fixed()
-
-    def along(self, found: Channels, tensor: Any, axis: int, call: Call) -> Channels:
-        """The channels of a tensor along an axis; new ones that must stay where they are counted along another."""
-        if found.axis == axis:
-            return found
-        self.ties.need(found.sets, f"{call.operation.name} reads them along another axis")
-        sets = self.ties.fresh(tensor.shape[axis])
-        self.ties.need(sets, GIVEN)
-        return Channels(axis, sets, np.full(len(sets), np.nan))
-
-    def barrier(self, call: Call, given: list[Channels]) -> Channels:
-        """What must get all of its channels, and of whose outputs nothing is known."""
-        layer = call.operation
-        self.fixed.add(id(layer))
-        for found in given:
-            self.ties.need(found.sets, f"{layer.name} ({_kind_of(layer)}) needs all of its channels")
-        return UNKNOWN
-
-    def note(self, sizes: Sizes, inputs: np.ndarray) -> Sizes:
-        """Notes a layer, or that another call of it gets these input channels; the note that counts."""
-        known = self.sizes.setdefault(id(sizes.layer), sizes)
-        if len(known.inputs) == len(inputs):
-            self.ties.tie(known.inputs, inputs)
-        else:
-            self.fixed.add(id(sizes.layer))
-            self.ties.need(inputs, f"{sizes.layer.name} is called with different shapes")
-        return known
 
     def _run(self, graph: Any, given: list[Channels]) -> list[Channels]:
         """The outputs of a model for what its inputs are known to be."""
@@ -172,9 +133,3 @@ def _rule_of(operation: Any) -> Rule | None:
         return None if changed else _LAYER_RULES.get(type(operation))
     stock = type(operation).__module__.startswith("keras.")
     return _OPERATION_RULES.get(type(operation).__name__) if stock else None
-
-
-def _kind_of(operation: Any) -> str:
-    kind = type(operation).__name__
-    mode = mode_of(operation)
-    return kind if mode is None else f"{kind}, quantised to {mode}"
