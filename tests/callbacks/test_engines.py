@@ -23,7 +23,7 @@ def outcomes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("engines")
     paths = os.pathsep.join([str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")])
     command, started = [sys.executable, engines.__file__], {}
-    for engine in [*engines.ENGINES[BACKEND], "page"] if engines.ENGINES[BACKEND] else []:
+    for engine in engines.ENGINES[BACKEND]:
         files = [str(folder / f"{engine}.npz"), str(folder / f"{engine}.log")]
         with open(files[1], "w") as log:
             process = subprocess.Popen(
@@ -41,7 +41,7 @@ def outcomes(tmp_path_factory):
 @pytest.mark.parametrize("engine", engines.ENGINES[BACKEND])
 def test_what_is_pruned_on_several_devices_is_what_one_prunes(outcomes, engine):
     alone, several = outcomes["alone"], outcomes[engine]
-    assert several.keys() == alone.keys() and alone["resumed"].all() and alone["thawed"].all()
+    assert several.keys() - {"page"} == alone.keys() and alone["resumed"].all() and alone["thawed"].all()
     rounded = {name for name in alone if name.startswith(("buffered", "rows", "mask devices"))}
     for name in alone.keys() - rounded:
         np.testing.assert_array_equal(several[name], alone[name], err_msg=name)
@@ -58,7 +58,7 @@ def test_what_is_pruned_on_several_devices_is_what_one_prunes(outcomes, engine):
 
 @pytest.mark.skipif(not engines.ENGINES[BACKEND], reason="torch has no such engine")
 def test_the_page_on_devices(outcomes):
-    assert outcomes["page"]["sparsity"] == pytest.approx(0.9, abs=0.01)
+    assert outcomes[engines.ENGINES[BACKEND][0]]["page"] == pytest.approx(0.9, abs=0.01)
 
 
 @pytest.mark.skipif(BACKEND == "jax", reason="all of JAX's are followed")
