@@ -294,3 +294,22 @@ def test_the_first_level_with_a_name_counts_and_one_without_effect_is_refused(ne
         finals_of(targets, ((0.9, ("__ALL_PRUNABLE__",)), (0.2, ("c/kernel",))))
     with pytest.raises(ValueError, match=message):
         kw.prune(nested, sparsity={0.9: ["__ALL_PRUNABLE__"], 0.2: ["c/kernel"]}, method="magnitude", verbose=0)
+
+
+class Scaled(keras.layers.Layer):
+    """A number, and a vector of one, beside each other."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(), name="scale")
+        self.shift = self.add_weight(shape=(1,), name="shift")
+
+    def call(self, x):
+        return x * self.scale + self.shift
+
+
+def test_a_single_number_is_no_variable_to_prune():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="dense"), Scaled(name="own")])
+    names = [target.variable.path for target in find_targets(model, ["__ALL__", "re:.*own.*"])]
+    assert any(name.endswith("own/shift") for name in names) and not any(name.endswith("scale") for name in names)
+    with pytest.raises(KeyError):
+        find_targets(model, ["own/scale"])

@@ -388,3 +388,22 @@ def test_bytes_on_the_host_of_blocks_that_a_device_works_on():
     assert found("cuda:0", 1, 300) == 8400 + 16 * 300 * 64
     wide = _block_bytes("cuda:0", Kernel(), 64, (PANEL + 8, PANEL + 8), 1, 2)
     assert wide == 6400 + 10 * (PANEL + 8) + 16 * PANEL * 2
+
+
+@pytest.mark.parametrize("mask", ["unstructured", "2:4", "channel"])
+def test_panels_are_fitted_to_what_each_device_has_free(wide, monkeypatch, mask):
+    model, _ = wide
+    workspace = Pruner(model, PruningOptions.of(mask_type=mask, verbose=0)).workspace
+    told = []
+
+    class Kernel:
+        lanes = 2
+
+        def fit(self, *args):
+            told.append(args)
+
+    workspace.devices, workspace.kernels = ["cuda:0", "cpu"], [Kernel(), Kernel()]
+    monkeypatch.setattr(type(workspace.backend), "free_memory", lambda self, name: 1000 if name == "cuda:0" else None)
+    workspace.fit(64)
+    # Four fifths, for each of two lanes; a channel of the middle layer is the largest group.
+    assert told == [(64, WEIGHTS, 400, {"unstructured": 1, "2:4": 4, "channel": WIDE}[mask])]
