@@ -346,6 +346,7 @@ def test_config_round_trip(blobs):
         "update_frequency": -1,
         "inter_func": "linear",
         "leave_enabled": False,
+        "log_variables": True,
         "params": ["a", "re:b"],
         "exclude": ["c"],
         "global_sparsity": False,

@@ -149,6 +149,7 @@ UNUSUAL = {
     "update_frequency": 0.25,
     "inter_func": "linear",
     "leave_enabled": False,
+    "log_variables": True,
     "params": ["a/kernel", "re:b.*"],
     "exclude": ["c/kernel"],
     "global_sparsity": False,
