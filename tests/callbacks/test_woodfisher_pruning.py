@@ -379,6 +379,7 @@ def test_config_round_trip(blobs):
     again = kw.WoodFisherPruning.from_config(json.loads(json.dumps(levels)), data=blobs)
     assert again.get_config() == levels
     keep = {"params": ["a"], "exclude": ["b"], "start_epoch": 0.5, "end_epoch": 2.0, "total_epochs": 3}
+    keep["log_variables"] = True
     assert kw.KeepZeros.from_config(kw.KeepZeros(**keep).get_config()).get_config() == keep
 
 
