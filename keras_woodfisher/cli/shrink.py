@@ -5,7 +5,6 @@ from argparse import Namespace
 import keras_woodfisher as kw
 from keras_woodfisher.cli import files, paths
 from keras_woodfisher.cli.answer import Answer
-from keras_woodfisher.deployment.whole_files import write_whole
 
 
 def run(args: Namespace) -> Answer:
@@ -15,7 +14,7 @@ def run(args: Namespace) -> Answer:
     model = files.load_model(args.model)
     report = kw.shrink_report(model)
     small = kw.shrink(model)
-    write_whole(args.out, small.save)
+    kw.save(small, args.out)
     after = paths.size_of(args.out)
     names = {"command": "shrink", "model": args.model, "out": args.out}
     document = {**names, "bytes": before, "out_bytes": after, "report": report.as_dict()}
